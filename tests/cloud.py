@@ -1,0 +1,153 @@
+"""A whole vpsd in the hands of a test: real database, simulated host, a clock that only moves when told to.
+
+Alice is the customer, Charlie is a stranger with an account of his own, nobody has no token.
+"""
+
+import asyncio
+import random
+from typing import Any
+
+import httpx
+
+from vpsd.accounts import service as accounts
+from vpsd.addresses import service as addresses
+from vpsd.addresses.service import Assignment
+from vpsd.api.app import make_app
+from vpsd.api.cloud import Cloud as ApiCloud
+from vpsd.api.cloud import HostStatus
+from vpsd.catalog import service as catalog
+from vpsd.catalog.service import Catalog
+from vpsd.core.clock import FakeClock
+from vpsd.core.db import Database
+from vpsd.core.ids import Ids
+from vpsd.hypervisor.protocol import guest_name
+from vpsd.hypervisor.simulator import Simulator
+from vpsd.images.simulated import SimulatedImages
+from vpsd.operations import service as operations
+from vpsd.servers import rows
+from vpsd.servers.flows import Images, World
+from vpsd.servers.lifecycle import Status
+from vpsd.servers.models import Server
+from vpsd.settings import Settings
+from vpsd.worker.reconcile import Reconciler
+from vpsd.worker.runner import Runner
+from vpsd.worker.sampler import Sampler
+
+TINY = {"plan_id": 4, "os_id": 1, "location": "us-west"}
+
+
+async def never_ticks(seconds: float) -> None:
+    """A heartbeat that does not beat: tests that want one pass their own."""
+    await asyncio.Event().wait()
+
+
+class Cloud:
+    """vpsd, and short words for what tests do with it."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.clock = FakeClock()
+        self.ids = Ids(random.Random(7))
+        self.database = database
+        self.settings = settings
+        self.hypervisor = Simulator(clock=self.clock)
+        self.instance = ""
+        self.world: World
+        self.http: httpx.AsyncClient
+        self.tokens: dict[str, str] = {}
+
+    async def open(self, offered: Catalog, images: Images | None = None) -> None:
+        async with self.database.write() as tx:
+            await catalog.apply(tx, offered)
+            self.instance = await accounts.instance(tx, self.ids)
+            for name in ("alice", "charlie"):
+                account = await accounts.add_account(tx, self.ids, self.clock, name)
+                self.tokens[name] = await accounts.add_token(tx, self.ids, self.clock, account.id, "test")
+        self.world = World(
+            self.database, self.hypervisor, images or SimulatedImages(), self.clock, self.settings, self.instance
+        )
+        app = make_app(ApiCloud(self.database, self.clock, self.ids, HostStatus("ok")))
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vpsd.test")
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        await self.hypervisor.close()
+        await self.database.close()
+
+    async def ask(self, method: str, path: str, *, who: str | None = "alice", **options: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.tokens[who]}"} if who else {}
+        return await self.http.request(method, path, headers={**headers, **options.pop("headers", {})}, **options)
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        return await self.ask("GET", path, **options)
+
+    async def post(self, path: str, json: Any = None, **options: Any) -> httpx.Response:
+        return await self.ask("POST", path, **({} if json is None else {"json": json}), **options)
+
+    def runner(self, owner: str = "worker", **options: Any) -> Runner:
+        return Runner(self.world, self.ids, owner, **{"tick": never_ticks, **options})
+
+    def reconciler(self) -> Reconciler:
+        return Reconciler(self.world, self.ids)
+
+    def sampler(self) -> Sampler:
+        return Sampler(self.world)
+
+    async def work(self, owner: str = "worker") -> int:
+        """Do every operation that is due now; how many times one was taken up."""
+        runner = self.runner(owner)
+        taken = 0
+        while await runner.run_once():
+            taken += 1
+            assert taken < 200, "operations do not come to rest"
+        return taken
+
+    async def settle(self) -> None:
+        """Let everything come to rest, retries and all: works, moves the clock, looks at the world."""
+        for _ in range(60):
+            await self.work()
+            self.clock.advance(1)
+            await self.reconciler().reconcile()
+            if not await self.work():
+                async with self.database.read() as tx:
+                    if not await operations.busy_servers(tx):
+                        return
+            self.clock.advance(20)
+
+    async def create(self, name: str = "web", who: str = "alice", **body: Any) -> int:
+        answer = await self.post("/api/v1/servers/", {"name": name, **TINY, **body}, who=who)
+        assert answer.status_code == 201, answer.text
+        server_id: int = answer.json()["id"]
+        return server_id
+
+    async def have_server(self, name: str = "web", status: Status = Status.ACTIVE, who: str = "alice") -> int:
+        """A server of this name, at rest in this status."""
+        server_id = await self.create(name, who)
+        await self.work()
+        if status is Status.STOPPED:
+            await self.post(f"/api/v1/servers/{server_id}/stop/", who=who)
+            await self.work()
+        elif status is not Status.ACTIVE:
+            async with self.database.write() as tx:
+                await rows.set_status(tx, server_id, status, None, self.clock.now_ms())
+        assert await self.status(server_id) == status
+        self.clock.advance(1)
+        return server_id
+
+    async def row(self, server_id: int) -> Server:
+        async with self.database.read() as tx:
+            return await rows.get(tx, server_id)
+
+    async def status(self, server_id: int) -> str:
+        return (await self.row(server_id)).status
+
+    async def operations(self, server_id: int, who: str = "alice") -> list[dict[str, Any]]:
+        answer = await self.get(f"/api/v1/servers/{server_id}/operations/", who=who)
+        results: list[dict[str, Any]] = answer.json()["results"]
+        return results
+
+    async def addresses(self) -> list[Assignment]:
+        async with self.database.read() as tx:
+            return await addresses.assignments(tx)
+
+    def guest(self, server_id: int) -> str:
+        return guest_name(self.instance, server_id)

@@ -1,0 +1,84 @@
+"""Fixtures: one vpsd per test, on SQLite and on PostgreSQL."""
+
+import asyncio
+import shutil
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.cloud import Cloud
+from tests.postgres import running_postgres
+from vpsd import schema
+from vpsd.catalog import service as catalog
+from vpsd.catalog.service import Catalog
+from vpsd.core import db
+from vpsd.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database file to copy."""
+    path = tmp_path_factory.mktemp("template") / "vpsd.sqlite"
+    asyncio.run(schema.prepare(f"sqlite:///{path}"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A running PostgreSQL: its URL, with {} for the database's name."""
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: str) -> str:
+    """The name of a migrated database to copy."""
+
+    async def make() -> None:
+        await _administer(postgres, "CREATE DATABASE template_vpsd")
+        await schema.prepare(postgres.format("template_vpsd"))
+
+    asyncio.run(make())
+    return "template_vpsd"
+
+
+@pytest.fixture(scope="session")
+def offered(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """The catalogue that vpsd starts with."""
+    path = tmp_path_factory.mktemp("catalog") / "catalog.toml"
+    path.write_text(catalog.default_text())
+    return catalog.read_file(path)
+
+
+async def _administer(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url.format("postgres"))
+    await connection.execute(statement)
+    await connection.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A migrated, empty database of a test's own; each test that uses one runs on both kinds."""
+    if request.param == "sqlite":
+        path = tmp_path / "vpsd.sqlite"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    url: str = request.getfixturevalue("postgres")
+    template = request.getfixturevalue("postgres_template")
+    name = f"test_{zlib.crc32(request.node.nodeid.encode()):x}"
+    asyncio.run(_administer(url, f'CREATE DATABASE "{name}" TEMPLATE {template}'))
+    yield url.format(name)
+    asyncio.run(_administer(url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture
+async def cloud(database_url: str, tmp_path: Path, offered: Catalog) -> AsyncIterator[Cloud]:
+    """vpsd with a simulated host."""
+    made = Cloud(await db.connect(database_url), Settings(data_dir=tmp_path, hypervisor="simulator"))
+    await made.open(offered)
+    yield made
+    await made.close()

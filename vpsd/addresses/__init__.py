@@ -1,0 +1,1 @@
+"""Addresses of servers: the pool and who holds what."""

@@ -1,0 +1,13 @@
+"""Table of addresses that servers hold. A free address has no row."""
+
+from sqlalchemy import BigInteger, Column, ForeignKey, String, Table
+
+from vpsd.core.db import metadata
+
+addresses = Table(
+    "addresses",
+    metadata,
+    Column("address", String(45), primary_key=True),
+    Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, unique=True),
+    Column("assigned_at_ms", BigInteger, nullable=False),
+)

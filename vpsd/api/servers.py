@@ -1,0 +1,146 @@
+"""The servers section."""
+
+from typing import Annotated
+
+from litestar import Router, delete, get, patch, post, put
+from litestar.params import FromPath, FromQuery, JSONBody, Parameter
+
+from vpsd.api.cloud import CloudRequest, Listing, cloud_of, neighbours
+from vpsd.api.paging import Number, Size
+from vpsd.core.forms import Form
+from vpsd.core.pages import DEFAULT_SIZE, Page
+from vpsd.servers import service
+from vpsd.servers.lifecycle import Command, Status
+from vpsd.servers.schemas import (
+    ActionAccepted,
+    OperationView,
+    ServerCreate,
+    ServerCreated,
+    ServerDetail,
+    ServerPatch,
+    ServerSummary,
+    ServerUpdate,
+)
+
+
+class ServerList(Listing):
+    """A page of servers."""
+
+    results: list[ServerSummary]
+
+
+class OperationList(Listing):
+    """A page of operations."""
+
+    results: list[OperationView]
+
+
+ServerId = FromPath[Annotated[int, Parameter(description="Id of the server")]]
+StatusFilter = Annotated[str | None, Parameter(description=f"Only servers in this status: {', '.join(Status)}")]
+LocationFilter = Annotated[str | None, Parameter(description="Only servers at this location code")]
+
+
+@get("/", operation_id="server_list", summary="List all servers")
+async def list_servers(
+    request: CloudRequest,
+    status: FromQuery[StatusFilter] = None,
+    location: FromQuery[LocationFilter] = None,
+    page: FromQuery[Number] = 1,
+    page_size: FromQuery[Size] = DEFAULT_SIZE,
+) -> ServerList:
+    """All servers of the account, newest last."""
+    wanted = Page(page, page_size)
+    async with cloud_of(request).database.read() as tx:
+        count, results = await service.list_servers(tx, request.user, service.Filters(status, location), wanted)
+    return ServerList(count, *neighbours(request, wanted, count), results)
+
+
+@post("/", operation_id="server_create", summary="Create a server")
+async def create(request: CloudRequest, data: JSONBody[Form[ServerCreate]]) -> ServerCreated:
+    """Deploy a server with the given configuration; it is `provisioning` until it answers."""
+    cloud = cloud_of(request)
+    async with cloud.database.write() as tx:
+        return await service.create(tx, request.user, cloud.ids, cloud.clock, data)
+
+
+@get("/{server_id:int}/", operation_id="server_get", summary="Get a server")
+async def detail(request: CloudRequest, server_id: ServerId) -> ServerDetail:
+    """One server in full, with what it uses."""
+    cloud = cloud_of(request)
+    async with cloud.database.read() as tx:
+        return await service.get(tx, request.user, cloud.clock, server_id)
+
+
+@put("/{server_id:int}/", operation_id="server_update", summary="Update a server")
+async def replace(request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerUpdate]]) -> ServerDetail:
+    """Change name, hostname and backups; a new hostname reaches the guest at its next boot."""
+    return await _change(request, server_id, data)
+
+
+@patch("/{server_id:int}/", operation_id="server_patch", summary="Update parts of a server")
+async def change(request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerPatch]]) -> ServerDetail:
+    """Change only what is sent."""
+    return await _change(request, server_id, data)
+
+
+async def _change(request: CloudRequest, server_id: int, data: Form[ServerUpdate] | Form[ServerPatch]) -> ServerDetail:
+    cloud = cloud_of(request)
+    async with cloud.database.write() as tx:
+        await service.change(tx, request.user, cloud.ids, cloud.clock, server_id, data)
+        return await service.get(tx, request.user, cloud.clock, server_id)
+
+
+@delete("/{server_id:int}/", operation_id="server_delete", summary="Delete a server")
+async def remove(request: CloudRequest, server_id: ServerId) -> None:
+    """Delete a server for ever, whatever its status. It cannot be undone."""
+    cloud = cloud_of(request)
+    async with cloud.database.write() as tx:
+        await service.delete(tx, request.user, cloud.ids, cloud.clock, server_id)
+
+
+@post("/{server_id:int}/start/", operation_id="server_start", summary="Start a server", status_code=200)
+async def start(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
+    """Power on a stopped server."""
+    return await _tell(request, server_id, Command.START)
+
+
+@post("/{server_id:int}/stop/", operation_id="server_stop", summary="Stop a server", status_code=200)
+async def stop(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
+    """Shut a running server down gracefully; after a time limit its plug is pulled."""
+    return await _tell(request, server_id, Command.STOP)
+
+
+@post("/{server_id:int}/reboot/", operation_id="server_reboot", summary="Reboot a server", status_code=200)
+async def reboot(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
+    """Shut a running server down gracefully and power it on again."""
+    return await _tell(request, server_id, Command.REBOOT)
+
+
+async def _tell(request: CloudRequest, server_id: int, command: Command) -> ActionAccepted:
+    cloud = cloud_of(request)
+    async with cloud.database.write() as tx:
+        state = await service.tell(tx, request.user, cloud.ids, cloud.clock, server_id, command)
+    return ActionAccepted("success", service.MESSAGES[command], state)
+
+
+@get("/{server_id:int}/operations/", operation_id="server_operations", summary="List a server's operations")
+async def operations(
+    request: CloudRequest,
+    server_id: ServerId,
+    page: FromQuery[Number] = 1,
+    page_size: FromQuery[Size] = DEFAULT_SIZE,
+) -> OperationList:
+    """What was done with the server and how far what is being done has come, oldest first."""
+    wanted = Page(page, page_size)
+    async with cloud_of(request).database.read() as tx:
+        count, found = await service.history(tx, request.user, server_id, wanted)
+    return OperationList(
+        count, *neighbours(request, wanted, count), [OperationView.of(operation) for operation in found]
+    )
+
+
+router = Router(
+    "/servers",
+    route_handlers=[list_servers, create, detail, replace, change, remove, start, stop, reboot, operations],
+    tags=["Servers"],
+)

@@ -1,0 +1,1 @@
+"""Plans, operating systems and locations."""

@@ -1,0 +1,82 @@
+"""Tables of plans, operating systems and locations. Ids never change their meaning."""
+
+import msgspec
+from sqlalchemy import BigInteger, Boolean, Column, Integer, String, Table
+
+from vpsd.core.db import metadata
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", String(255), nullable=False),
+    Column("slug", String(63), nullable=False, unique=True),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_mb", Integer, nullable=False),
+    Column("storage_gb", Integer, nullable=False),
+    Column("bandwidth_gb", Integer, nullable=False),
+    Column("description", String(1000), nullable=False),
+    Column("available", Boolean, nullable=False),
+)
+
+operating_systems = Table(
+    "operating_systems",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", String(255), nullable=False),
+    Column("slug", String(63), nullable=False, unique=True),
+    Column("source", String(16), nullable=False),  # tiny | debian | pull | import
+    Column("url", String(1000)),
+    Column("sha256", String(64)),
+    Column("sums_url", String(1000)),
+    Column("available", Boolean, nullable=False),
+)
+
+locations = Table(
+    "locations",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("code", String(63), nullable=False, unique=True),
+    Column("name", String(255), nullable=False),
+    Column("country_name", String(255), nullable=False),
+    Column("country_code", String(2), nullable=False),
+    Column("available", Boolean, nullable=False),
+)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a server is made of."""
+
+    id: int
+    name: str
+    slug: str
+    vcpus: int
+    memory_mb: int
+    storage_gb: int
+    bandwidth_gb: int  # a month
+    description: str
+    available: bool
+
+
+class OperatingSystem(msgspec.Struct, frozen=True):
+    """What a server starts from, and where its image comes from."""
+
+    id: int
+    name: str
+    slug: str
+    source: str
+    url: str | None
+    sha256: str | None
+    sums_url: str | None
+    available: bool
+
+
+class Location(msgspec.Struct, frozen=True):
+    """Where a server runs."""
+
+    id: int
+    code: str
+    name: str
+    country_name: str
+    country_code: str
+    available: bool

@@ -1,0 +1,1 @@
+"""Plumbing without opinions: database, clock, ids, secrets."""

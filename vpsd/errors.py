@@ -1,0 +1,70 @@
+"""The expected failures of vpsd, in the domain's words.
+
+The domain raises these and knows no status codes; `vpsd.api.errors` turns them into HTTP, in one place.
+"""
+
+from collections.abc import Mapping, Sequence
+
+
+class VpsdError(Exception):
+    """Any failure that vpsd expects; its text is written for the person who caused it."""
+
+    code = "error"
+
+
+class Unauthenticated(VpsdError):
+    """No token, or one that is not valid."""
+
+    code = "unauthenticated"
+
+
+class NotFound(VpsdError):
+    """The thing does not exist, or is none of the caller's business: both read the same."""
+
+    code = "not_found"
+
+
+class Invalid(VpsdError):
+    """Bad input: every wrong field with its messages, all at once."""
+
+    code = "invalid"
+
+    def __init__(self, fields: Mapping[str, Sequence[str]]) -> None:
+        super().__init__("; ".join(f"{name}: {' '.join(texts)}" for name, texts in fields.items()))
+        self.fields = {name: list(texts) for name, texts in fields.items()}
+
+
+class WrongStatus(VpsdError):
+    """The server's status does not allow the command."""
+
+    code = "wrong_status"
+
+
+class Busy(VpsdError):
+    """Another operation on the same server is still open."""
+
+    code = "busy"
+
+
+class InUse(VpsdError):
+    """The thing cannot go while something else needs it."""
+
+    code = "in_use"
+
+
+class Unavailable(VpsdError):
+    """Something outside vpsd (host, mirror, disk) does not answer now; trying again later may help."""
+
+    code = "unavailable"
+
+
+class Unusable(VpsdError):
+    """Something outside vpsd answered, and the answer is final: trying again changes nothing."""
+
+    code = "unusable"
+
+
+class Misconfigured(VpsdError):
+    """vpsd cannot start as it is set up; the text says what to change."""
+
+    code = "misconfigured"

@@ -1,0 +1,1 @@
+"""Where guests run: the protocol, its drivers and the probe."""

@@ -1,0 +1,1 @@
+"""The driver for real guests: QEMU under libvirt, through libvirt's API alone."""

@@ -1,0 +1,74 @@
+"""Measured figures of a running guest: from libvirt, and from the agent inside; calls block."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from vpsd.hypervisor.protocol import Usage
+
+_AGENT_SECONDS = 2
+_NO_DISKS = {"iso9660", "udf", "squashfs", "vfat"}  # seeds and boot partitions are not what a customer fills
+
+
+def measure(host: libvirt.virConnect, domain: libvirt.virDomain, mac: str) -> Usage:
+    """What can be measured; None for the rest, and for all of a guest that is not running."""
+    if not domain.isActive():
+        return Usage()
+    wanted = libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON
+    ((_, stats),) = host.domainListGetStats([domain], wanted, 0)
+    received, sent = _traffic(ask_agent(domain, "guest-network-get-interfaces"), mac)
+    return Usage(
+        cpu_seconds=stats["cpu.time"] / 1e9 if "cpu.time" in stats else None,
+        memory_used_mb=_memory_used_mb(stats),
+        disk_used_bytes=_disk_used_bytes(ask_agent(domain, "guest-get-fsinfo")),
+        received_bytes=received,
+        sent_bytes=sent,
+    )
+
+
+def ask_agent(domain: libvirt.virDomain, command: str, timeout_seconds: int = _AGENT_SECONDS) -> Any:
+    """The agent's answer, or None: there may be no agent, and what it says is the guest's word only."""
+    try:
+        answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": command}), timeout_seconds, 0)
+        return json.loads(answer)["return"]
+    except (libvirt.libvirtError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _memory_used_mb(stats: Mapping[str, int]) -> int | None:
+    """What the guest's kernel cannot give away, by its balloon driver."""
+    total = stats.get("balloon.available")
+    free = stats.get("balloon.usable", stats.get("balloon.unused"))
+    if total is None or free is None:
+        return None
+    return max(0, total - free) // 1024
+
+
+def _disk_used_bytes(answer: Any) -> int | None:
+    """All file systems on disks, each once, however often it is mounted."""
+    used: dict[str, int] = {}
+    for one in _dicts(answer):
+        size = one.get("used-bytes")
+        if isinstance(size, int) and size >= 0 and one.get("type") not in _NO_DISKS:
+            used[str(one.get("name"))] = size
+    return sum(used.values()) if used else None
+
+
+def _traffic(answer: Any, mac: str) -> tuple[int | None, int | None]:
+    """Bytes received and sent by the guest's own NIC; bridges and tunnels inside would count them again."""
+    for one in _dicts(answer):
+        counted = one.get("statistics")
+        if str(one.get("hardware-address", "")).lower() == mac and isinstance(counted, dict):
+            return _count(counted.get("rx-bytes")), _count(counted.get("tx-bytes"))
+    return None, None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _dicts(answer: Any) -> list[dict[str, Any]]:
+    return [one for one in answer if isinstance(one, dict)] if isinstance(answer, list) else []

@@ -1,0 +1,21 @@
+"""Images for the worker: an operating system of the catalogue becomes files."""
+
+from vpsd.catalog.models import OperatingSystem
+from vpsd.hypervisor.protocol import Image, Progress
+from vpsd.images.store import ImageStore, Recipe
+
+
+def recipe_of(system: OperatingSystem) -> Recipe:
+    """Where the catalogue says that the image comes from."""
+    return Recipe(slug=system.slug, kind=system.source, url=system.url, sha256=system.sha256, sums_url=system.sums_url)
+
+
+class CataloguedImages:
+    """Real images, from the store."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+
+    async def ensure(self, system: OperatingSystem, progress: Progress) -> Image:
+        """The operating system's image, fetched or built on first use."""
+        return await self._store.ensure(recipe_of(system), progress)

@@ -1,0 +1,116 @@
+"""Programs of the host that builds run: time-limited, logged, ended with all their children."""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vpsd.errors import Misconfigured, Unusable, VpsdError
+
+_PACKAGES = {
+    "apt-cache": "apt",
+    "apt-get": "apt",
+    "debugfs": "e2fsprogs",
+    "dpkg-deb": "dpkg",
+    "mke2fs": "e2fsprogs",
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "qemu-img": "qemu-utils",
+    "tar": "tar",
+    "unshare": "util-linux",
+}
+_GRACE_SECONDS = 5
+
+
+def require(*names: str) -> None:
+    """Raise `Misconfigured` with the line that installs what is missing on the host."""
+    missing = [name for name in names if shutil.which(name, path=_path()) is None]
+    if missing:
+        packages = " ".join(sorted({_PACKAGES[name] for name in missing}))
+        raise Misconfigured(f"{', '.join(missing)} missing on this machine; apt-get install {packages}")
+
+
+async def run(
+    *argv: str | Path,
+    log: Path,
+    timeout_seconds: float,
+    error: type[VpsdError] = Unusable,
+    stdout: Path | None = None,
+    stdin: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> str:
+    """Run a program and give back its standard output; what it says otherwise goes to the end of `log`.
+
+    Raises `error`, quoting the last lines, when it fails or takes longer than `timeout_seconds`. When the caller is
+    cancelled, the program and its children are ended first. `on_line` sees each line of its standard error.
+    """
+    require(Path(argv[0]).name) if "/" not in str(argv[0]) else None
+    with stdout.open("wb") if stdout else open(os.devnull, "wb") as output, log.open("ab") as logged:  # noqa: PTH123
+        with (stdin or Path(os.devnull)).open("rb") as source:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=source,
+                stdout=output if stdout else asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd=cwd,
+                env={**os.environ, "PATH": _path(), "LC_ALL": "C.UTF-8", **(environment or {})},
+                start_new_session=True,
+            )
+        assert process.stderr is not None
+
+        async def follow(stream: asyncio.StreamReader) -> list[str]:
+            lines = []
+            async for raw in stream:
+                logged.write(raw)
+                lines.append(raw.decode(errors="replace").rstrip())
+                if on_line:
+                    on_line(lines[-1])
+            return lines[-8:]
+
+        async def read(stream: asyncio.StreamReader | None) -> bytes:
+            return await stream.read() if stream else b""
+
+        name = Path(argv[0]).name
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                said, text, code = await asyncio.gather(follow(process.stderr), read(process.stdout), process.wait())
+        except TimeoutError:
+            raise error(f"{name} did not end within {timeout_seconds:.0f} seconds; see {log}") from None
+        finally:
+            await _end(process)
+    if code:
+        raise error(f"{name} failed ({code}): {' | '.join(said[-4:]) or 'it said nothing'}")
+    return text.decode(errors="replace")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask the process group to go, then kill it: mmdebstrap cleans up when asked."""
+    if process.returncode is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            await asyncio.wait_for(asyncio.shield(process.wait()), _GRACE_SECONDS)
+        except TimeoutError:
+            continue
+        except ProcessLookupError:
+            return
+        return
+
+
+def _path() -> str:
+    """PATH with the folders of system tools, which ordinary users often lack."""
+    return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+async def remove_tree(folder: Path) -> None:
+    """Delete a folder, also where a build in a user namespace left files of other users in it."""
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    if folder.exists() and os.geteuid() != 0:
+        script = ("unshare", "--map-root-user", "--map-auto", "rm", "-rf", str(folder))
+        process = await asyncio.create_subprocess_exec(*script, stderr=asyncio.subprocess.DEVNULL)
+        await process.wait()

@@ -1,0 +1,67 @@
+"""What an image is made from, what a build leaves behind, and what the store keeps of it."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from vpsd.hypervisor.protocol import Image, Progress
+
+Kind = Literal["tiny", "debian", "pull", "import"]
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an image comes from; `url` and one of `sha256` and `sums_url` for a pulled one."""
+
+    slug: str
+    kind: Kind
+    url: str | None = None
+    sha256: str | None = None
+    sums_url: str | None = None
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """Names of an image's files in its folder; without a kernel the disk boots by itself (BIOS)."""
+
+    disk: str = "disk.qcow2"
+    kernel: str | None = None
+    initrd: str | None = None
+    cmdline: str = ""
+
+    def names(self) -> list[str]:
+        """The files that there are."""
+        return [name for name in (self.disk, self.kernel, self.initrd) if name]
+
+
+class StoredImage(msgspec.Struct, frozen=True):
+    """The manifest of an image in the store: `image.json` in its folder."""
+
+    slug: str
+    digest: str  # sha256 over the files
+    parts: Parts
+    virtual_size_bytes: int
+    size_bytes: int  # of the files
+    made_at: str  # UTC, ISO 8601
+    source: str  # the recipe's kind, and where it came from
+
+    @property
+    def key(self) -> str:
+        """The name of these very bytes."""
+        return f"{self.slug}-{self.digest[:12]}"
+
+    def image(self, folder: Path) -> Image:
+        """The image as hypervisors take it; `folder` is the image's own."""
+        parts = self.parts
+        return Image(
+            key=self.key,
+            disk=folder / parts.disk,
+            virtual_size_bytes=self.virtual_size_bytes,
+            kernel=folder / parts.kernel if parts.kernel else None,
+            initrd=folder / parts.initrd if parts.initrd else None,
+            cmdline=parts.cmdline,
+        )
+
+
+Build = Callable[[Path, Path, Progress], Awaitable[Parts]]
+"""Called with an empty work folder that becomes the image's, a log file, and progress; gives the names of its files."""

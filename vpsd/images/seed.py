@@ -1,0 +1,136 @@
+"""The cloud-init seed of a server: a NoCloud ISO 9660 image, the same bytes for the same input."""
+
+import json
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+
+import pycdlib
+
+from vpsd.errors import Unusable
+
+SEED_BYTES = 128 * 1024
+"""Size of every seed: one can take the place of another under a running guest."""
+
+_SECTOR = 2048
+_DIRECTORY_DATE = bytes([100, 1, 1, 0, 0, 0, 0])  # 2000-01-01, ISO 9660 9.1.5
+_VOLUME_DATE = b"2000010100000000\0"  # the same, ISO 9660 8.4.26.1
+
+
+def seed_iso(
+    *,
+    instance_id: str,
+    hostname: str,
+    ssh_keys: Sequence[str] = (),
+    password_hash: str | None = None,
+    mac: str | None = None,
+) -> bytes:
+    """Make the seed of one server: always `SEED_BYTES` long.
+
+    `hostname` may be fully qualified. Keys, password (a crypt hash) and host keys reach the guest once for each
+    `instance_id`, the hostname at every boot. Without `mac` the network is set on the first `e*` interface.
+    Raises `Unusable` when the keys do not fit.
+    """
+    files = {
+        "meta-data": _meta_data(instance_id, hostname),
+        "user-data": _user_data(hostname, ssh_keys, password_hash),
+        "network-config": _network_config(mac),
+    }
+    content = _undated(_iso(files))
+    if len(content) > SEED_BYTES:
+        raise Unusable("The SSH keys are too long for a seed; use fewer or shorter ones.")
+    return content.ljust(SEED_BYTES, b"\0")
+
+
+def _meta_data(instance_id: str, hostname: str) -> str:
+    return f"instance-id: {_quote(instance_id)}\nlocal-hostname: {_quote(hostname)}\n"
+
+
+def _user_data(hostname: str, ssh_keys: Sequence[str], password_hash: str | None) -> str:
+    """One item per line: the tiny guest reads it with a shell."""
+    lines = [
+        "#cloud-config",
+        f"hostname: {_quote(hostname.partition('.')[0])}",
+        f"fqdn: {_quote(hostname)}",
+        "preserve_hostname: false",
+        "manage_etc_hosts: true",
+        "disable_root: false",
+        f"ssh_pwauth: {'true' if password_hash else 'false'}",
+    ]
+    if ssh_keys:
+        lines += ["ssh_authorized_keys:", *(f"- {_quote(key.strip())}" for key in ssh_keys)]
+    if not password_hash:
+        return "\n".join([*lines, "users: []", ""])
+    # hashed_passwd is set before sshd starts, chpasswd would come seconds after it
+    lines += ["users:", "- name: root", "  lock_passwd: false", f"  hashed_passwd: {_quote(password_hash)}"]
+    lines += ["write_files:", "- path: /etc/ssh/sshd_config.d/10-vpsd.conf", '  permissions: "0644"', "  content: |"]
+    lines += ["    PermitRootLogin yes", "    PasswordAuthentication yes", ""]
+    return "\n".join(lines)
+
+
+def _network_config(mac: str | None) -> str:
+    """QEMU's user-mode network; its addresses are QEMU's own defaults."""
+    match = ["macaddress: " + _quote(mac.lower())] if mac else ['name: "e*"']
+    # a renamed interface is what cloud-init's renderers without globs (networkd, eni) can name
+    rename = ["    set-name: eth0"] if mac else []
+    lines = ["version: 2", "ethernets:", "  eth0:", "    match:", *(f"      {line}" for line in match), *rename]
+    lines += ["    addresses:", "    - 10.0.2.15/24"]
+    lines += ["    routes:", "    - to: 0.0.0.0/0", "      via: 10.0.2.2"]
+    lines += ["    nameservers:", "      addresses: [10.0.2.3]", ""]
+    return "\n".join(lines)
+
+
+def _quote(text: str) -> str:
+    """A YAML scalar; JSON strings are one."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _iso(files: dict[str, str]) -> bytes:
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, vol_ident="cidata", joliet=3, rock_ridge="1.09")
+    for number, (name, text) in enumerate(files.items()):
+        data = text.encode()
+        iso.add_fp(BytesIO(data), len(data), f"/FILE{number}.;1", rr_name=name, joliet_path=f"/{name}")
+    output = BytesIO()
+    iso.write_fp(output)
+    iso.close()
+    return output.getvalue()
+
+
+def _undated(iso: bytes) -> bytes:
+    """Put a fixed date in the place of every date: pycdlib writes the present time and the local zone."""
+    content = bytearray(iso)
+    for volume in _volumes(content):
+        for start in range(volume + 813, volume + 813 + 4 * 17, 17):
+            content[start : start + 17] = _VOLUME_DATE
+        _undate_record(content, volume + 156)
+        extent = int.from_bytes(content[volume + 158 : volume + 162], "little") * _SECTOR
+        length = int.from_bytes(content[volume + 166 : volume + 170], "little")
+        for record in _records(content, extent, length):
+            _undate_record(content, record)
+    return bytes(content)
+
+
+def _volumes(content: bytearray) -> Iterator[int]:
+    start = 16 * _SECTOR
+    while content[start] != 255:  # the terminator
+        yield start
+        start += _SECTOR
+
+
+def _records(content: bytearray, start: int, length: int) -> Iterator[int]:
+    end = start + length
+    while start < end and content[start]:
+        yield start
+        start += content[start]
+
+
+def _undate_record(content: bytearray, record: int) -> None:
+    content[record + 18 : record + 25] = _DIRECTORY_DATE
+    name_length = content[record + 32]
+    entry = record + 33 + name_length + (1 - name_length % 2)
+    end = record + content[record]
+    while entry + 4 < end:  # Rock Ridge: signature, length, version, data
+        if content[entry : entry + 2] == b"TF":
+            for start in range(entry + 5, entry + content[entry + 2], 7):
+                content[start : start + 7] = _DIRECTORY_DATE
+        entry += max(content[entry + 2], 1)

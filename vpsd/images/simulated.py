@@ -1,0 +1,17 @@
+"""Images for the simulator."""
+
+import hashlib
+from pathlib import Path
+
+from vpsd.catalog.models import OperatingSystem
+from vpsd.hypervisor.protocol import Image, Progress
+
+
+class SimulatedImages:
+    """Images for the simulator: a key, and no files."""
+
+    async def ensure(self, system: OperatingSystem, progress: Progress) -> Image:
+        """An image that nothing can boot."""
+        progress(1.0, "simulated")
+        key = f"{system.slug}-{hashlib.sha256(system.slug.encode()).hexdigest()[:12]}"
+        return Image(key=key, disk=Path("simulated"), virtual_size_bytes=1 << 20)

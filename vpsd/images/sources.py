@@ -1,0 +1,66 @@
+"""Which function makes the image of which recipe."""
+
+import hashlib
+from pathlib import Path
+
+from vpsd.errors import Misconfigured, Unusable
+from vpsd.hypervisor.protocol import Progress
+from vpsd.images import debian, tiny
+from vpsd.images.disks import describe, to_qcow2
+from vpsd.images.programs import require
+from vpsd.images.pull import pull
+from vpsd.images.recipes import Build, Parts, Recipe
+
+
+def build_of(recipe: Recipe) -> Build:
+    """The function that builds or pulls a recipe's image; raises `Misconfigured` for one that only people can bring."""
+    match recipe.kind:
+        case "tiny":
+            return tiny.build
+        case "debian":
+            return debian.build
+        case "pull":
+            return _pull_of(recipe)
+    raise Misconfigured(f"The image {recipe.slug} has to be brought: vpsd image import {recipe.slug} FILE")
+
+
+def import_of(path: Path) -> Build:
+    """The function that takes a disk image from this machine."""
+
+    async def build(work: Path, log: Path, progress: Progress) -> Parts:
+        require("qemu-img")
+        if not path.is_file():
+            raise Unusable(f"{path} is no file.")
+        await describe(path, log)
+        progress(0.2, "converting the disk image")
+        parts = Parts()
+        await to_qcow2(path, work / parts.disk, log)
+        return parts
+
+    return build
+
+
+def _pull_of(recipe: Recipe) -> Build:
+    url = recipe.url
+    if url is None:
+        raise Misconfigured(f"The image {recipe.slug} has no url to be pulled from.")
+
+    async def build(work: Path, log: Path, progress: Progress) -> Parts:
+        require("qemu-img")
+        # outside the work folder, which does not outlive a failed build: what has arrived is kept
+        part = log.parent / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}.part"
+        pulled, parts = work / "pulled", Parts()
+        await pull(
+            url, pulled, lambda fraction, text: progress(0.9 * fraction, text),
+            part=part, sha256=recipe.sha256, sums_url=recipe.sums_url,
+        )  # fmt: skip
+        facts = await describe(pulled, log)
+        if facts["format"] == "qcow2":
+            pulled.rename(work / parts.disk)
+        else:
+            progress(0.92, "converting the disk image")
+            await to_qcow2(pulled, work / parts.disk, log)
+            pulled.unlink()
+        return parts
+
+    return build

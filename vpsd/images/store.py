@@ -1,0 +1,194 @@
+"""The images that this vpsd has: each in a folder of its own, whole or not at all.
+
+<folder>/<slug>/<digest>/image.json   the manifest, beside the files that it names
+<folder>/<slug>/.work/                a build under way, or what a killed one left
+<folder>/<slug>/build.log             of the last build
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from vpsd.errors import Invalid, NotFound, Unavailable
+from vpsd.hypervisor.protocol import Image, Progress
+from vpsd.images import sources
+from vpsd.images.disks import describe
+from vpsd.images.programs import remove_tree
+from vpsd.images.recipes import Build, Parts, Recipe, StoredImage
+
+_MANIFEST = "image.json"
+_SLUG = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+_POLL_SECONDS = 0.2
+
+
+class ImageStore:
+    """Images in a folder; several processes may share it."""
+
+    def __init__(self, folder: Path, build_of: Callable[[Recipe], Build] = sources.build_of) -> None:
+        """`build_of` gives the function that makes a recipe's image."""
+        self._folder = folder
+        self._build_of = build_of
+
+    def available(self) -> list[StoredImage]:
+        """The newest whole image of every slug, by slug."""
+        slugs = sorted(path.name for path in self._folder.glob("*") if _SLUG.fullmatch(path.name))
+        return [found[-1][1] for slug in slugs if (found := self._stored(slug))]
+
+    def get(self, slug: str) -> Image | None:
+        """The newest image of that slug, or None."""
+        found = self._stored(slug)
+        return found[-1][1].image(found[-1][0]) if found else None
+
+    async def ensure(self, recipe: Recipe, progress: Progress) -> Image:
+        """Have the recipe's image: built or pulled when it is missing, once, however many ask.
+
+        Raises what the build raises: `Unavailable` where trying again may help, else `Unusable` or `Misconfigured`.
+        """
+        image = self.get(recipe.slug)
+        if image is not None:
+            return image
+        async with self._lock(recipe.slug, progress):
+            return self.get(recipe.slug) or await self._make(recipe, self._build_of(recipe), progress)
+
+    async def build(self, recipe: Recipe, progress: Progress) -> Image:
+        """Build or pull the image anew; the old one stays for those who use it, until the build after this one."""
+        async with self._lock(recipe.slug, progress):
+            return await self._make(recipe, self._build_of(recipe), progress)
+
+    async def pull(self, recipe: Recipe, progress: Progress) -> Image:
+        """Download the recipe's image anew, resuming what was begun."""
+        return await self.build(msgspec.structs.replace(recipe, kind="pull"), progress)
+
+    async def import_file(self, slug: str, path: Path, progress: Progress) -> Image:
+        """Take a qcow2 or raw disk image as that slug's; the file is copied.
+
+        Raises `Unusable` for one that is no such image or refers to other files.
+        """
+        recipe = Recipe(slug=slug, kind="import", url=str(path))
+        async with self._lock(slug, progress):
+            return await self._make(recipe, sources.import_of(path), progress)
+
+    async def remove(self, slug: str) -> None:
+        """Delete all images of that slug; raises `NotFound` when there is none."""
+        async with self._lock(slug, lambda _fraction, _text: None):
+            found = self._stored(slug)
+            if not found:
+                raise NotFound(f"There is no image {slug}.")
+            for folder, _ in found:
+                await self._delete(folder)
+            await remove_tree(self._folder / slug)
+
+    def _stored(self, slug: str) -> list[tuple[Path, StoredImage]]:
+        """Whole images of a slug, oldest first."""
+        found = []
+        for manifest in (self._folder / _checked(slug)).glob(f"*/{_MANIFEST}"):
+            try:
+                stored = msgspec.json.decode(manifest.read_bytes(), type=StoredImage)
+            except (OSError, msgspec.MsgspecError):
+                continue
+            if manifest.parent.name != ".work" and all((manifest.parent / n).exists() for n in stored.parts.names()):
+                found.append((manifest.parent, stored))
+        return sorted(found, key=lambda pair: pair[1].made_at)
+
+    async def _make(self, recipe: Recipe, build: Build, progress: Progress) -> Image:
+        home = self._folder / recipe.slug
+        work, log = home / ".work", home / "build.log"
+        try:
+            await self._clear(recipe.slug)
+            work.mkdir(parents=True)
+            log.write_text("")
+            parts = await build(work, log, progress)
+            progress(0.97, "checking and storing the image")
+            stored = await self._describe(recipe, parts, work, log)
+            place = home / stored.digest[:12]
+            if (place / _MANIFEST).exists():
+                (place / _MANIFEST).unlink()
+                await remove_tree(place)
+            await asyncio.to_thread(_seal, work, stored)
+            work.rename(place)
+        except OSError as error:
+            raise Unavailable(f"The image {recipe.slug} cannot be stored: {error}") from error
+        finally:
+            await remove_tree(work)
+        progress(1.0, "the image is ready")
+        return stored.image(place)
+
+    async def _clear(self, slug: str) -> None:
+        """Delete what a killed build left, and images that the newest one has replaced."""
+        home = self._folder / slug
+        await remove_tree(home / ".work")
+        stored = self._stored(slug)
+        for folder in home.glob("*/"):
+            if folder not in [kept for kept, _ in stored[-1:]]:
+                await self._delete(folder)
+
+    async def _delete(self, folder: Path) -> None:
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        await remove_tree(folder)
+
+    async def _describe(self, recipe: Recipe, parts: Parts, work: Path, log: Path) -> StoredImage:
+        facts = await describe(work / parts.disk, log)
+        return StoredImage(
+            slug=recipe.slug,
+            digest=await asyncio.to_thread(_digest, work, parts),
+            parts=parts,
+            virtual_size_bytes=int(facts["virtual-size"]),
+            size_bytes=sum((work / name).stat().st_size for name in parts.names()),
+            made_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+            source=f"{recipe.kind} {recipe.url or ''}".strip(),
+        )
+
+    @asynccontextmanager
+    async def _lock(self, slug: str, progress: Progress) -> AsyncIterator[None]:
+        """Be the only one who makes or removes that slug's images, among tasks and processes alike."""
+        locks = self._folder / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / _checked(slug)).open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    progress(0.0, f"waiting for another build of {slug}")
+                    await asyncio.sleep(_POLL_SECONDS)
+            yield
+
+
+def _checked(slug: str) -> str:
+    if not _SLUG.fullmatch(slug):
+        raise Invalid({"slug": ["Give lower-case letters, digits, dots and hyphens, at most 63."]})
+    return slug
+
+
+def _digest(folder: Path, parts: Parts) -> str:
+    digest = hashlib.sha256(msgspec.json.encode(parts))
+    for name in parts.names():
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _seal(folder: Path, stored: StoredImage) -> None:
+    """Write the manifest after all else is on the disk for good."""
+    for name in stored.parts.names():
+        (folder / name).chmod(0o644)
+        _sync(folder / name)
+    (folder / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(stored)))
+    _sync(folder / _MANIFEST)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,233 @@
+"""The composition root: settings become a database, a hypervisor, a clock, and they become API and worker.
+
+The only file that knows everyone.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+
+from vpsd import schema
+from vpsd.accounts import service as accounts
+from vpsd.api.app import make_app
+from vpsd.api.cloud import Cloud, HostStatus
+from vpsd.catalog import service as catalog
+from vpsd.core import db
+from vpsd.core.clock import Clock, SystemClock
+from vpsd.core.db import Database
+from vpsd.core.ids import Ids
+from vpsd.errors import Misconfigured, Unavailable
+from vpsd.hypervisor.protocol import Hypervisor
+from vpsd.hypervisor.simulator import Simulator
+from vpsd.images.catalogued import CataloguedImages
+from vpsd.images.simulated import SimulatedImages
+from vpsd.images.store import ImageStore
+from vpsd.servers.flows import Images, World
+from vpsd.settings import Settings
+from vpsd.worker.reconcile import Reconciler
+from vpsd.worker.runner import Runner
+from vpsd.worker.sampler import Sampler
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+_HOST_POLL_SECONDS = 5.0
+
+
+def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervisor:
+    """The driver that the settings ask for; it connects when it is first used."""
+    if settings.hypervisor == "simulator":
+        path = str(settings.data_dir / "simulator.sqlite")
+        return Simulator(path, clock, settings.simulator_boot_seconds)
+    # Imported here: it needs libvirt's libraries, and the simulator does not.
+    from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
+
+    return LibvirtHypervisor(
+        instance,
+        settings.data_dir,
+        uri=settings.libvirt_uri,
+        pool_path=settings.pool_dir,
+        virt_type=settings.virt_type,
+    )
+
+
+def make_images(settings: Settings) -> Images:
+    """Where images come from."""
+    if settings.hypervisor == "simulator":
+        return SimulatedImages()
+    return CataloguedImages(ImageStore(settings.data_dir / "images"))
+
+
+@asynccontextmanager
+async def open_database(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[Database]:
+    """The database, migrated, with the catalogue file's content in it."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    came_from = await schema.prepare(settings.url)
+    if came_from is not None:
+        say(f"database: migrated from {came_from} to {schema.HEAD}")
+    database = await db.connect(settings.url)
+    try:
+        async with database.write() as tx:
+            for change in await catalog.apply(tx, catalog.read_file(catalog_file(settings))):
+                log.info("catalogue: %s", change)
+        yield database
+    finally:
+        await database.close()
+
+
+def catalog_file(settings: Settings) -> Any:
+    """The catalogue file of the data folder; vpsd's own at the first start."""
+    path = settings.data_dir / "catalog.toml"
+    if not path.exists():
+        path.write_text(catalog.default_text(), encoding="utf-8")
+    return path
+
+
+@asynccontextmanager
+async def open_world(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[World]:
+    """Everything that works on servers, for the worker and for the operator's commands."""
+    clock = SystemClock()
+    async with open_database(settings, say) as database:
+        async with database.write() as tx:
+            instance = await accounts.instance(tx, Ids())
+        hypervisor = make_hypervisor(settings, instance, clock)
+        try:
+            yield World(database, hypervisor, make_images(settings), clock, settings, instance)
+        finally:
+            await hypervisor.close()
+
+
+@contextmanager
+def sole_user(settings: Settings) -> Iterator[None]:
+    """Keep a second vpsd off this data folder; raises `Misconfigured` when there is one."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.data_dir / "vpsd.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Misconfigured(
+                f"another vpsd works in {settings.data_dir}; stop it, or set VPSD_DATA_DIR to another folder"
+            ) from None
+        yield
+
+
+async def first_token(database: Database, settings: Settings) -> str | None:
+    """At the very first start: an account and a token, kept in the data folder; None ever after."""
+    clock, ids = SystemClock(), Ids()
+    path = settings.data_dir / "token"
+    async with database.write() as tx:
+        if await accounts.any_token(tx):
+            return None
+        account = await accounts.add_account(tx, ids, clock, "default")
+        token = await accounts.add_token(tx, ids, clock, account.id, "first")
+        path.unlink(missing_ok=True)
+        # Written before the commit: a token that nobody can read would be worse than one that is not valid yet.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token + "\n")
+    return token
+
+
+async def serve(settings: Settings, say: Say) -> None:
+    """Run API, worker or both until SIGINT or SIGTERM; servers go on running."""
+    with sole_user(settings), _listening(settings) as listener:
+        async with open_world(settings, say) as world:
+            host = HostStatus()
+            app = make_app(Cloud(world.database, world.clock, Ids(), host))
+            tasks = _workers(world, host, say) if settings.role != "api" else []
+            if settings.role == "api":
+                host.status = "elsewhere"
+            token = await first_token(world.database, settings)
+            if token is not None:
+                say(f"token (also in {settings.data_dir / 'token'}): {token}")
+            await _until_stopped(settings, app, listener, tasks, say)
+
+
+def _workers(world: World, host: HostStatus, say: Say) -> list[asyncio.Task[None]]:
+    owner = f"{socket.gethostname()}:{os.getpid()}:{Ids().uuid()[:8]}"
+    return [
+        asyncio.create_task(_keep_host(world, host, say)),
+        asyncio.create_task(Runner(world, Ids(), owner).run()),
+        asyncio.create_task(Reconciler(world, Ids()).run()),
+        asyncio.create_task(Sampler(world).run()),
+    ]
+
+
+async def _keep_host(world: World, host: HostStatus, say: Say) -> None:
+    """Keep what /health says of the host true."""
+    while True:
+        try:
+            facts = await world.hypervisor.facts()
+            if host.facts != facts:
+                say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
+                say(f"guests: {facts.virt_type} ({facts.virt_reason})")
+            host.status, host.error, host.facts = "ok", None, facts
+        except Exception as error:
+            if host.error != str(error):
+                say(f"hypervisor: {error}")
+                if not isinstance(error, Unavailable):
+                    log.debug("the hypervisor cannot be used", exc_info=error)
+            host.status, host.error = "unavailable", str(error)
+        await world.clock.sleep(_HOST_POLL_SECONDS)
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket | None]:
+    if settings.role == "worker":
+        yield None
+        return
+    host, port = settings.host_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise Misconfigured(f"VPSD_LISTEN={settings.listen} cannot be used: {error.strerror}") from error
+        yield listener
+
+
+async def _until_stopped(
+    settings: Settings, app: Any, listener: socket.socket | None, tasks: list[asyncio.Task[None]], say: Say
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    server = None
+    if listener is not None:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="on", http="httptools", timeout_graceful_shutdown=5
+        )
+        server = _Server(config)
+        tasks.insert(0, asyncio.create_task(server.serve([listener])))
+        say(f"listening on http://{settings.listen}")
+    waiting = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    say("stopping; servers go on running")
+    if server is not None:
+        server.should_exit = True
+        await asyncio.wait({tasks.pop(0)})
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own ideas about signals: vpsd stops it together with the worker."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

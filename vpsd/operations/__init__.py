@@ -1,0 +1,1 @@
+"""The one row for slow work: job, lock, public progress and history."""

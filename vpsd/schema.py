@@ -1,0 +1,119 @@
+"""Brings a database to the schema that this code works with, and refuses one that it does not know."""
+
+import asyncio
+import fcntl
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, create_engine, event, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from vpsd.core.db import metadata, sqlite_path
+from vpsd.errors import Misconfigured
+from vpsd.migrations import HEAD
+
+T = TypeVar("T")
+
+_LOCK_KEY = 0x76707364  # "vpsd"
+
+
+async def prepare(url: str) -> str | None:
+    """Migrate the database of a URL where needed; returns the version it came from, None when nothing was to do.
+
+    Raises `Misconfigured`, having changed nothing, for a database of another program or of a later vpsd.
+    """
+    return await run(url, _prepare)
+
+
+async def run(url: str, work: Callable[[Connection], T]) -> T:
+    """Do something in one transaction that keeps other migrations out."""
+    if url.startswith("sqlite"):
+        return await asyncio.to_thread(_run_sqlite, sqlite_path(url), work)
+    engine = create_async_engine("postgresql+asyncpg" + url[url.index("://") :])
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
+            return await connection.run_sync(work)
+    except (OSError, SQLAlchemyError) as error:
+        raise Misconfigured(f"the database of VPSD_DATABASE_URL cannot be used: {error}") from error
+    finally:
+        await engine.dispose()
+
+
+def _run_sqlite(path: str, work: Callable[[Connection], T]) -> T:
+    # The driver of its own would commit before each DDL statement; so it is told not to meddle.
+    engine = create_engine(f"sqlite:///{path}", connect_args={"isolation_level": None})
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    lock: Any = nullcontext() if path == ":memory:" else Path(path + ".lock").open("w")
+    try:
+        with lock as file:
+            if file is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with engine.begin() as connection:
+                return work(connection)
+    except SQLAlchemyError as error:
+        raise Misconfigured(f"the database {path} cannot be used: {error}") from error
+    finally:
+        engine.dispose()
+
+
+def _prepare(connection: Connection) -> str | None:
+    present = _version(connection)
+    if present == HEAD:
+        return None
+    from alembic import command  # slow to import, and mostly not needed
+
+    config = alembic_config(connection)
+    if present is not None and present not in _known(config):
+        raise Misconfigured(
+            f"the database has schema {present}, which this vpsd does not know: it was written by a later version. "
+            "Nothing was changed; start that version, or restore a backup from before it."
+        )
+    command.upgrade(config, "head")
+    return present or "nothing"
+
+
+def _version(connection: Connection) -> str | None:
+    names = set(inspect(connection).get_table_names())
+    if "alembic_version" in names:
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        if found is not None:
+            return str(found)
+        names.remove("alembic_version")
+    if names:
+        raise Misconfigured(
+            f"the database holds tables that are not vpsd's ({', '.join(sorted(names)[:5])}). Nothing was changed; "
+            "point VPSD_DATABASE_URL or VPSD_DATA_DIR to an empty one."
+        )
+    return None
+
+
+def _known(config: Any) -> set[str]:
+    from alembic.script import ScriptDirectory
+
+    return {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
+
+
+def alembic_config(connection: Connection) -> Any:
+    """What alembic needs to know; there is no file of it."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "vpsd:migrations")
+    config.attributes["connection"] = connection
+    return config
+
+
+def all_tables() -> Any:
+    """The metadata with every room's tables in it."""
+    import vpsd.accounts.models
+    import vpsd.addresses.models
+    import vpsd.catalog.models
+    import vpsd.operations.models
+    import vpsd.servers.models
+    import vpsd.ssh_keys.models  # noqa: F401
+
+    return metadata

@@ -1,0 +1,1 @@
+"""The heart: servers, what may happen to them, and how it is done."""

@@ -1,0 +1,315 @@
+"""How each command is carried out: a declared list of steps, and the steps.
+
+Every step may be repeated: it asks the host for what shall be, and a host where it already is says yes. A step that raises
+`Unavailable` is tried again later; `Unusable` ends the operation.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import msgspec
+
+from vpsd.addresses import service as addresses
+from vpsd.catalog.models import OperatingSystem
+from vpsd.core.clock import Clock
+from vpsd.core.db import Database, Tx, UniqueViolation
+from vpsd.core.ids import mac_address
+from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.protocol import Forward, GuestSpec, Hypervisor, Image, PortsTaken, Power, Progress, guest_name
+from vpsd.images.seed import seed_iso
+from vpsd.operations import service as operations
+from vpsd.operations.service import Lease
+from vpsd.servers import rows
+from vpsd.servers.lifecycle import Command
+from vpsd.servers.models import Server
+from vpsd.settings import Settings
+
+_POLL_SECONDS = 0.1  # slirp leaves sockets behind when a port is polled faster
+_PRESS_SECONDS = 15  # a guest that was still booting may have missed the button
+_GIB = 1 << 30
+
+
+class Images(Protocol):
+    """Where images come from."""
+
+    async def ensure(self, system: OperatingSystem, progress: Progress) -> Image:
+        """The operating system's image, fetched or built on first use."""
+
+
+class Superseded(Exception):
+    """Another command waits to take over: let go now."""
+
+
+class World(msgspec.Struct, frozen=True):
+    """What steps work with."""
+
+    database: Database
+    hypervisor: Hypervisor
+    images: Images
+    clock: Clock
+    settings: Settings
+    instance: str
+
+
+class Job:
+    """One operation in a worker's hands."""
+
+    def __init__(self, world: World, lease: Lease, server: Server) -> None:
+        self.world = world
+        self.server = server
+        self.name = guest_name(world.instance, server.id)
+        self.result: str | None = None
+        self.superseded = False
+        self._lease = lease
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        """A transaction that is only committed while the operation is still this worker's."""
+        async with self.world.database.write() as tx:
+            await operations.hold(tx, self._lease)
+            yield tx
+
+    async def refresh(self) -> None:
+        """Read the server anew."""
+        async with self.world.database.read() as tx:
+            self.server = await rows.get(tx, self.server.id)
+
+    async def report(self, progress: float, detail: str) -> None:
+        """Show how far the present step is."""
+        async with self.world.database.write() as tx:
+            await operations.report(tx, self._lease, progress, detail)
+
+    async def pause(self, seconds: float = _POLL_SECONDS) -> None:
+        """Wait a little; raises `Superseded` when another command wants to take over."""
+        if self.superseded:
+            raise Superseded
+        await self.world.clock.sleep(seconds)
+
+
+async def reserve_address(job: Job) -> None:
+    """Have an address for the server."""
+    try:
+        async with job.write() as tx:
+            await addresses.assign(tx, job.world.clock, job.world.settings.network, job.server.id)
+    except UniqueViolation:
+        raise Unavailable("Another server took the same address at the same moment.") from None
+
+
+async def fetch_image(job: Job) -> None:
+    """Have the operating system's image on the host; a server that has its disk needs none."""
+    if job.server.provisioned_at_ms is not None or job.server.base is not None:
+        return
+    async with job.world.database.read() as tx:
+        system = await rows.operating_system(tx, job.server.id)
+    image = await _with_progress(job, system)
+    async with job.write() as tx:
+        await rows.set_base(tx, job.server.id, image.key, image.cmdline if image.kernel else None)
+
+
+async def _with_progress(job: Job, system: OperatingSystem) -> Image:
+    # Progress comes from threads and child processes many times a second: the row is written once a second at most.
+    latest: list[tuple[float, str]] = []
+
+    def progress(fraction: float, text: str) -> None:
+        latest[:] = [(fraction, text)]
+
+    async def fetch() -> Image:
+        image = await job.world.images.ensure(system, lambda part, text: progress(part * 0.7, text))
+        await job.world.hypervisor.ensure_base(image, lambda part, text: progress(0.7 + part * 0.3, text))
+        return image
+
+    return await _watched(job, fetch, latest)
+
+
+async def _watched(job: Job, work: Callable[[], Awaitable[Image]], latest: list[tuple[float, str]]) -> Image:
+    """Do slow work while showing its latest progress and listening for a command that takes over."""
+    task = asyncio.ensure_future(work())
+    try:
+        while True:
+            done, _ = await asyncio.wait({task}, timeout=1.0)
+            if done:
+                return task.result()
+            if latest:
+                fraction, text = latest.pop()
+                await job.report(fraction, text)
+            if job.superseded:
+                raise Superseded
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def make_disk(job: Job) -> None:
+    """Have the server's disk; once it has held a customer's data it is never made anew."""
+    hypervisor = job.world.hypervisor
+    if job.server.provisioned_at_ms is None:
+        assert job.server.base is not None
+        await hypervisor.ensure_disk(job.name, job.server.base, job.server.storage_gb * _GIB)
+    elif job.name not in (await hypervisor.volumes()).disks:
+        raise Unusable("The server's disk is gone from the host.")
+
+
+async def write_seed(job: Job) -> None:
+    """Have a cloud-init seed that says what the server is called and who may log in."""
+    server = job.server
+    content = seed_iso(
+        instance_id=server.uuid,
+        hostname=server.hostname,
+        ssh_keys=[server.authorized_key] if server.authorized_key else [],
+        password_hash=server.root_password_hash,
+        mac=mac_address(server.uuid),
+    )
+    await job.world.hypervisor.write_seed(job.name, content)
+    async with job.write() as tx:
+        await rows.set_seed(tx, server.id, server.hostname)
+
+
+async def define_guest(job: Job) -> None:
+    """Have the guest defined as its plan says."""
+    await job.world.hypervisor.define(await _guest_spec(job, privileged=job.server.ssh_port in (None, 22)))
+
+
+async def _guest_spec(job: Job, *, privileged: bool) -> GuestSpec:
+    """The server as a guest."""
+    server = job.server
+    async with job.write() as tx:
+        address = await addresses.assign(tx, job.world.clock, job.world.settings.network, server.id)
+    assert server.base is not None
+    return GuestSpec(
+        name=job.name,
+        uuid=server.uuid,
+        vcpus=server.vcpus,
+        memory_mb=server.memory_mb,
+        base=server.base,
+        direct_kernel=server.kernel_cmdline is not None,
+        cmdline=server.kernel_cmdline or "",
+        mac=mac_address(server.uuid),
+        address=address,
+        forwards=forwards(job.world.settings.guest_ports, privileged=privileged),
+    )
+
+
+def forwards(guest_ports: Sequence[int], *, privileged: bool) -> tuple[Forward, ...]:
+    """Which port of the address leads to which port of the guest.
+
+    Where ports below 1024 may not be opened, 22 becomes 2222 and the others move up by 8000, as in 8080 and 8443.
+    """
+
+    def host_port(port: int) -> int:
+        if privileged or port >= 1024:
+            return port
+        return 2222 if port == 22 else port + 8000
+
+    return tuple(Forward(host_port(port), port) for port in guest_ports)
+
+
+async def power_on(job: Job) -> None:
+    """Have the guest running; where the host's QEMU may not open low ports, with high ones."""
+    hypervisor = job.world.hypervisor
+    privileged = job.server.ssh_port in (None, 22)
+    try:
+        await hypervisor.power_on(job.name)
+    except PortsTaken:
+        if not privileged:
+            raise
+        privileged = False
+        await hypervisor.define(await _guest_spec(job, privileged=False))
+        await hypervisor.power_on(job.name)
+    async with job.write() as tx:
+        await rows.set_ssh_port(tx, job.server.id, 22 if privileged else 2222)
+
+
+async def await_boot(job: Job) -> None:
+    """Wait until the guest answers; one that does not is powered off and on once, and then left off.
+
+    Raises `Unusable` when it did not answer the second time either.
+    """
+    timeout_seconds = job.world.settings.boot_timeout_seconds
+    for attempt in (1, 2):
+        if attempt == 2:
+            await job.report(0.5, f"no answer within {timeout_seconds} s: powered off and on once more")
+            await job.world.hypervisor.power_on(job.name)
+        if await _answers(job, timeout_seconds):
+            await _note_up(job)
+            return
+        await job.world.hypervisor.power_off(job.name)
+    raise Unusable(f"The guest did not answer within {timeout_seconds} seconds of power-on, twice; it was powered off.")
+
+
+async def _answers(job: Job, timeout_seconds: int) -> bool:
+    clock = job.world.clock
+    until_ms = clock.now_ms() + timeout_seconds * 1000
+    checked_ms = clock.now_ms()
+    while clock.now_ms() < until_ms:
+        if await job.world.hypervisor.is_up(job.name):
+            return True
+        if clock.now_ms() - checked_ms >= 1000:
+            checked_ms = clock.now_ms()
+            guest = await job.world.hypervisor.guest(job.name)
+            if guest is None or guest.power in (Power.OFF, Power.CRASHED):
+                return False
+        await job.pause()
+    return False
+
+
+async def _note_up(job: Job) -> None:
+    async with job.write() as tx:
+        address = await addresses.assign(tx, job.world.clock, job.world.settings.network, job.server.id)
+        await rows.set_up(tx, job.server.id, address, job.world.clock.now_ms())
+
+
+async def shut_down(job: Job) -> None:
+    """Ask the guest to shut down (ACPI), and pull the plug when its time is over; the operation says which it was."""
+    clock, hypervisor = job.world.clock, job.world.hypervisor
+    timeout_seconds = job.world.settings.stop_timeout_seconds
+    until_ms = clock.now_ms() + timeout_seconds * 1000
+    press_ms = clock.now_ms()
+    while clock.now_ms() < until_ms:
+        guest = await hypervisor.guest(job.name)
+        if guest is None or guest.power in (Power.OFF, Power.CRASHED):
+            job.result = "shut down by ACPI"
+            return
+        if clock.now_ms() >= press_ms:
+            press_ms = clock.now_ms() + _PRESS_SECONDS * 1000
+            await hypervisor.request_shutdown(job.name)
+        await job.pause()
+    await hypervisor.power_off(job.name)
+    job.result = f"did not shut down by ACPI within {timeout_seconds} s: powered off"
+
+
+async def remove_guest(job: Job) -> None:
+    """Have nothing of the server left on the host."""
+    await job.world.hypervisor.remove(job.name)
+
+
+async def release_address(job: Job) -> None:
+    """Give the address back, now that nothing listens on it."""
+    async with job.write() as tx:
+        await addresses.release(tx, job.server.id)
+        await rows.set_gone(tx, job.server.id, job.world.clock.now_ms())
+
+
+Step = Callable[[Job], Awaitable[None]]
+
+_BOOT: tuple[Step, ...] = (
+    reserve_address,
+    fetch_image,
+    make_disk,
+    write_seed,
+    define_guest,
+    power_on,
+    await_boot,
+)
+
+FLOWS: dict[Command, tuple[Step, ...]] = {
+    Command.CREATE: _BOOT,
+    Command.START: _BOOT,
+    Command.RECOVER: _BOOT,
+    Command.STOP: (shut_down,),
+    Command.REBOOT: (shut_down, *_BOOT),
+    Command.DELETE: (remove_guest, release_address),
+    Command.CONFIGURE: (write_seed,),
+}

@@ -1,0 +1,77 @@
+"""What may happen to a server: one table. API, worker, command line, documents and tests read it."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Status(StrEnum):
+    """What a server is doing, as the API says it."""
+
+    PROVISIONING = "provisioning"
+    ACTIVE = "active"
+    STARTING = "starting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    REBOOTING = "rebooting"
+    SUSPENDED = "suspended"
+    DELETING = "deleting"
+    ERROR = "error"
+
+
+class Command(StrEnum):
+    """What a server can be told."""
+
+    CREATE = "create"
+    START = "start"
+    STOP = "stop"
+    REBOOT = "reboot"
+    DELETE = "delete"
+    RECOVER = "recover"  # vpsd's own: bring a guest back that should run, or take in one that runs
+    CONFIGURE = "configure"  # vpsd's own: hand the guest's seed a new hostname
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """What a command needs and where it leads. `working` None: the status does not change."""
+
+    begins_from: frozenset[Status]
+    working: Status | None
+    success: Status | None
+    failure: Status | None
+    minutes: int | None  # until it is given up; None: tried until it is done
+    public: bool = True
+
+
+_S = Status
+RULES: dict[Command, Rule] = {
+    #                    may begin from                             while working     on success   on failure  minutes
+    Command.CREATE: Rule(frozenset(), _S.PROVISIONING, _S.ACTIVE, _S.ERROR, 60, False),
+    Command.START: Rule(frozenset({_S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 60),
+    Command.STOP: Rule(frozenset({_S.ACTIVE}), _S.STOPPING, _S.STOPPED, _S.ACTIVE, 15),
+    Command.REBOOT: Rule(frozenset({_S.ACTIVE}), _S.REBOOTING, _S.ACTIVE, _S.ERROR, 30),
+    Command.DELETE: Rule(frozenset(_S), _S.DELETING, _S.DELETING, _S.DELETING, None),
+    Command.RECOVER: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 30, False),
+    Command.CONFIGURE: Rule(frozenset({_S.ACTIVE}), None, None, None, 15, False),
+}
+
+
+def allowed(status: Status) -> list[Command]:
+    """What a customer may tell a server in that status."""
+    return [command for command, rule in RULES.items() if rule.public and status in rule.begins_from]
+
+
+def refusal(status: Status, command: Command) -> str | None:
+    """Why the command cannot begin in that status, with the way out; None when it can."""
+    rule = RULES[command]
+    if status in rule.begins_from:
+        return None
+    may = ", ".join(sorted(rule.begins_from)) or "nothing"
+    return (
+        f"The server is {status}; {command} needs it to be {may.replace(', ', ' or ')}. "
+        f"Allowed now: {', '.join(allowed(status))}."
+    )
+
+
+def supersedes(command: Command, open_command: Command) -> bool:
+    """Whether a command may push an open one aside: DELETE anything, everyone the seed's rewriting (it is done anew at each boot)."""
+    return command is Command.DELETE or open_command is Command.CONFIGURE

@@ -1,0 +1,93 @@
+"""Tables of servers and of what was measured of them."""
+
+import msgspec
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text
+
+from vpsd.core.db import metadata
+from vpsd.core.tables import identity
+
+servers = Table(
+    "servers",
+    metadata,
+    identity(),
+    Column("uuid", String(36), nullable=False, unique=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("hostname", String(253), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("plan_id", BigInteger, ForeignKey("plans.id"), nullable=False),
+    Column("os_id", BigInteger, ForeignKey("operating_systems.id"), nullable=False),
+    Column("location", String(63), ForeignKey("locations.code"), nullable=False),
+    Column("backups_enabled", Boolean, nullable=False),
+    Column("ip_address", String(45)),  # set when it works
+    Column("ssh_port", Integer),
+    Column("error", Text),  # why it rests in `error`
+    # What the guest is made from; the key is a copy, so that deleting a key changes no server.
+    Column("authorized_key", Text),
+    Column("root_password_hash", String(255)),
+    Column("base", String(100)),  # image key under the disk
+    Column("kernel_cmdline", Text),  # None: the disk boots by itself
+    Column("seed_hostname", String(253)),  # the hostname that the seed on the host says
+    Column("provisioned_at_ms", BigInteger),  # when its disk was first made whole and booted
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    Column("deleted_at_ms", BigInteger),  # when the customer deleted it
+    Column("gone_at_ms", BigInteger),  # when nothing of it was left
+    sqlite_autoincrement=True,
+)
+_alive = servers.c.deleted_at_ms.is_(None)
+Index("ix_servers_alive_account", servers.c.account_id, servers.c.id, sqlite_where=_alive, postgresql_where=_alive)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("server_id", BigInteger, ForeignKey("servers.id"), primary_key=True, autoincrement=False),
+    Column("sampled_at_ms", BigInteger, nullable=False),
+    Column("cpu_percent", Float),  # of the plan's vCPUs
+    Column("memory_used_mb", Integer),
+    Column("disk_used_bytes", BigInteger),
+    # The guest's counters as they were, to see what came since; they begin anew at each boot.
+    Column("cpu_seconds", Float),
+    Column("received_bytes", BigInteger),
+    Column("sent_bytes", BigInteger),
+)
+
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("server_id", BigInteger, ForeignKey("servers.id"), primary_key=True, autoincrement=False),
+    Column("month", String(7), primary_key=True),  # 2026-11
+    Column("received_bytes", BigInteger, nullable=False),
+    Column("sent_bytes", BigInteger, nullable=False),
+)
+
+
+class Server(msgspec.Struct, frozen=True):
+    """A server as the worker needs it: the row and its plan's size."""
+
+    id: int
+    uuid: str
+    account_id: int
+    name: str
+    hostname: str
+    status: str
+    plan_id: int
+    os_id: int
+    location: str
+    backups_enabled: bool
+    ip_address: str | None
+    ssh_port: int | None
+    error: str | None
+    authorized_key: str | None
+    root_password_hash: str | None
+    base: str | None
+    kernel_cmdline: str | None
+    seed_hostname: str | None
+    provisioned_at_ms: int | None
+    created_at_ms: int
+    updated_at_ms: int
+    deleted_at_ms: int | None
+    gone_at_ms: int | None
+    vcpus: int
+    memory_mb: int
+    storage_gb: int

@@ -1,0 +1,88 @@
+"""Servers, as the worker reads and writes them: no account in between."""
+
+from sqlalchemy import bindparam, func, select, update
+
+from vpsd.catalog.models import OperatingSystem, operating_systems, plans
+from vpsd.core.db import Statement, Tx
+from vpsd.servers.models import Server, servers
+
+_c = servers.c
+_SERVER = select(servers, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb).join_from(servers, plans)
+_BY_ID = Statement(_SERVER.where(_c.id == bindparam("the_id")))
+_LOCK = Statement(_SERVER.where(_c.id == bindparam("the_id")).with_for_update(of=servers))
+_PRESENT = Statement(_SERVER.where(_c.gone_at_ms.is_(None)).order_by(_c.id))
+_SYSTEM = Statement(select(operating_systems).join_from(servers, operating_systems).where(_c.id == bindparam("the_id")))
+
+
+def _set(*columns: str) -> Statement:
+    return Statement(update(servers).where(_c.id == bindparam("the_id")), columns)
+
+
+_SET_STATUS = _set("status", "error", "updated_at_ms")
+_SET_BASE = _set("base", "kernel_cmdline")
+_SET_SEED = _set("seed_hostname")
+_SET_PORT = _set("ssh_port")
+_SET_GONE = _set("gone_at_ms")
+_SET_UP = Statement(
+    update(servers)
+    .where(_c.id == bindparam("the_id"))
+    .values(
+        ip_address=bindparam("b_address"), provisioned_at_ms=func.coalesce(_c.provisioned_at_ms, bindparam("b_now"))
+    )
+)
+
+
+async def get(tx: Tx, server_id: int) -> Server:
+    """A server that must exist."""
+    server = await tx.first(Server, _BY_ID, the_id=server_id)
+    assert server is not None
+    return server
+
+
+async def lock(tx: Tx, server_id: int) -> Server:
+    """A server that must exist, kept from others until the transaction ends."""
+    server = await tx.first(Server, _LOCK, the_id=server_id)
+    assert server is not None
+    return server
+
+
+async def present(tx: Tx) -> list[Server]:
+    """Every server of which something may be on a host."""
+    return await tx.all(Server, _PRESENT)
+
+
+async def operating_system(tx: Tx, server_id: int) -> OperatingSystem:
+    """What the server starts from."""
+    system = await tx.first(OperatingSystem, _SYSTEM, the_id=server_id)
+    assert system is not None
+    return system
+
+
+async def set_status(tx: Tx, server_id: int, status: str, error: str | None, now_ms: int) -> None:
+    """Where the server came to rest, and why if that is `error`."""
+    await tx.run(_SET_STATUS, the_id=server_id, status=status, error=error, updated_at_ms=now_ms)
+
+
+async def set_base(tx: Tx, server_id: int, base: str, kernel_cmdline: str | None) -> None:
+    """What the server's disk stands on."""
+    await tx.run(_SET_BASE, the_id=server_id, base=base, kernel_cmdline=kernel_cmdline)
+
+
+async def set_seed(tx: Tx, server_id: int, hostname: str) -> None:
+    """The hostname that the seed on the host says."""
+    await tx.run(_SET_SEED, the_id=server_id, seed_hostname=hostname)
+
+
+async def set_ssh_port(tx: Tx, server_id: int, port: int) -> None:
+    """The port of the address that leads to the guest's port 22."""
+    await tx.run(_SET_PORT, the_id=server_id, ssh_port=port)
+
+
+async def set_up(tx: Tx, server_id: int, address: str, now_ms: int) -> None:
+    """The server answers at its address."""
+    await tx.run(_SET_UP, the_id=server_id, b_address=address, b_now=now_ms)
+
+
+async def set_gone(tx: Tx, server_id: int, now_ms: int) -> None:
+    """Nothing of the server is left."""
+    await tx.run(_SET_GONE, the_id=server_id, gone_at_ms=now_ms)

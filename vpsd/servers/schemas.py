@@ -1,0 +1,235 @@
+"""What goes over the wire about servers. Shapes and names are those of VPS.org's servers page."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.operations.models import Operation
+from vpsd.servers.lifecycle import Status
+
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$"
+
+Name = Annotated[
+    str,
+    Meta(
+        description="Letters, digits and hyphens; at most 63, no hyphen at the ends",
+        pattern=NAME_PATTERN,
+        examples=["web-server-01"],
+    ),
+]
+Hostname = Annotated[
+    str, Meta(description="Fully qualified domain name (RFC 1123)", max_length=253, examples=["web01.example.com"])
+]
+
+
+class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """A server to make."""
+
+    name: Name
+    plan_id: Annotated[int, Meta(description="Plan, from /api/v1/plans/", examples=[1])]
+    os_id: Annotated[int, Meta(description="Operating system, from /api/v1/operating-systems/", examples=[5])]
+    location: Annotated[str, Meta(description="Location code, from /api/v1/locations/", examples=["us-west"])]
+    hostname: Annotated[Hostname | None, Meta(description="By default the name")] = None
+    ssh_key_id: Annotated[
+        int | None, Meta(description="SSH key to install; without one the answer carries a root password")
+    ] = None
+    backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] = False
+
+
+class ServerUpdate(msgspec.Struct, forbid_unknown_fields=True):
+    """Everything that can be changed; all fields are needed."""
+
+    name: Name
+    hostname: Hostname
+    backups_enabled: Annotated[bool, Meta(description="Make automatic backups")]
+
+
+class ServerPatch(msgspec.Struct, forbid_unknown_fields=True):
+    """What shall change; what is not sent stays."""
+
+    name: Name | UnsetType = UNSET
+    hostname: Hostname | UnsetType = UNSET
+    backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] | UnsetType = UNSET
+
+
+class PlanBrief(msgspec.Struct):
+    """The plan of a server in a list: memory in MB, storage in GB."""
+
+    id: int
+    name: str
+    vcpus: int
+    memory: int
+    storage: int
+
+
+class PlanFull(msgspec.Struct):
+    """The plan of a server: memory in MB, storage in GB, bandwidth in GB a month."""
+
+    id: int
+    name: str
+    vcpus: int
+    memory: int
+    storage: int
+    bandwidth: int
+
+
+class OsBrief(msgspec.Struct):
+    """The operating system of a server."""
+
+    id: int
+    name: str
+
+
+class ResourceUsage(msgspec.Struct):
+    """Measured figures; null where nothing was measured."""
+
+    cpu_percent: Annotated[float | None, Meta(description="Of the plan's vCPUs together")]
+    memory_used: Annotated[int | None, Meta(description="MB")]
+    disk_used: Annotated[float | None, Meta(description="GB, in the guest's file systems")]
+    bandwidth_used: Annotated[float | None, Meta(description="GB this month, the larger of in and out")]
+
+
+class ServerSummary(msgspec.Struct):
+    """A server in a list."""
+
+    id: int
+    uuid: str
+    name: str
+    hostname: str
+    status: Status
+    ip_address: Annotated[str | None, Meta(description="Null until the address works")]
+    location: str
+    plan: PlanBrief
+    os: OsBrief
+    created_at: str
+    updated_at: str
+
+    @classmethod
+    def of(
+        cls,
+        id: int,  # noqa: A002
+        uuid: str,
+        name: str,
+        hostname: str,
+        status: str,
+        ip_address: str | None,
+        location: str,
+        plan_id: int,
+        plan_name: str,
+        vcpus: int,
+        memory_mb: int,
+        storage_gb: int,
+        os_id: int,
+        os_name: str,
+        created_at_ms: int,
+        updated_at_ms: int,
+    ) -> "ServerSummary":
+        """From a row, column by column."""
+        return cls(
+            id,
+            uuid,
+            name,
+            hostname,
+            status,  # type: ignore[arg-type]  # the column holds nothing else, and making the enum costs time
+            ip_address,
+            location,
+            PlanBrief(plan_id, plan_name, vcpus, memory_mb, storage_gb),
+            OsBrief(os_id, os_name),
+            iso_utc(created_at_ms),
+            iso_utc(updated_at_ms),
+        )
+
+
+class ServerDetail(msgspec.Struct):
+    """A server in full."""
+
+    id: int
+    uuid: str
+    name: str
+    hostname: str
+    status: Status
+    ip_address: Annotated[str | None, Meta(description="Null until the address works")]
+    ipv6_address: Annotated[str | None, Meta(description="Null where servers have no IPv6")]
+    location: str
+    plan: PlanFull
+    os: OsBrief
+    backups_enabled: bool
+    resource_usage: ResourceUsage
+    ssh: Annotated[str | None, Meta(description="How to log in; null until the address works")]
+    error: Annotated[str | None, Meta(description="Why the server is in status error")]
+    created_at: str
+    updated_at: str
+
+
+class ServerCreated(msgspec.Struct, omit_defaults=True):
+    """A server that is being made."""
+
+    id: int
+    uuid: str
+    name: str
+    hostname: str
+    status: Status
+    ip_address: str | None
+    location: str
+    plan: PlanBrief
+    os: OsBrief
+    backups_enabled: bool
+    created_at: str
+    updated_at: str
+    message: str
+    password: Annotated[
+        str | UnsetType, Meta(description="Root password, shown this once; only without an SSH key")
+    ] = UNSET
+
+
+class ServerState(msgspec.Struct):
+    """A server in the answer to an action."""
+
+    id: int
+    name: str
+    status: Status
+
+
+class ActionAccepted(msgspec.Struct):
+    """An action was accepted; the server's status tells when it is done."""
+
+    status: Annotated[str, Meta(examples=["success"])]
+    message: Annotated[str, Meta(examples=["Server is starting"])]
+    server: ServerState
+
+
+class OperationView(msgspec.Struct):
+    """A piece of slow work on a server."""
+
+    id: int
+    uuid: str
+    command: Annotated[str, Meta(examples=["create"])]
+    status: Annotated[str, Meta(description="queued, running, succeeded, failed or cancelled")]
+    step: Annotated[str | None, Meta(description="The step that is being done or was done last")]
+    progress: Annotated[float, Meta(description="From 0 to 1")]
+    detail: Annotated[str | None, Meta(description="What is being done, or how it ended")]
+    attempts: Annotated[int, Meta(description="How often a worker took it up")]
+    error: Annotated[str | None, Meta(description="The last thing that went wrong")]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+    @classmethod
+    def of(cls, operation: Operation) -> "OperationView":
+        """From a row."""
+        return cls(
+            operation.id,
+            operation.uuid,
+            operation.command,
+            operation.status,
+            operation.step,
+            round(operation.progress, 3),
+            operation.detail,
+            operation.attempts,
+            operation.error,
+            iso_utc(operation.created_at_ms),
+            iso_utc_or_none(operation.started_at_ms),
+            iso_utc_or_none(operation.finished_at_ms),
+        )

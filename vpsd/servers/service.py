@@ -1,0 +1,395 @@
+"""Servers, as customers may see and change them. Nothing here touches a host: a wish becomes a row, the worker does the rest."""
+
+import re
+from functools import cache
+from typing import Any
+
+import msgspec
+from passlib.hash import sha512_crypt
+from sqlalchemy import Select, and_, bindparam, func, insert, select, update
+
+from vpsd.accounts.models import Caller
+from vpsd.catalog import service as catalog
+from vpsd.catalog.models import OperatingSystem, Plan, operating_systems, plans
+from vpsd.core.clock import Clock, iso_utc
+from vpsd.core.db import Statement, Tx
+from vpsd.core.forms import Form
+from vpsd.core.ids import Ids
+from vpsd.core.pages import Page
+from vpsd.errors import Invalid, NotFound, WrongStatus
+from vpsd.operations import service as operations
+from vpsd.operations.models import Operation
+from vpsd.servers.lifecycle import RULES, Command, Status, refusal
+from vpsd.servers.models import servers, traffic, usage
+from vpsd.servers.schemas import (
+    OsBrief,
+    PlanBrief,
+    PlanFull,
+    ResourceUsage,
+    ServerCreate,
+    ServerCreated,
+    ServerDetail,
+    ServerPatch,
+    ServerState,
+    ServerSummary,
+    ServerUpdate,
+)
+from vpsd.ssh_keys import service as ssh_keys
+
+# A figure older than this says nothing about now.
+_FRESH_MS = 120_000
+_GB = 1 << 30
+
+_c = servers.c
+_OWN = and_(_c.account_id == bindparam("the_account"), _c.deleted_at_ms.is_(None))
+_ONE = and_(_OWN, _c.id == bindparam("the_id"))
+_WITH_CATALOG = servers.join(plans, plans.c.id == _c.plan_id).join(
+    operating_systems, operating_systems.c.id == _c.os_id
+)
+
+_DETAIL = Statement(
+    select(
+        *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.ip_address, _c.location, _c.plan_id, plans.c.name),
+        *(plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb, plans.c.bandwidth_gb, _c.os_id),
+        *(operating_systems.c.name, _c.backups_enabled, _c.ssh_port, _c.error, _c.created_at_ms, _c.updated_at_ms),
+        *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
+        *(traffic.c.received_bytes, traffic.c.sent_bytes),
+    )
+    .select_from(
+        _WITH_CATALOG.outerjoin(usage, usage.c.server_id == _c.id).outerjoin(
+            traffic, and_(traffic.c.server_id == _c.id, traffic.c.month == bindparam("the_month"))
+        )
+    )
+    .where(_ONE)
+)
+_STATE = Statement(select(_c.id, _c.name, _c.status).where(_ONE).with_for_update())
+_ADD = Statement(
+    insert(servers).returning(_c.id),
+    ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
+    + ("authorized_key", "root_password_hash", "created_at_ms", "updated_at_ms"),
+)
+_SET_STATUS = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "error", "updated_at_ms"))
+_DELETE = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "updated_at_ms", "deleted_at_ms"))
+
+MESSAGES = {
+    Command.START: "Server is starting",
+    Command.STOP: "Server is stopping",
+    Command.REBOOT: "Server is rebooting",
+}
+
+
+class Filters(msgspec.Struct, frozen=True):
+    """What a list may be narrowed to."""
+
+    status: str | None = None
+    location: str | None = None
+
+
+def _narrowed(statement: Select[Any], by_status: bool, by_location: bool) -> Select[Any]:
+    statement = statement.where(_OWN)
+    if by_status:
+        statement = statement.where(_c.status == bindparam("the_status"))
+    if by_location:
+        statement = statement.where(_c.location == bindparam("the_location"))
+    return statement
+
+
+@cache
+def _count(by_status: bool, by_location: bool) -> Statement:
+    return Statement(_narrowed(select(func.count()).select_from(servers), by_status, by_location))
+
+
+@cache
+def _page(by_status: bool, by_location: bool) -> Statement:
+    return Statement(
+        _narrowed(
+            select(
+                *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.ip_address, _c.location, _c.plan_id),
+                *(plans.c.name, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb, _c.os_id),
+                *(operating_systems.c.name, _c.created_at_ms, _c.updated_at_ms),
+            ).select_from(_WITH_CATALOG),
+            by_status,
+            by_location,
+        )
+        .order_by(_c.id)
+        .limit(bindparam("the_limit"))
+        .offset(bindparam("the_offset"))
+    )
+
+
+async def list_servers(tx: Tx, caller: Caller, filters: Filters, page: Page) -> tuple[int, list[ServerSummary]]:
+    """How many servers the account has, and a page of them, newest last; raises `Invalid` for a filter that is none."""
+    errors: dict[str, list[str]] = {}
+    values: dict[str, Any] = {"the_account": caller.account_id}
+    if filters.status is not None:
+        values["the_status"] = filters.status
+        if filters.status not in set(Status):
+            errors["status"] = [f"{filters.status!r} is no status. The statuses are {', '.join(Status)}."]
+    if filters.location is not None:
+        values["the_location"] = filters.location
+        if await catalog.find_location(tx, filters.location) is None:
+            errors["location"] = [await _no_location(tx, filters.location)]
+    if errors:
+        raise Invalid(errors)
+    kinds = (filters.status is not None, filters.location is not None)
+    count = await tx.first(int, _count(*kinds), **values) or 0
+    rows = await tx.all(ServerSummary.of, _page(*kinds), **values, the_limit=page.size, the_offset=page.offset)
+    return count, rows
+
+
+async def get(tx: Tx, caller: Caller, clock: Clock, server_id: int) -> ServerDetail:
+    """A server in full; raises `NotFound`."""
+    now = clock.now_ms()
+
+    def detail(*row: Any) -> ServerDetail:
+        return _detail(now, *row)
+
+    found = await tx.first(detail, _DETAIL, the_account=caller.account_id, the_id=server_id, the_month=iso_utc(now)[:7])
+    if found is None:
+        raise NotFound(f"There is no server {server_id}.")
+    return found
+
+
+def _detail(
+    now_ms: int,
+    id: int,  # noqa: A002
+    uuid: str,
+    name: str,
+    hostname: str,
+    status: Status,
+    ip_address: str | None,
+    location: str,
+    plan_id: int,
+    plan_name: str,
+    vcpus: int,
+    memory_mb: int,
+    storage_gb: int,
+    bandwidth_gb: int,
+    os_id: int,
+    os_name: str,
+    backups_enabled: bool,
+    ssh_port: int | None,
+    error: str | None,
+    created_at_ms: int,
+    updated_at_ms: int,
+    sampled_at_ms: int | None,
+    cpu_percent: float | None,
+    memory_used_mb: int | None,
+    disk_used_bytes: int | None,
+    received_bytes: int | None,
+    sent_bytes: int | None,
+) -> ServerDetail:
+    fresh = status == Status.ACTIVE and sampled_at_ms is not None and now_ms - sampled_at_ms <= _FRESH_MS
+    moved = None if received_bytes is None or sent_bytes is None else max(received_bytes, sent_bytes)
+    return ServerDetail(
+        id=id,
+        uuid=uuid,
+        name=name,
+        hostname=hostname,
+        status=status,
+        ip_address=ip_address,
+        ipv6_address=None,  # servers have none yet
+        location=location,
+        plan=PlanFull(plan_id, plan_name, vcpus, memory_mb, storage_gb, bandwidth_gb),
+        os=OsBrief(os_id, os_name),
+        backups_enabled=backups_enabled,
+        resource_usage=ResourceUsage(
+            cpu_percent if fresh else None,
+            memory_used_mb if fresh else None,
+            round(disk_used_bytes / _GB, 2) if fresh and disk_used_bytes is not None else None,
+            None if moved is None else round(moved / _GB, 3),
+        ),
+        ssh=ssh_line(ip_address, ssh_port),
+        error=error,
+        created_at=iso_utc(created_at_ms),
+        updated_at=iso_utc(updated_at_ms),
+    )
+
+
+def ssh_line(ip_address: str | None, ssh_port: int | None) -> str | None:
+    """How to log in to a server."""
+    if ip_address is None:
+        return None
+    return f"ssh root@{ip_address}" if ssh_port in (None, 22) else f"ssh -p {ssh_port} root@{ip_address}"
+
+
+async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[ServerCreate]) -> ServerCreated:
+    """Write a server down and queue its making; raises `Invalid` with everything that is wrong."""
+    plan = await _chosen_plan(tx, form)
+    system = await _chosen_system(tx, form)
+    await _check_location(tx, form)
+    key = await _chosen_key(tx, caller, form)
+    _check_hostname(form)
+    form.done()
+    assert plan is not None
+    assert system is not None
+    now = clock.now_ms()
+    name = form.get("name")
+    password = None if key else ids.password()
+    values = {
+        "uuid": ids.uuid(),
+        "name": name,
+        "hostname": form.get("hostname") or name,
+        "status": Status.PROVISIONING,
+        "location": form.get("location"),
+        "backups_enabled": form.get("backups_enabled", False),
+    }
+    server_id = await tx.first(
+        int,
+        _ADD,
+        **values,
+        account_id=caller.account_id,
+        plan_id=plan.id,
+        os_id=system.id,
+        authorized_key=key,
+        root_password_hash=None if password is None else _password_hash(password),
+        created_at_ms=now,
+        updated_at_ms=now,
+    )
+    assert server_id is not None
+    await operations.add(tx, ids, clock, server_id, Command.CREATE)
+    return ServerCreated(
+        id=server_id,
+        **values,  # type: ignore[arg-type]  # the columns are those of the answer
+        ip_address=None,
+        plan=PlanBrief(plan.id, plan.name, plan.vcpus, plan.memory_mb, plan.storage_gb),
+        os=OsBrief(system.id, system.name),
+        created_at=iso_utc(now),
+        updated_at=iso_utc(now),
+        message="Server is being provisioned. This may take 2-5 minutes.",
+        password=msgspec.UNSET if password is None else password,
+    )
+
+
+def _password_hash(password: str) -> str:
+    # The password has 116 random bits: rounds that slow down guessing would only slow down the request.
+    return str(sha512_crypt.using(rounds=1000).hash(password))
+
+
+async def _chosen_plan(tx: Tx, form: Form[ServerCreate]) -> Plan | None:
+    if not form.has("plan_id"):
+        return None
+    plan = await catalog.find_plan(tx, form.get("plan_id"))
+    if plan is None or not plan.available:
+        offered = ", ".join(f"{plan.id} ({plan.name})" for plan in await catalog.list_plans(tx) if plan.available)
+        form.wrong("plan_id", f"There is no plan {form.get('plan_id')}. The plans are {offered}.")
+    return plan
+
+
+async def _chosen_system(tx: Tx, form: Form[ServerCreate]) -> OperatingSystem | None:
+    if not form.has("os_id"):
+        return None
+    system = await catalog.find_operating_system(tx, form.get("os_id"))
+    if system is None or not system.available:
+        offered = ", ".join(f"{os.id} ({os.name})" for os in await catalog.list_operating_systems(tx) if os.available)
+        form.wrong("os_id", f"There is no operating system {form.get('os_id')}. They are {offered}.")
+    return system
+
+
+async def _check_location(tx: Tx, form: Form[ServerCreate]) -> None:
+    if form.has("location"):
+        location = await catalog.find_location(tx, form.get("location"))
+        if location is None or not location.available:
+            form.wrong("location", await _no_location(tx, form.get("location")))
+
+
+async def _no_location(tx: Tx, code: str) -> str:
+    offered = ", ".join(location.code for location in await catalog.list_locations(tx) if location.available)
+    return f"There is no location {code!r}. The locations are {offered}."
+
+
+async def _chosen_key(tx: Tx, caller: Caller, form: Form[ServerCreate]) -> str | None:
+    key_id = form.get("ssh_key_id")
+    if key_id is None:
+        return None
+    key = await ssh_keys.find(tx, caller, key_id)
+    if key is None:
+        form.wrong("ssh_key_id", f"There is no SSH key {key_id}. List yours at /api/v1/ssh-keys/.")
+    return None if key is None else key.public_key
+
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+def _check_hostname(form: Form[Any]) -> None:
+    hostname = form.get("hostname")
+    if hostname is not None and not all(_LABEL.fullmatch(label) for label in hostname.split(".")):
+        form.wrong(
+            "hostname",
+            "A hostname is labels of letters, digits and hyphens joined by dots, each 1 to 63 long with no hyphen at "
+            "its ends (RFC 1123), like web01.example.com.",
+        )
+
+
+_CHANGEABLE = ("name", "hostname", "backups_enabled")
+
+
+@cache
+def _update(columns: tuple[str, ...]) -> Statement:
+    return Statement(update(servers).where(_c.id == bindparam("the_id")), (*columns, "updated_at_ms"))
+
+
+async def change(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int, form: Form[ServerUpdate] | Form[ServerPatch]
+) -> None:
+    """Change the fields that were sent; raises `Invalid` or `NotFound`."""
+    state = await _state(tx, caller, server_id)
+    _check_hostname(form)
+    form.done()
+    changes = {name: form.get(name) for name in _CHANGEABLE if form.has(name)}
+    if not changes:
+        return
+    await tx.run(_update(tuple(changes)), the_id=server_id, updated_at_ms=clock.now_ms(), **changes)
+    # While another operation is open the seed is written by it, or brought up to date by reconcile.
+    if (
+        "hostname" in changes
+        and state.status == Status.ACTIVE
+        and await operations.open_operation(tx, server_id) is None
+    ):
+        await operations.add(tx, ids, clock, server_id, Command.CONFIGURE)
+
+
+async def tell(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int, command: Command) -> ServerState:
+    """Give a server a command; raises `NotFound`, `WrongStatus` or `Busy`."""
+    state = await _state(tx, caller, server_id)
+    refused = refusal(state.status, command)
+    if refused is not None:
+        raise WrongStatus(refused)
+    await begin(tx, ids, clock, server_id, command)
+    working = RULES[command].working
+    assert working is not None
+    return ServerState(state.id, state.name, working)
+
+
+async def begin(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command) -> None:
+    """Queue a command that the status allows, and show that it is under way; raises `Busy`."""
+    await operations.add(tx, ids, clock, server_id, command)
+    working = RULES[command].working
+    if working is not None:
+        await tx.run(_SET_STATUS, the_id=server_id, status=working, error=None, updated_at_ms=clock.now_ms())
+
+
+async def delete(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int) -> None:
+    """Make a server vanish: gone for its owner now, gone from the host when the worker has been there. Raises `NotFound`."""
+    await _state(tx, caller, server_id)
+    now = clock.now_ms()
+    await operations.add(tx, ids, clock, server_id, Command.DELETE)
+    await tx.run(_DELETE, the_id=server_id, status=Status.DELETING, updated_at_ms=now, deleted_at_ms=now)
+
+
+async def _state(tx: Tx, caller: Caller, server_id: int) -> ServerState:
+    state = await tx.first(
+        lambda found, name, status: ServerState(found, name, Status(status)),
+        _STATE,
+        the_account=caller.account_id,
+        the_id=server_id,
+    )
+    if state is None:
+        raise NotFound(f"There is no server {server_id}.")
+    return state
+
+
+async def history(tx: Tx, caller: Caller, server_id: int, page: Page) -> tuple[int, list[Operation]]:
+    """The operations of a server, oldest first; raises `NotFound`."""
+    await _state(tx, caller, server_id)
+    return await operations.history(tx, server_id, page)

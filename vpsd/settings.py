@@ -1,0 +1,125 @@
+"""Every option of vpsd: its name, type, default and a sentence. Read from `VPSD_…` variables, once, at the start.
+
+An unknown `VPSD_…` variable or a value that cannot be used refuses to start: a misspelt option must not be a silent default.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from vpsd.errors import Misconfigured
+
+_PREFIX = "VPSD_"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator may set; `vpsd doctor` prints it."""
+
+    data_dir: Annotated[Path, Meta(description="Folder of database, images, pool and token.")] = Path("var")
+    listen: Annotated[str, Meta(description="Address and port that the API listens on.")] = "127.0.0.1:8000"
+    database_url: Annotated[
+        str | None, Meta(description="postgresql://… to use PostgreSQL; unset: SQLite in the data folder.")
+    ] = None
+    role: Annotated[
+        Literal["all", "api", "worker"], Meta(description="What this process does: API, worker, or both.")
+    ] = "all"
+    hypervisor: Annotated[
+        Literal["libvirt", "simulator"], Meta(description="libvirt makes real servers; simulator only plays.")
+    ] = "libvirt"
+    libvirt_uri: Annotated[str | None, Meta(description="Which libvirt to use; unset: found out at the start.")] = None
+    virt_type: Annotated[
+        Literal["kvm", "qemu"] | None, Meta(description="kvm, or qemu for emulation; unset: chosen by a probe.")
+    ] = None
+    pool_dir: Annotated[
+        Path | None, Meta(description="Folder of the servers' disks on the host; unset: by the kind of libvirt.")
+    ] = None
+    address_pool: Annotated[str, Meta(description="Loopback network whose addresses servers get.")] = "127.10.0.0/16"
+    forward_ports: Annotated[
+        str, Meta(description="Ports of a server that its address leads to, by commas; 22 is always one.")
+    ] = "80,443"
+    workers: Annotated[int, Meta(ge=1, le=64, description="Operations that one process works on at once.")] = 4
+    boot_timeout_seconds: Annotated[
+        int, Meta(ge=5, le=3600, description="How long a guest may take to answer after power-on.")
+    ] = 240
+    stop_timeout_seconds: Annotated[
+        int, Meta(ge=1, le=3600, description="How long a graceful stop may take before the plug is pulled.")
+    ] = 90
+    simulator_boot_seconds: Annotated[
+        float, Meta(ge=0, le=600, description="How long a simulated guest takes to answer.")
+    ] = 0.5
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="How much is logged.")] = "info"
+
+    @property
+    def url(self) -> str:
+        """Where the database is."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'vpsd.sqlite'}"
+
+    @property
+    def host_port(self) -> tuple[str, int]:
+        """`listen`, taken apart."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def guest_ports(self) -> tuple[int, ...]:
+        """Ports of a guest that are forwarded, 22 first."""
+        extra = dict.fromkeys(int(port) for port in self.forward_ports.split(",") if port.strip())
+        extra.pop(22, None)
+        return (22, *extra)
+
+    @property
+    def network(self) -> ipaddress.IPv4Network:
+        """`address_pool`, taken apart."""
+        return ipaddress.IPv4Network(self.address_pool)
+
+
+def load(environment: Mapping[str, str]) -> Settings:
+    """Read the settings of an environment; raises `Misconfigured` that names the variable and what it takes."""
+    fields = {field.name: field for field in msgspec.structs.fields(Settings)}
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(_PREFIX) or not text:
+            continue
+        name = variable.removeprefix(_PREFIX).lower()
+        if name not in fields:
+            known = ", ".join(_PREFIX + field.upper() for field in fields)
+            raise Misconfigured(f"{variable} is no setting of vpsd; the settings are {known}")
+        try:
+            values[name] = (
+                Path(text).absolute()
+                if name.endswith("_dir")
+                else msgspec.convert(text, fields[name].type, strict=False)
+            )
+        except msgspec.ValidationError as error:
+            raise Misconfigured(f"{variable}={text}: {error}") from error
+    settings = Settings(**{"data_dir": Path("var").absolute(), **values})
+    _refuse_nonsense(settings)
+    return settings
+
+
+def _refuse_nonsense(settings: Settings) -> None:
+    try:
+        port = settings.host_port[1]
+        if not (settings.host_port[0] and 0 <= port <= 65535):
+            raise ValueError
+    except ValueError:
+        raise Misconfigured(f"VPSD_LISTEN={settings.listen}: give an address and a port, like 127.0.0.1:8000") from None
+    try:
+        if not all(0 < port < 65536 for port in settings.guest_ports):
+            raise ValueError
+    except ValueError:
+        raise Misconfigured(
+            f"VPSD_FORWARD_PORTS={settings.forward_ports}: give port numbers by commas, like 80,443"
+        ) from None
+    try:
+        network = settings.network
+    except ValueError as error:
+        raise Misconfigured(f"VPSD_ADDRESS_POOL={settings.address_pool}: {error}") from None
+    if not network.is_loopback or network.num_addresses < 4:
+        raise Misconfigured(f"VPSD_ADDRESS_POOL={network}: give a network inside 127.0.0.0/8, like 127.10.0.0/16")
+    if settings.role != "all" and settings.database_url is None:
+        raise Misconfigured("VPSD_ROLE: several processes need PostgreSQL; set VPSD_DATABASE_URL")

@@ -1,0 +1,1 @@
+"""Public keys that customers log in with."""

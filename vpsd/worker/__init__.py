@@ -1,0 +1,1 @@
+"""Takes operations up, and holds the rows against the world."""

@@ -1,0 +1,126 @@
+"""Measures what running servers use, for `resource_usage`."""
+
+import asyncio
+import logging
+
+import msgspec
+from sqlalchemy import bindparam, insert, select, update
+
+from vpsd.core.clock import iso_utc
+from vpsd.core.db import Statement, Tx, UniqueViolation
+from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.protocol import Usage, guest_name
+from vpsd.servers import rows
+from vpsd.servers.flows import World
+from vpsd.servers.lifecycle import Status
+from vpsd.servers.models import Server, traffic, usage
+
+log = logging.getLogger(__name__)
+
+_PERIOD_SECONDS = 15.0
+
+_COLUMNS = [column.name for column in usage.c]
+_LAST = Statement(select(usage).where(usage.c.server_id == bindparam("the_server")))
+_ADD = Statement(insert(usage), _COLUMNS)
+_CHANGE = Statement(update(usage).where(usage.c.server_id == bindparam("the_server")), _COLUMNS[1:])
+_ADD_TRAFFIC = Statement(insert(traffic), ("server_id", "month", "received_bytes", "sent_bytes"))
+_MORE_TRAFFIC = Statement(
+    update(traffic)
+    .where(traffic.c.server_id == bindparam("the_server"), traffic.c.month == bindparam("the_month"))
+    .values(
+        received_bytes=traffic.c.received_bytes + bindparam("b_received"),
+        sent_bytes=traffic.c.sent_bytes + bindparam("b_sent"),
+    )
+)
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What was measured of a server at a moment; a row of `usage`, field for column."""
+
+    server_id: int
+    sampled_at_ms: int
+    cpu_percent: float | None
+    memory_used_mb: int | None
+    disk_used_bytes: int | None
+    cpu_seconds: float | None
+    received_bytes: int | None
+    sent_bytes: int | None
+
+
+class Sampler:
+    """Looks at every active server now and then."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            try:
+                await self.sample()
+            except Unavailable as error:
+                log.debug("nothing could be measured: %s", error)
+            except Exception:
+                log.exception("the sampler met an error; it goes on")
+            await asyncio.sleep(_PERIOD_SECONDS)
+
+    async def sample(self) -> None:
+        """One look at every active server."""
+        async with self._world.database.read() as tx:
+            servers = [server for server in await rows.present(tx) if server.status == Status.ACTIVE]
+        for server in servers:
+            try:
+                measured = await self._world.hypervisor.usage(guest_name(self._world.instance, server.id))
+            except (Unavailable, Unusable) as error:
+                log.debug("server %s could not be measured: %s", server.id, error)
+                continue
+            try:
+                async with self._world.database.write() as tx:
+                    await rows.lock(tx, server.id)
+                    await self._save(tx, server, measured)
+            except UniqueViolation:
+                continue  # another worker wrote the first row at the same moment
+
+    async def _save(self, tx: Tx, server: Server, measured: Usage) -> None:
+        now = self._world.clock.now_ms()
+        last = await tx.first(Sample, _LAST, the_server=server.id)
+        sample = Sample(
+            server.id,
+            now,
+            cpu_percent(last, measured.cpu_seconds, now, server.vcpus),
+            measured.memory_used_mb,
+            measured.disk_used_bytes,
+            measured.cpu_seconds,
+            measured.received_bytes,
+            measured.sent_bytes,
+        )
+        values = msgspec.structs.asdict(sample)
+        if last is None:
+            await tx.run(_ADD, **values)
+        else:
+            del values["server_id"]
+            await tx.run(_CHANGE, the_server=server.id, **values)
+        if measured.received_bytes is not None and measured.sent_bytes is not None:
+            received = since(None if last is None else last.received_bytes, measured.received_bytes)
+            sent = since(None if last is None else last.sent_bytes, measured.sent_bytes)
+            await _add_traffic(tx, server.id, iso_utc(now)[:7], received, sent)
+
+
+async def _add_traffic(tx: Tx, server_id: int, month: str, received: int, sent: int) -> None:
+    if not await tx.run(_MORE_TRAFFIC, the_server=server_id, the_month=month, b_received=received, b_sent=sent):
+        await tx.run(_ADD_TRAFFIC, server_id=server_id, month=month, received_bytes=received, sent_bytes=sent)
+
+
+def cpu_percent(last: Sample | None, cpu_seconds: float | None, now_ms: int, vcpus: int) -> float | None:
+    """How busy the server's vCPUs were since the last sample; None where one of the two is missing or it was powered on since."""
+    if last is None or last.cpu_seconds is None or cpu_seconds is None or cpu_seconds < last.cpu_seconds:
+        return None
+    elapsed_ms = now_ms - last.sampled_at_ms
+    if elapsed_ms <= 0:
+        return None
+    return round(min(100.0, (cpu_seconds - last.cpu_seconds) * 100_000 / elapsed_ms / vcpus), 1)
+
+
+def since(last: int | None, present: int) -> int:
+    """What a counter that begins anew at each boot has gained."""
+    return present - last if last is not None and present >= last else present
