@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -65,27 +66,38 @@ def make_images(settings: Settings) -> Images:
     """Where images come from."""
     if settings.hypervisor == "simulator":
         return SimulatedImages()
-    return CataloguedImages(ImageStore(settings.data_dir / "images"))
+    return CataloguedImages(ImageStore(image_folder(settings)))
+
+
+def image_folder(settings: Settings) -> Path:
+    """Where images lie on this machine."""
+    return settings.data_dir / "images"
 
 
 @asynccontextmanager
 async def open_database(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[Database]:
-    """The database, migrated, with the catalogue file's content in it."""
+    """The database, migrated; a new one with the catalogue that vpsd starts with."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     came_from = await schema.prepare(settings.url)
     if came_from is not None:
         say(f"database: migrated from {came_from} to {schema.HEAD}")
     database = await db.connect(settings.url)
     try:
-        async with database.write() as tx:
-            for change in await catalog.apply(tx, catalog.read_file(catalog_file(settings))):
-                log.info("catalogue: %s", change)
+        if came_from == "nothing":
+            await apply_catalog(database, settings)
         yield database
     finally:
         await database.close()
 
 
-def catalog_file(settings: Settings) -> Any:
+async def apply_catalog(database: Database, settings: Settings) -> None:
+    """Take over what the catalogue file says; raises `Misconfigured` or `Invalid` where it cannot be."""
+    async with database.write() as tx:
+        for change in await catalog.apply(tx, catalog.read_file(catalog_file(settings))):
+            log.info("catalogue: %s", change)
+
+
+def catalog_file(settings: Settings) -> Path:
     """The catalogue file of the data folder; vpsd's own at the first start."""
     path = settings.data_dir / "catalog.toml"
     if not path.exists():
@@ -141,6 +153,7 @@ async def serve(settings: Settings, say: Say) -> None:
     """Run API, worker or both until SIGINT or SIGTERM; servers go on running."""
     with sole_user(settings), _listening(settings) as listener:
         async with open_world(settings, say) as world:
+            await apply_catalog(world.database, settings)
             host = HostStatus()
             app = make_app(Cloud(world.database, world.clock, Ids(), host))
             tasks = _workers(world, host, say) if settings.role != "api" else []

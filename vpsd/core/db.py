@@ -7,6 +7,7 @@ A transaction belongs to the edge: a request handler, a worker step, a command. 
 """
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -22,6 +23,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.expression import ClauseElement
 
 from vpsd.errors import Misconfigured
+
+log = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 
@@ -241,8 +244,8 @@ class PostgresDatabase:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._listener: Any = None
-        self._listening: asyncio.Task[None] | None = None
+        self._wakers: list[Callable[[], None]] = []
+        self._listener: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(cls, url: str) -> "PostgresDatabase":
@@ -263,16 +266,34 @@ class PostgresDatabase:
             yield _PostgresTx(connection)
 
     def on_operation(self, wake: Callable[[], None]) -> None:
-        self._listening = asyncio.get_running_loop().create_task(self._listen(wake))
+        self._wakers.append(wake)
+        if self._listener is None:
+            self._listener = asyncio.get_running_loop().create_task(self._listen())
 
-    async def _listen(self, wake: Callable[[], None]) -> None:
-        self._listener = await self._pool.acquire()
-        await self._listener.add_listener("vpsd_operations", lambda *_: wake())
+    async def _listen(self) -> None:
+        # A lost connection is no news: workers poll as well, and the next one listens again.
+        while True:
+            try:
+                async with self._pool.acquire() as connection:
+                    lost = asyncio.Event()
+                    connection.add_termination_listener(lambda *_, lost=lost: lost.set())
+                    await connection.add_listener("vpsd_operations", self._notified)
+                    try:
+                        await lost.wait()
+                    finally:
+                        await connection.remove_listener("vpsd_operations", self._notified)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.warning("the database does not answer; listening again in a second: %s", error)
+            await asyncio.sleep(1)
+
+    def _notified(self, *_: object) -> None:
+        for wake in self._wakers:
+            wake()
 
     async def close(self) -> None:
-        if self._listening is not None:
-            await asyncio.wait([self._listening])
-            await self._pool.release(self._listener)
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.wait({self._listener})
         await self._pool.close()
 
 

@@ -92,3 +92,23 @@ async def _apt_cache(*argv: str, log: Path) -> str:
 class _NoPackages(Unavailable):
     def __init__(self, text: str) -> None:
         super().__init__(f"The Debian packages cannot be had; run apt-get update and try again. {text}")
+
+
+def program(packages: Path, path: str) -> tuple[Path | str, ...]:
+    """The start of a command line that runs a program out of unpacked packages, with their own libraries."""
+    folders = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
+    return loader(packages), "--library-path", ":".join(str(packages / folder) for folder in folders), packages / path
+
+
+async def libraries(packages: Path, path: str, log: Path) -> set[Path]:
+    """The shared libraries out of unpacked packages that a program of theirs needs."""
+    start, *search, binary = program(packages, path)
+    said = await run(start, *search, "--list", binary, log=log, timeout_seconds=10)
+    return {Path(word) for word in said.split() if word.startswith(str(packages)) and ".so" in word} - {
+        loader(packages)
+    }
+
+
+def loader(packages: Path) -> Path:
+    """The dynamic loader out of unpacked packages."""
+    return packages / "lib64/ld-linux-x86-64.so.2"

@@ -22,6 +22,7 @@ _PACKAGES = {
     "unshare": "util-linux",
 }
 _GRACE_SECONDS = 5
+_NOTHING = Path(os.devnull)
 
 
 def require(*names: str) -> None:
@@ -38,7 +39,6 @@ async def run(
     timeout_seconds: float,
     error: type[VpsdError] = Unusable,
     stdout: Path | None = None,
-    stdin: Path | None = None,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -48,18 +48,18 @@ async def run(
     Raises `error`, quoting the last lines, when it fails or takes longer than `timeout_seconds`. When the caller is
     cancelled, the program and its children are ended first. `on_line` sees each line of its standard error.
     """
-    require(Path(argv[0]).name) if "/" not in str(argv[0]) else None
-    with stdout.open("wb") if stdout else open(os.devnull, "wb") as output, log.open("ab") as logged:  # noqa: PTH123
-        with (stdin or Path(os.devnull)).open("rb") as source:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=source,
-                stdout=output if stdout else asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                cwd=cwd,
-                env={**os.environ, "PATH": _path(), "LC_ALL": "C.UTF-8", **(environment or {})},
-                start_new_session=True,
-            )
+    if "/" not in str(argv[0]):
+        require(str(argv[0]))
+    with (stdout or _NOTHING).open("wb") as output, log.open("ab") as logged:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output if stdout else asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=cwd,
+            env={**os.environ, "PATH": _path(), "LC_ALL": "C.UTF-8", **(environment or {})},
+            start_new_session=True,
+        )
         assert process.stderr is not None
 
         async def follow(stream: asyncio.StreamReader) -> list[str]:

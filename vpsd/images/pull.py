@@ -104,7 +104,7 @@ def _check(response: httpx.Response) -> None:
 
 
 def _starts_at(response: httpx.Response, position: int) -> bool:
-    return response.headers.get("Content-Range", "").startswith(f"bytes {position}-")
+    return str(response.headers.get("Content-Range", "")).startswith(f"bytes {position}-")
 
 
 def _digest(path: Path) -> "hashlib._Hash":

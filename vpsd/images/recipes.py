@@ -2,20 +2,17 @@
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from vpsd.hypervisor.protocol import Image, Progress
-
-Kind = Literal["tiny", "debian", "pull", "import"]
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """Where an image comes from; `url` and one of `sha256` and `sums_url` for a pulled one."""
 
     slug: str
-    kind: Kind
+    kind: str  # tiny | debian | pull | import
     url: str | None = None
     sha256: str | None = None
     sums_url: str | None = None

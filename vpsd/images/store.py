@@ -24,6 +24,8 @@ from vpsd.images.disks import describe
 from vpsd.images.programs import remove_tree
 from vpsd.images.recipes import Build, Parts, Recipe, StoredImage
 
+__all__ = ["ImageStore", "Recipe", "StoredImage"]
+
 _MANIFEST = "image.json"
 _SLUG = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _POLL_SECONDS = 0.2

@@ -1,4 +1,4 @@
-"""The tiny Linux: Debian's cloud kernel, busybox, dropbear and QEMU's guest agent, built in seconds without privileges."""
+"""The tiny Linux: Debian's cloud kernel, busybox, dropbear and QEMU's guest agent; built in seconds, as any user."""
 
 import shutil
 import tempfile
@@ -79,10 +79,8 @@ async def _make_kernel(packages: Path, work: Path, log: Path) -> str:
     bzimage = _one(packages / "boot", "vmlinuz-*")
 
     async def unlz4(packed: Path, unpacked: Path) -> None:
-        await run(
-            _loader(packages), *_search(packages), packages / "usr/bin/lz4", "-dc", packed,
-            log=log, timeout_seconds=60, stdout=unpacked,
-        )  # fmt: skip
+        unpack = (*debs.program(packages, "usr/bin/lz4"), "-dc", packed)
+        await run(*unpack, log=log, timeout_seconds=60, stdout=unpacked)
 
     vmlinux = work / "vmlinux"
     if await extract_vmlinux(bzimage, vmlinux, unlz4):
@@ -110,7 +108,7 @@ async def _fill_root(packages: Path, root: Path, log: Path) -> None:
     _write(root / "etc/inittab", _guest_file("inittab"))
     for name in ("tiny-boot", "tiny-ssh", "tiny-agent", "tiny-shutdown"):
         _write(root / "sbin" / name, _guest_file(name), 0o755)
-    _write(root / "etc/acpi/PWRF/00000080", "#!/bin/sh\nexec /sbin/tiny-shutdown poweroff\n", 0o755)
+    _write(root / "etc/acpi/PWRF/00000080", "#!/bin/sh\nsetsid /sbin/tiny-shutdown poweroff &\n", 0o755)
     _write(root / "root/.ssh/authorized_keys", "", 0o600)
     for folder, mode in (("root", 0o700), ("root/.ssh", 0o700), ("tmp", 0o1777), ("var/tmp", 0o1777)):
         (root / folder).mkdir(exist_ok=True)
@@ -138,25 +136,13 @@ async def _install_busybox(packages: Path, root: Path, log: Path) -> None:
 
 async def _install_programs(packages: Path, root: Path, log: Path) -> None:
     """Copy the programs with the shared libraries that their own loader finds for them."""
-    libraries: set[str] = set()
+    libraries: set[Path] = set()
     for source, target in _PROGRAMS.items():
         _copy(packages / source, root / target)
-        said = await run(
-            _loader(packages), *_search(packages), "--list", packages / source, log=log, timeout_seconds=10
-        )
-        libraries |= {word for word in said.split() if word.startswith(str(packages)) and ".so" in word}
-    for library in sorted(libraries - {str(_loader(packages))}):
-        _copy(Path(library), root / "lib/x86_64-linux-gnu" / Path(library).name)
-    _copy(_loader(packages), root / "lib64" / _loader(packages).name)
-
-
-def _loader(packages: Path) -> Path:
-    return packages / "lib64/ld-linux-x86-64.so.2"
-
-
-def _search(packages: Path) -> tuple[str, str]:
-    folders = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
-    return "--library-path", ":".join(str(packages / folder) for folder in folders)
+        libraries |= await debs.libraries(packages, source, log)
+    for library in libraries:
+        _copy(library, root / "lib/x86_64-linux-gnu" / library.name)
+    _copy(debs.loader(packages), root / "lib64" / debs.loader(packages).name)
 
 
 def _module(packages: Path, name: str) -> bytes:

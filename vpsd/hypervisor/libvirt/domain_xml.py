@@ -20,7 +20,11 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _VPSD = "urn:vpsd:guest"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _BALLOON_STATS_SECONDS = 10
-_NIC_SLOT = "0x10"  # libvirt does not know of this device: far above the slots that it gives by itself
+_MACHINE = "q35"
+
+# All devices sit on the root bus by themselves: no bridges for firmware and kernel to walk. libvirt does not know of the
+# NIC: its slot is far above those that libvirt gives by itself.
+_SLOTS = {"agent": "0x02", "vda": "0x03", "vdb": "0x04", "balloon": "0x05", "rng": "0x06", "nic": "0x10"}
 _FORWARD = re.compile(r"hostfwd=tcp:([^:]+):(\d+)-:(\d+)")
 _MAC = re.compile(r"mac=([0-9a-fA-F:]{17})")
 
@@ -96,7 +100,7 @@ def _text(parent: Xml.Element, tag: str, text: str, **attributes: str) -> Xml.El
 
 def _add_boot(domain: Xml.Element, spec: GuestSpec, files: Files) -> None:
     boot = Xml.SubElement(domain, "os")
-    _text(boot, "type", "hvm", arch="x86_64", machine="pc")
+    _text(boot, "type", "hvm", arch="x86_64", machine=_MACHINE)
     if not spec.direct_kernel or files.kernel is None:
         Xml.SubElement(boot, "boot", dev="hd")
         return
@@ -133,6 +137,7 @@ def _add_devices(domain: Xml.Element, files: Files) -> None:
     seed = _add_disk(devices, files.seed, "vdb", format="raw")
     Xml.SubElement(seed, "readonly")
     Xml.SubElement(devices, "controller", type="usb", model="none")
+    _place(Xml.SubElement(devices, "controller", type="virtio-serial", index="0"), "agent")
     serial = Xml.SubElement(devices, "serial", type="pty")
     Xml.SubElement(serial, "target", type="isa-serial", port="0")
     console = Xml.SubElement(devices, "console", type="pty")
@@ -141,8 +146,10 @@ def _add_devices(domain: Xml.Element, files: Files) -> None:
     Xml.SubElement(channel, "target", type="virtio", name=AGENT_CHANNEL)
     balloon = Xml.SubElement(devices, "memballoon", model="virtio")
     Xml.SubElement(balloon, "stats", period=str(_BALLOON_STATS_SECONDS))
+    _place(balloon, "balloon")
     rng = Xml.SubElement(devices, "rng", model="virtio")
     _text(rng, "backend", "/dev/urandom", model="random")
+    _place(rng, "rng")
 
 
 def _add_disk(devices: Xml.Element, path: str, device: str, format: str, **driver: str) -> Xml.Element:  # noqa: A002
@@ -150,7 +157,12 @@ def _add_disk(devices: Xml.Element, path: str, device: str, format: str, **drive
     Xml.SubElement(disk, "driver", {"name": "qemu", "type": format, **driver})
     Xml.SubElement(disk, "source", file=path)
     Xml.SubElement(disk, "target", dev=device, bus="virtio")
+    _place(disk, device)
     return disk
+
+
+def _place(device: Xml.Element, place: str) -> None:
+    Xml.SubElement(device, "address", type="pci", bus="0x00", slot=_SLOTS[place])
 
 
 def _add_network(domain: Xml.Element, spec: GuestSpec) -> None:
@@ -165,5 +177,5 @@ def _network_arguments(spec: GuestSpec) -> Sequence[str]:
         "-netdev",
         f"user,id=vpsd0{rules}",
         "-device",
-        f"virtio-net-pci,netdev=vpsd0,id=vpsdnic0,mac={spec.mac},addr={_NIC_SLOT},romfile=",
+        f"virtio-net-pci,netdev=vpsd0,id=vpsdnic0,mac={spec.mac},addr={_SLOTS['nic']},romfile=",
     )

@@ -1,0 +1,1 @@
+"""Measurements: how vpsd is timed, and what the README quotes."""

@@ -1,0 +1,100 @@
+"""Accounts and tokens."""
+
+from typing import Annotated
+
+import typer
+
+from vpsd.accounts import service
+from vpsd.accounts.models import Account, Token
+from vpsd.cli.output import print_json, print_rows
+from vpsd.cli.run import Json, with_world
+from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.ids import Ids
+from vpsd.servers.flows import World
+
+account_app = typer.Typer(no_args_is_help=True, help="Accounts: who owns servers and keys.")
+token_app = typer.Typer(no_args_is_help=True, help="API tokens: what speaks for an account.")
+
+AccountName = Annotated[str, typer.Argument(help="Name of the account.")]
+
+
+@account_app.command("list")
+def list_accounts(json: Json = False) -> None:
+    """List all accounts."""
+
+    async def work(world: World) -> list[Account]:
+        async with world.database.read() as tx:
+            return await service.list_accounts(tx)
+
+    found = with_world(work)
+    if json:
+        print_json(found)
+    else:
+        rows = [(account.id, account.name, iso_utc(account.created_at_ms)) for account in found]
+        print_rows(("id", "name", "created"), rows, "There are no accounts; `vpsd account add NAME` opens one.")
+
+
+@account_app.command("add")
+def add_account(name: AccountName, json: Json = False) -> None:
+    """Open an account. Then `vpsd token add NAME` makes a token for it."""
+
+    async def work(world: World) -> Account:
+        async with world.database.write() as tx:
+            return await service.add_account(tx, Ids(), world.clock, name)
+
+    account = with_world(work)
+    if json:
+        print_json(account)
+    else:
+        typer.echo(f"Account {account.id} ({account.name}) is open; `vpsd token add {account.name}` makes a token.")
+
+
+@token_app.command("list")
+def list_tokens(json: Json = False) -> None:
+    """List all tokens, without their values: those are shown only once."""
+
+    async def work(world: World) -> list[Token]:
+        async with world.database.read() as tx:
+            return await service.list_tokens(tx)
+
+    found = with_world(work)
+    if json:
+        print_json(found)
+    else:
+        rows = [
+            (token.id, token.account, token.name, iso_utc(token.created_at_ms), iso_utc_or_none(token.revoked_at_ms))
+            for token in found
+        ]
+        print_rows(("id", "account", "name", "created", "revoked"), rows, "There are no tokens.")
+
+
+@token_app.command("add")
+def add_token(
+    account: AccountName,
+    name: Annotated[str, typer.Option(help="What the token is for.")] = "token",
+    json: Json = False,
+) -> None:
+    """Make a token for an account, and print it: this is the only time."""
+
+    async def work(world: World) -> str:
+        async with world.database.write() as tx:
+            owner = await service.get_account(tx, account)
+            return await service.add_token(tx, Ids(), world.clock, owner.id, name)
+
+    token = with_world(work)
+    if json:
+        print_json({"account": account, "name": name, "token": token})
+    else:
+        typer.echo(token)
+
+
+@token_app.command("revoke")
+def revoke_token(token_id: Annotated[int, typer.Argument(help="Id, from `vpsd token list`.")]) -> None:
+    """Make a token worthless from now on."""
+
+    async def work(world: World) -> None:
+        async with world.database.write() as tx:
+            await service.revoke_token(tx, world.clock, token_id)
+
+    with_world(work)
+    typer.echo(f"Token {token_id} is revoked.")

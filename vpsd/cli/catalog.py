@@ -1,0 +1,63 @@
+"""The catalogue."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vpsd import main
+from vpsd.catalog import service
+from vpsd.cli.output import console, print_json, print_rows
+from vpsd.cli.run import Json, read_settings, with_world
+from vpsd.servers.flows import World
+
+app = typer.Typer(no_args_is_help=True, help="What this vpsd offers: plans, operating systems, locations.")
+
+
+@app.command()
+def show(json: Json = False) -> None:
+    """Show the catalogue, with what is no longer offered."""
+
+    async def work(world: World) -> dict[str, list[Any]]:
+        async with world.database.read() as tx:
+            return {
+                "plans": list(await service.list_plans(tx)),
+                "operating_systems": list(await service.list_operating_systems(tx)),
+                "locations": list(await service.list_locations(tx)),
+            }
+
+    found = with_world(work)
+    if json:
+        print_json(found)
+        return
+    for title, columns in (
+        ("plans", ("id", "name", "vcpus", "memory_mb", "storage_gb", "bandwidth_gb", "available")),
+        ("operating_systems", ("id", "name", "slug", "source", "available")),
+        ("locations", ("id", "code", "name", "country_name", "available")),
+    ):
+        console.print(f"\n{title.replace('_', ' ')}", style="bold")
+        print_rows(columns, [[getattr(row, name) for name in columns] for row in found[title]], "none")
+
+
+@app.command()
+def apply(
+    file: Annotated[Path | None, typer.Argument(help="By default catalog.toml in the data folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Take over what a catalogue file says; a running vpsd offers it from then on.
+
+    Without a file, catalog.toml of the data folder is read, as at every start. Ids keep their meaning: a plan's size, a
+    system's source and a location's code do not change under an id; what the file no longer names is no longer offered.
+    """
+    path = file or main.catalog_file(read_settings())
+    offered = service.read_file(path)
+
+    async def work(world: World) -> list[str]:
+        async with world.database.write() as tx:
+            return await service.apply(tx, offered)
+
+    changes = with_world(work)
+    if json:
+        print_json({"file": str(path), "changes": changes})
+    else:
+        typer.echo("\n".join(changes) or f"The catalogue is as {path} says.")

@@ -1,0 +1,87 @@
+"""What this machine can do, and how vpsd is set up."""
+
+import asyncio
+import shutil
+
+import msgspec
+import typer
+
+from vpsd import __version__, main
+from vpsd.cli.output import console, print_json
+from vpsd.cli.run import Json, read_settings
+from vpsd.core.clock import SystemClock
+from vpsd.errors import VpsdError
+from vpsd.hypervisor.protocol import HostFacts
+from vpsd.images.store import ImageStore
+from vpsd.settings import Settings
+
+# Programs of Debian packages that building images needs; running servers needs libvirt alone.
+_BUILDERS = {"qemu-img": "qemu-utils", "mmdebstrap": "mmdebstrap", "mcopy": "mtools", "syslinux": "syslinux"}
+
+
+class Report(msgspec.Struct):
+    """What the doctor found."""
+
+    version: str
+    settings: dict[str, str | None]
+    host: HostFacts | None
+    problems: list[str]
+    images: list[str]
+
+
+def doctor(json: Json = False) -> None:
+    """Say which libvirt and which virtualization are used and why, what is missing, and every setting with its meaning.
+
+    Changes nothing in the database. Exit status 1 when servers cannot be made.
+    """
+    settings = read_settings()
+    report = Report(__version__, _values(settings), None, [], [])
+    report.images = [image.key for image in ImageStore(main.image_folder(settings)).available()]
+    try:
+        report.host = asyncio.run(_facts(settings))
+    except VpsdError as error:
+        report.problems.append(f"no servers can be made: {error}")
+    for program, package in _BUILDERS.items():
+        if shutil.which(program) is None:
+            report.problems.append(f"some images cannot be built: {program} is missing (apt-get install {package})")
+    if json:
+        print_json(report)
+    else:
+        _print(report)
+    if report.host is None:
+        raise typer.Exit(1)
+
+
+async def _facts(settings: Settings) -> HostFacts:
+    hypervisor = main.make_hypervisor(settings, "00000000", SystemClock())
+    try:
+        return await hypervisor.facts()
+    finally:
+        await hypervisor.close()
+
+
+def _values(settings: Settings) -> dict[str, str | None]:
+    values = msgspec.structs.asdict(settings)
+    if settings.database_url is not None:
+        values["database_url"] = "postgresql://… (set; it may hold a password)"
+    return {name: None if value is None else str(value) for name, value in values.items()}
+
+
+def _print(report: Report) -> None:
+    console.print(f"vpsd {report.version}", style="bold")
+    if report.host is not None:
+        host = report.host
+        console.print(f"hypervisor   {host.driver} {host.version} at {host.uri}", markup=False)
+        console.print(f"guests       {host.virt_type}: {host.virt_reason}", markup=False)
+        console.print(f"host         {host.cpus} CPUs, {host.memory_mb} MB of memory")
+    console.print(f"images       {', '.join(report.images) or 'none yet'}", markup=False)
+    for problem in report.problems:
+        console.print(f"problem      {problem}", markup=False, style="bold red")
+    console.print("\nsettings (VPSD_… variables)", style="bold")
+    types = msgspec.inspect.type_info(Settings)
+    assert isinstance(types, msgspec.inspect.StructType)
+    for field in types.fields:
+        value = report.settings[field.name]
+        console.print(f"VPSD_{field.name.upper()}={value or ''}", markup=False)
+        if isinstance(field.type, msgspec.inspect.Metadata) and field.type.extra_json_schema:
+            console.print(f"    {field.type.extra_json_schema.get('description', '')}", markup=False)

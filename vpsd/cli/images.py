@@ -1,0 +1,87 @@
+"""Images of operating systems."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpsd import main
+from vpsd.catalog import service as catalog
+from vpsd.cli.output import print_json, print_rows, progress_shown
+from vpsd.cli.run import Json, read_settings, with_world
+from vpsd.errors import Invalid
+from vpsd.hypervisor.protocol import Image, Progress
+from vpsd.images.catalogued import recipe_of
+from vpsd.images.store import ImageStore, Recipe
+from vpsd.servers.flows import World
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Images of operating systems. A missing one is built or pulled when a server first needs it; these commands do it
+    ahead. A new build is for new servers: disks go on standing on the one that they were made from.""",
+)
+
+Slug = Annotated[str, typer.Argument(help="Slug of the operating system, from `vpsd catalog show`.")]
+Make = Callable[[ImageStore, Recipe, Progress], Awaitable[Image]]
+
+
+def _store() -> ImageStore:
+    return ImageStore(main.image_folder(read_settings()))
+
+
+@app.command("list")
+def list_images(json: Json = False) -> None:
+    """List the images that are here."""
+    found = _store().available()
+    if json:
+        print_json([{"key": image.key, **_fields(image)} for image in found])
+        return
+    rows = [(image.key, f"{image.size_bytes / 1e6:.0f} MB", image.made_at, image.source) for image in found]
+    print_rows(("key", "size", "made", "source"), rows, "There are no images yet; `vpsd image build tiny` makes one.")
+
+
+def _fields(image: object) -> dict[str, object]:
+    return {name: getattr(image, name) for name in ("slug", "digest", "size_bytes", "made_at", "source")}
+
+
+def _make(slug: str, json: bool, kinds: tuple[str, ...], make: Make) -> None:
+    async def work(world: World) -> Image:
+        async with world.database.read() as tx:
+            recipe = recipe_of(await catalog.get_image_source(tx, slug))
+        if recipe.kind not in kinds:
+            raise Invalid({"slug": [f"{slug} comes by `vpsd image {_COMMANDS[recipe.kind]}`."]})
+        with progress_shown(slug) as progress:
+            return await make(ImageStore(main.image_folder(world.settings)), recipe, progress)
+
+    image = with_world(work)
+    if json:
+        print_json({"key": image.key, "disk": str(image.disk), "virtual_size_bytes": image.virtual_size_bytes})
+    else:
+        typer.echo(f"Image {image.key} is here.")
+
+
+_COMMANDS = {"tiny": "build", "debian": "build", "pull": "pull", "import": "import"}
+
+
+@app.command()
+def build(slug: Slug, json: Json = False) -> None:
+    """Build an image anew from Debian packages: `vpsd image build tiny`, `vpsd image build debian-12`."""
+    _make(slug, json, ("tiny", "debian"), lambda store, recipe, progress: store.build(recipe, progress))
+
+
+@app.command()
+def pull(slug: Slug, json: Json = False) -> None:
+    """Fetch an image anew from where the catalogue says, and verify its checksum: `vpsd image pull ubuntu-22.04`."""
+    _make(slug, json, ("pull",), lambda store, recipe, progress: store.pull(recipe, progress))
+
+
+@app.command("import")
+def import_image(
+    slug: Slug,
+    file: Annotated[Path, typer.Argument(help="Disk image (qcow2 or raw) that boots by itself under BIOS.")],
+    json: Json = False,
+) -> None:
+    """Take a disk image of your own for an operating system of the catalogue, whatever its source."""
+    kinds = tuple(_COMMANDS)
+    _make(slug, json, kinds, lambda store, recipe, progress: store.import_file(recipe.slug, file, progress))

@@ -1,0 +1,109 @@
+"""The `vpsd` command: everything that an operator does.
+
+All of it works while vpsd runs: commands meet it in the database and on the host, not in its process.
+"""
+
+import asyncio
+import sys
+
+import typer
+
+from vpsd import __version__
+from vpsd import main as composition
+from vpsd.cli import accounts, catalog, doctor, images, servers
+from vpsd.cli.output import print_json, print_rows
+from vpsd.cli.run import Json, fail, read_settings, with_world
+from vpsd.core.ids import Ids
+from vpsd.errors import VpsdError
+from vpsd.settings import Settings
+from vpsd.worker.check import Check
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="""vpsd: a VPS cloud on your own machines.
+
+    Begin with `vpsd up`: it serves the API and makes servers. `vpsd doctor` says what this machine can do and lists the
+    settings (VPSD_… variables), `vpsd check` says whether everything has its owner.""",
+)
+app.add_typer(accounts.account_app, name="account")
+app.add_typer(accounts.token_app, name="token")
+app.add_typer(catalog.app, name="catalog")
+app.add_typer(images.app, name="image")
+app.add_typer(servers.app, name="server")
+
+
+@app.command()
+def up() -> None:
+    """Serve the API and make servers, until Ctrl-C. Servers go on running; the next start finds them.
+
+    Prepares the database, finds a libvirt (or starts one of its own where root has none), and at the first start makes an account
+    with a token. Example: `VPSD_LISTEN=127.0.0.1:9000 vpsd up`.
+    """
+    import uvloop
+
+    found = read_settings()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(composition.serve(found, lambda line: _say(found, line)))
+
+
+def _say(settings: Settings, line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+    if line.startswith("token "):
+        address = f"http://{settings.listen}"
+        print(  # noqa: T201
+            f"""
+Your first server, a tiny Linux:
+
+  curl -X POST {address}/api/v1/servers/ -H "Authorization: Bearer {line.split()[-1]}" \\
+    -H "Content-Type: application/json" \\
+    -d '{{"name": "first", "plan_id": 4, "os_id": 1, "location": "us-west"}}'
+
+The answer carries its root password. When it is up (the first one builds its image: give it a minute), log in:
+
+  ssh root@{settings.network[2]}
+""",
+            flush=True,
+        )
+
+
+@app.command()
+def check(
+    fix: bool = typer.Option(False, "--fix", help="Repair what is found."),
+    json: Json = False,
+) -> None:
+    """Compare database, guests, volumes and addresses: what has no owner, and what has no body?
+
+    Exit status 1 when something was found and not repaired. Works while vpsd runs.
+    """
+    findings = with_world(lambda world: Check(world, Ids(), fix=fix).run())
+    if json:
+        print_json(findings)
+    else:
+        rows = [(finding.kind, finding.name, finding.text, finding.fixed) for finding in findings]
+        print_rows(("kind", "name", "finding", "repair"), rows, "Everything has its owner.")
+    if any(finding.fixed is None for finding in findings):
+        raise typer.Exit(1)
+
+
+app.command("doctor")(doctor.doctor)
+
+
+@app.command()
+def version() -> None:
+    """Say which vpsd this is."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point: expected failures are said in one line, without a traceback."""
+    try:
+        app()
+    except VpsdError as error:
+        sys.exit(fail(error).exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What every command shares: settings, the event loop, and failures said in one line."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from vpsd import main, settings
+from vpsd.errors import VpsdError
+from vpsd.servers.flows import World
+from vpsd.settings import Settings
+
+T = TypeVar("T")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def read_settings() -> Settings:
+    """The settings of the environment; logging is set up by them."""
+    found = settings.load(os.environ)
+    logging.basicConfig(
+        level=found.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    for chatty in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return found
+
+
+def with_world(work: Callable[[World], Awaitable[T]]) -> T:
+    """Do something with database, hypervisor and images."""
+
+    async def run() -> T:
+        async with main.open_world(read_settings()) as world:
+            return await work(world)
+
+    return asyncio.run(run())
+
+
+def fail(error: VpsdError | str) -> typer.Exit:
+    """Say a failure in one line; raise what is returned."""
+    typer.echo(f"vpsd: {error}", err=True)
+    return typer.Exit(1)

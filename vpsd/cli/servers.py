@@ -1,0 +1,40 @@
+"""Servers, as the operator sees them: all accounts', with what customers no longer see."""
+
+import typer
+
+from vpsd.cli.output import print_json, print_rows
+from vpsd.cli.run import Json, with_world
+from vpsd.hypervisor.protocol import guest_name
+from vpsd.servers import rows
+from vpsd.servers.flows import World
+from vpsd.servers.models import Server
+
+app = typer.Typer(no_args_is_help=True, help="Servers of all accounts.")
+
+
+@app.command("list")
+def list_servers(json: Json = False) -> None:
+    """List every server of which something is on the host, deleted ones whose clean-up goes on included."""
+
+    async def work(world: World) -> tuple[str, list[Server]]:
+        async with world.database.read() as tx:
+            return world.instance, await rows.present(tx)
+
+    instance, found = with_world(work)
+    shown = [
+        {
+            "id": server.id,
+            "account_id": server.account_id,
+            "name": server.name,
+            "status": server.status,
+            "ip_address": server.ip_address,
+            "guest": guest_name(instance, server.id),
+            "error": server.error,
+        }
+        for server in found
+    ]
+    if json:
+        print_json(shown)
+    else:
+        columns = ("id", "account_id", "name", "status", "ip_address", "guest", "error")
+        print_rows(columns, [list(row.values()) for row in shown], "There are no servers.")
