@@ -1,6 +1,7 @@
 """What a request costs: CPU of the serving process and requests per second, over kept-alive connections.
 
-`python -m bench.http` serves the API alone (SQLite, no worker) with 10,000 servers in it and prints a line for each kind of request.
+`python -m bench.http` serves the API alone (SQLite, no worker) with 10,000 servers in it and prints a line for each kind
+of request.
 """
 
 import asyncio
@@ -35,13 +36,15 @@ SERVERS = 10_000
 
 _ADD = db.Statement(
     insert(servers),
-    ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
-    + ("ip_address", "created_at_ms", "updated_at_ms"),
+    [
+        *("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled"),
+        *("ip_address", "created_at_ms", "updated_at_ms"),
+    ],
 )
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """What one kind of request costs: CPU in microseconds of the serving process, and how many it answers in a second."""
+    """What one kind of request costs: CPU microseconds of the serving process, and how many are answered in a second."""
 
     name: str
     requests: int
@@ -75,8 +78,10 @@ LOADS = (
 )
 
 
-async def measure(url: str, token: str, pid: int, loads: tuple[Load, ...] = LOADS, known: int = SERVERS) -> list[Figure]:
-    """Load a running vpsd, which has `known` servers with the ids from 1, and read what the process `pid` spent on it."""
+async def measure(
+    url: str, token: str, pid: int, loads: tuple[Load, ...] = LOADS, known: int = SERVERS
+) -> list[Figure]:
+    """Load a running vpsd, which has `known` servers with ids from 1, and read what the process `pid` spent on it."""
     return [await _measure(url, token, pid, load, known) for load in loads]
 
 

@@ -1,41 +1,24 @@
 """The application: every section under /api/v1, and /health."""
 
-from typing import Any, get_args, get_origin
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, get_args, get_origin
 
-import msgspec
-from litestar import Litestar, Response, Router, get
+from litestar import Litestar, Request, Router, get
 from litestar.datastructures import State
+from litestar.exceptions import NotFoundException
 from litestar.middleware import DefineMiddleware
-from litestar.openapi.config import OpenAPIConfig
 
-from vpsd import __version__
 from vpsd.api import catalog, servers, ssh_keys
 from vpsd.api.access import BearerToken
-from vpsd.api.cloud import Cloud, CloudRequest, HostStatus, cloud_of
-from vpsd.api.errors import HANDLERS
-from vpsd.api.openapi import FormSchema, describe
+from vpsd.api.cloud import Cloud, CloudRequest
+from vpsd.api.errors import HANDLERS, LARGEST_BODY_BYTES
+from vpsd.api.health import health
+from vpsd.api.openapi import describe
 from vpsd.core.forms import Form
 
-# Larger than any body that makes sense; what is larger is refused with 413 before it is read to its end.
-_LARGEST_BODY_BYTES = 256 * 1024
+Asgi: TypeAlias = Callable[..., Awaitable[None]]
 
-
-class Health(msgspec.Struct):
-    """How vpsd is."""
-
-    status: str
-    version: str
-    hypervisor: HostStatus
-
-
-@get("/health", operation_id="health", summary="Health", tags=["Service"], opt={"public": True})
-async def health(request: CloudRequest) -> Response[Health]:
-    """Whether vpsd can do its work; 503 while its host does not answer."""
-    cloud = cloud_of(request)
-    async with cloud.database.read() as tx:
-        await catalog.service.list_locations(tx)
-    well = cloud.host.status != "unavailable"
-    return Response(Health("ok" if well else "degraded", __version__, cloud.host), status_code=200 if well else 503)
+_LARGEST_ID = 2**63 - 1  # that a database can look for
 
 
 @get("/openapi.json", include_in_schema=False, opt={"public": True}, media_type="application/vnd.oai.openapi+json")
@@ -43,32 +26,57 @@ async def openapi(request: CloudRequest) -> bytes:
     """This API, described."""
     state = request.app.state
     if "openapi" not in state:
-        state.openapi = openapi_json()
+        state.openapi = describe(request.app.routes)
     described: bytes = state.openapi
     return described
 
 
-def make_app(cloud: Cloud | None) -> Litestar:
-    """The application for a cloud; without one it can only be described."""
+def make_app(cloud: Cloud) -> Asgi:
+    """The application for a cloud."""
+    return _HeadAsGet(_make_litestar(cloud))
+
+
+def openapi_json() -> bytes:
+    """The API's description: OpenAPI 3.1."""
+    return describe(_make_litestar(None).routes)
+
+
+def _make_litestar(cloud: Cloud | None) -> Litestar:
     return Litestar(
         route_handlers=[
             health,
             Router("/api/v1", route_handlers=[servers.router, ssh_keys.router, catalog.router, openapi]),
         ],
+        request_class=CloudRequest,
         middleware=[DefineMiddleware(BearerToken, exclude_from_auth_key="public")],
+        before_request=_refuse_odd_ids,
         exception_handlers=HANDLERS,
         type_decoders=[(_is_form, _decode_form)],
-        plugins=[FormSchema()],
         state=State({"cloud": cloud}),
-        request_max_body_size=_LARGEST_BODY_BYTES,
-        openapi_config=None if cloud else OpenAPIConfig(title="vpsd", version="1", use_handler_docstrings=True),
+        request_max_body_size=LARGEST_BODY_BYTES,
+        openapi_config=None,
         logging_config=None,
     )
 
 
-def openapi_json() -> bytes:
-    """The API's description: OpenAPI 3.1."""
-    return describe(make_app(None))
+async def _refuse_odd_ids(request: Request[Any, Any, Any]) -> None:
+    # The framework reads ids as Python does: 1_0 and +1 would be numbers.
+    numbers: dict[str, Any] = request.scope["path_params"]
+    for number in numbers.values():
+        if number > _LARGEST_ID or f"/{number}/" not in f"{request.scope['path']}/":
+            raise NotFoundException
+
+
+class _HeadAsGet:
+    """Answers HEAD like GET; the server leaves the body out."""
+
+    def __init__(self, app: Asgi) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 def _is_form(kind: Any) -> bool:

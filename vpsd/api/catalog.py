@@ -2,12 +2,10 @@
 
 import msgspec
 from litestar import Router, get
-from litestar.params import FromQuery
 
 from vpsd.api.cloud import CloudRequest, Listing, cloud_of, neighbours
-from vpsd.api.paging import Number, Size
 from vpsd.catalog import service
-from vpsd.core.pages import DEFAULT_SIZE, Page
+from vpsd.core.pages import Page, PageQuery
 
 
 class PlanView(msgspec.Struct):
@@ -60,12 +58,10 @@ class LocationList(Listing):
     results: list[LocationView]
 
 
-@get("/plans/", operation_id="plan_list", summary="List plans")
-async def plans(
-    request: CloudRequest, page: FromQuery[Number] = 1, page_size: FromQuery[Size] = DEFAULT_SIZE
-) -> PlanList:
+@get("/plans/", operation_id="plan_list", summary="List plans", opt={"query": PageQuery})
+async def plans(request: CloudRequest) -> PlanList:
     """Every plan on offer."""
-    wanted = Page(page, page_size)
+    wanted = _page(request)
     async with cloud_of(request).database.read() as tx:
         offered = [plan for plan in await service.list_plans(tx) if plan.available]
     views = [
@@ -75,24 +71,25 @@ async def plans(
     return PlanList(len(offered), *neighbours(request, wanted, len(offered)), views)
 
 
-@get("/operating-systems/", operation_id="operating_system_list", summary="List operating systems")
-async def operating_systems(
-    request: CloudRequest, page: FromQuery[Number] = 1, page_size: FromQuery[Size] = DEFAULT_SIZE
-) -> OperatingSystemList:
+@get(
+    "/operating-systems/",
+    operation_id="operating_system_list",
+    summary="List operating systems",
+    opt={"query": PageQuery},
+)
+async def operating_systems(request: CloudRequest) -> OperatingSystemList:
     """Every operating system on offer."""
-    wanted = Page(page, page_size)
+    wanted = _page(request)
     async with cloud_of(request).database.read() as tx:
         offered = [system for system in await service.list_operating_systems(tx) if system.available]
     views = [OperatingSystemView(s.id, s.name, s.slug) for s in offered[wanted.offset :][: wanted.size]]
     return OperatingSystemList(len(offered), *neighbours(request, wanted, len(offered)), views)
 
 
-@get("/locations/", operation_id="location_list", summary="List locations")
-async def locations(
-    request: CloudRequest, page: FromQuery[Number] = 1, page_size: FromQuery[Size] = DEFAULT_SIZE
-) -> LocationList:
+@get("/locations/", operation_id="location_list", summary="List locations", opt={"query": PageQuery})
+async def locations(request: CloudRequest) -> LocationList:
     """Every location on offer."""
-    wanted = Page(page, page_size)
+    wanted = _page(request)
     async with cloud_of(request).database.read() as tx:
         offered = [location for location in await service.list_locations(tx) if location.available]
     views = [
@@ -100,6 +97,12 @@ async def locations(
         for item in offered[wanted.offset :][: wanted.size]
     ]
     return LocationList(len(offered), *neighbours(request, wanted, len(offered)), views)
+
+
+def _page(request: CloudRequest) -> Page:
+    asked = request.query_form()
+    asked.done()
+    return Page.of(asked)
 
 
 router = Router("/", route_handlers=[plans, operating_systems, locations], tags=["Catalogue"])

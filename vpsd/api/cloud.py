@@ -1,19 +1,20 @@
 """What the handlers work with."""
 
-from typing import Any, TypeAlias
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 from litestar import Request
 from litestar.datastructures import State
+from litestar.exceptions import ClientException, HTTPException
 
 from vpsd.accounts.models import Caller
 from vpsd.core.clock import Clock
 from vpsd.core.db import Database
+from vpsd.core.forms import Form
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
 from vpsd.hypervisor.protocol import HostFacts
-
-CloudRequest: TypeAlias = Request[Caller, Any, State]
 
 
 class HostStatus(msgspec.Struct):
@@ -33,8 +34,35 @@ class Cloud(msgspec.Struct, frozen=True):
     host: HostStatus
 
 
+class CloudRequest(Request[Caller, Any, State]):
+    """A request to this API: bodies are JSON, and nothing else."""
+
+    async def json(self) -> Any:
+        """The body, decoded; refuses other content types with 415 and what is no JSON with 400."""
+        body = await self.body()
+        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise HTTPException("Send the body as JSON, with the header Content-Type: application/json.", 415)
+        try:
+            return msgspec.json.decode(body)
+        except (ValueError, RecursionError) as error:  # msgspec's errors and those of UTF-8 are ValueErrors
+            raise ClientException(f"The body is no valid JSON: {error}.") from None
+
+    def query_form(self) -> Form[Any]:
+        """The query, as the struct that the handler names in `opt["query"]`."""
+        return Form.of_texts(self.route_handler.opt["query"], dict(self._query()))
+
+    def address_of_page(self, number: int) -> str:
+        """This very request, for another page."""
+        others = [(name, value) for name, value in self._query() if name != "page"]
+        host = self.headers.get("host") or ":".join(map(str, self.scope.get("server") or ("localhost",)))
+        return f"{self.scope['scheme']}://{host}{self.scope['path']}/?{urlencode([*others, ('page', number)])}"
+
+    def _query(self) -> list[tuple[str, str]]:
+        return parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+
 class Listing(msgspec.Struct):
-    """One page of a list."""
+    """One page of a list: how many there are in all, where the neighbouring pages are, and the entries."""
 
     count: int
     next: str | None
@@ -51,18 +79,7 @@ def cloud_of(request: CloudRequest) -> Cloud:
 def neighbours(request: CloudRequest, page: Page, count: int) -> tuple[str | None, str | None]:
     """Addresses of the next and the previous page; raises `Invalid` for a page beyond the last."""
     page.check(count)
-    url = request.url
-    following = str(url.with_replacements(query=_query(request, page.number + 1)))
-    preceding = str(url.with_replacements(query=_query(request, page.number - 1)))
     return (
-        following if page.offset + page.size < count else None,
-        preceding if page.number > 1 else None,
+        request.address_of_page(page.number + 1) if page.offset + page.size < count else None,
+        request.address_of_page(page.number - 1) if page.number > 1 else None,
     )
-
-
-def _query(request: CloudRequest, number: int) -> Any:
-    from litestar.datastructures import MultiDict
-
-    query = MultiDict(request.query_params.dict())
-    query["page"] = str(number)
-    return query

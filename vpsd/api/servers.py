@@ -3,14 +3,14 @@
 from typing import Annotated
 
 from litestar import Router, delete, get, patch, post, put
-from litestar.params import FromPath, FromQuery, JSONBody, Parameter
+from litestar.params import FromPath, JSONBody, Parameter
 
 from vpsd.api.cloud import CloudRequest, Listing, cloud_of, neighbours
-from vpsd.api.paging import Number, Size
 from vpsd.core.forms import Form
-from vpsd.core.pages import DEFAULT_SIZE, Page
+from vpsd.core.pages import Page, PageQuery
+from vpsd.errors import Busy, WrongStatus
 from vpsd.servers import service
-from vpsd.servers.lifecycle import Command, Status
+from vpsd.servers.lifecycle import Command
 from vpsd.servers.schemas import (
     ActionAccepted,
     OperationView,
@@ -18,6 +18,7 @@ from vpsd.servers.schemas import (
     ServerCreated,
     ServerDetail,
     ServerPatch,
+    ServerQuery,
     ServerSummary,
     ServerUpdate,
 )
@@ -36,23 +37,17 @@ class OperationList(Listing):
 
 
 ServerId = FromPath[Annotated[int, Parameter(description="Id of the server")]]
-StatusFilter = Annotated[str | None, Parameter(description=f"Only servers in this status: {', '.join(Status)}")]
-LocationFilter = Annotated[str | None, Parameter(description="Only servers at this location code")]
+
+_COMMAND = {"raises": (WrongStatus, Busy)}
 
 
-@get("/", operation_id="server_list", summary="List all servers")
-async def list_servers(
-    request: CloudRequest,
-    status: FromQuery[StatusFilter] = None,
-    location: FromQuery[LocationFilter] = None,
-    page: FromQuery[Number] = 1,
-    page_size: FromQuery[Size] = DEFAULT_SIZE,
-) -> ServerList:
+@get("/", operation_id="server_list", summary="List all servers", opt={"query": ServerQuery})
+async def list_servers(request: CloudRequest) -> ServerList:
     """All servers of the account, newest last."""
-    wanted = Page(page, page_size)
+    asked = request.query_form()
     async with cloud_of(request).database.read() as tx:
-        count, results = await service.list_servers(tx, request.user, service.Filters(status, location), wanted)
-    return ServerList(count, *neighbours(request, wanted, count), results)
+        count, results = await service.list_servers(tx, request.user, asked)
+    return ServerList(count, *neighbours(request, Page.of(asked), count), results)
 
 
 @post("/", operation_id="server_create", summary="Create a server")
@@ -71,13 +66,13 @@ async def detail(request: CloudRequest, server_id: ServerId) -> ServerDetail:
         return await service.get(tx, request.user, cloud.clock, server_id)
 
 
-@put("/{server_id:int}/", operation_id="server_update", summary="Update a server")
+@put("/{server_id:int}/", operation_id="server_update", summary="Update a server", opt={"raises": (Busy,)})
 async def replace(request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerUpdate]]) -> ServerDetail:
     """Change name, hostname and backups; a new hostname reaches the guest at its next boot."""
     return await _change(request, server_id, data)
 
 
-@patch("/{server_id:int}/", operation_id="server_patch", summary="Update parts of a server")
+@patch("/{server_id:int}/", operation_id="server_patch", summary="Update parts of a server", opt={"raises": (Busy,)})
 async def change(request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerPatch]]) -> ServerDetail:
     """Change only what is sent."""
     return await _change(request, server_id, data)
@@ -98,19 +93,21 @@ async def remove(request: CloudRequest, server_id: ServerId) -> None:
         await service.delete(tx, request.user, cloud.ids, cloud.clock, server_id)
 
 
-@post("/{server_id:int}/start/", operation_id="server_start", summary="Start a server", status_code=200)
+@post("/{server_id:int}/start/", operation_id="server_start", summary="Start a server", status_code=200, opt=_COMMAND)
 async def start(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
     """Power on a stopped server."""
     return await _tell(request, server_id, Command.START)
 
 
-@post("/{server_id:int}/stop/", operation_id="server_stop", summary="Stop a server", status_code=200)
+@post("/{server_id:int}/stop/", operation_id="server_stop", summary="Stop a server", status_code=200, opt=_COMMAND)
 async def stop(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
     """Shut a running server down gracefully; after a time limit its plug is pulled."""
     return await _tell(request, server_id, Command.STOP)
 
 
-@post("/{server_id:int}/reboot/", operation_id="server_reboot", summary="Reboot a server", status_code=200)
+@post(
+    "/{server_id:int}/reboot/", operation_id="server_reboot", summary="Reboot a server", status_code=200, opt=_COMMAND
+)
 async def reboot(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
     """Shut a running server down gracefully and power it on again."""
     return await _tell(request, server_id, Command.REBOOT)
@@ -123,15 +120,17 @@ async def _tell(request: CloudRequest, server_id: int, command: Command) -> Acti
     return ActionAccepted("success", service.MESSAGES[command], state)
 
 
-@get("/{server_id:int}/operations/", operation_id="server_operations", summary="List a server's operations")
-async def operations(
-    request: CloudRequest,
-    server_id: ServerId,
-    page: FromQuery[Number] = 1,
-    page_size: FromQuery[Size] = DEFAULT_SIZE,
-) -> OperationList:
+@get(
+    "/{server_id:int}/operations/",
+    operation_id="server_operations",
+    summary="List a server's operations",
+    opt={"query": PageQuery},
+)
+async def operations(request: CloudRequest, server_id: ServerId) -> OperationList:
     """What was done with the server and how far what is being done has come, oldest first."""
-    wanted = Page(page, page_size)
+    asked = request.query_form()
+    asked.done()
+    wanted = Page.of(asked)
     async with cloud_of(request).database.read() as tx:
         count, found = await service.history(tx, request.user, server_id, wanted)
     return OperationList(

@@ -4,13 +4,12 @@ from typing import Annotated
 
 import msgspec
 from litestar import Router, delete, get, post
-from litestar.params import FromPath, FromQuery, JSONBody, Parameter
+from litestar.params import FromPath, JSONBody, Parameter
 
 from vpsd.api.cloud import CloudRequest, Listing, cloud_of, neighbours
-from vpsd.api.paging import Number, Size
 from vpsd.core.clock import iso_utc
 from vpsd.core.forms import Form
-from vpsd.core.pages import DEFAULT_SIZE, Page
+from vpsd.core.pages import Page, PageQuery
 from vpsd.ssh_keys import service
 from vpsd.ssh_keys.models import SshKey
 from vpsd.ssh_keys.service import SshKeyCreate
@@ -41,12 +40,12 @@ class SshKeyList(Listing):
 KeyId = FromPath[Annotated[int, Parameter(description="Id of the key")]]
 
 
-@get("/", operation_id="ssh_key_list", summary="List SSH keys")
-async def list_keys(
-    request: CloudRequest, page: FromQuery[Number] = 1, page_size: FromQuery[Size] = DEFAULT_SIZE
-) -> SshKeyList:
+@get("/", operation_id="ssh_key_list", summary="List SSH keys", opt={"query": PageQuery})
+async def list_keys(request: CloudRequest) -> SshKeyList:
     """All keys of the account, newest last."""
-    wanted = Page(page, page_size)
+    asked = request.query_form()
+    asked.done()
+    wanted = Page.of(asked)
     async with cloud_of(request).database.read() as tx:
         count, keys = await service.list_keys(tx, request.user, wanted)
     return SshKeyList(count, *neighbours(request, wanted, count), [SshKeyView.of(key) for key in keys])

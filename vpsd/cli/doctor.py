@@ -16,7 +16,7 @@ from vpsd.images.store import ImageStore
 from vpsd.settings import Settings
 
 # Programs of Debian packages that building images needs; running servers needs libvirt alone.
-_BUILDERS = {"qemu-img": "qemu-utils", "mmdebstrap": "mmdebstrap", "mcopy": "mtools", "syslinux": "syslinux"}
+_BUILDERS = {"qemu-img": "qemu-utils", "mke2fs": "e2fsprogs", "mmdebstrap": "mmdebstrap"}
 
 
 class Report(msgspec.Struct):

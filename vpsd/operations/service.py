@@ -90,7 +90,7 @@ _FINISH = Statement(
     .values(
         status=bindparam("b_status"),
         error=bindparam("b_error"),
-        detail=func.coalesce(bindparam("b_detail"), _c.detail),
+        detail=bindparam("b_detail"),
         progress=bindparam("b_progress"),
         finished_at_ms=bindparam("b_now"),
         lease_owner=None,

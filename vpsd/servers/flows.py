@@ -27,7 +27,7 @@ from vpsd.servers.models import Server
 from vpsd.settings import Settings
 
 _POLL_SECONDS = 0.1  # slirp leaves sockets behind when a port is polled faster
-_PRESS_SECONDS = 15  # a guest that was still booting may have missed the button
+_PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
 _GIB = 1 << 30
 
 

@@ -6,34 +6,70 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.pages import PageQuery
 from vpsd.operations.models import Operation
 from vpsd.servers.lifecycle import Status
 
-NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$"
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_END = "$(?!\\n)"  # a bare $ would let a line end through
 
 Name = Annotated[
     str,
     Meta(
         description="Letters, digits and hyphens; at most 63, no hyphen at the ends",
-        pattern=NAME_PATTERN,
+        pattern=f"^{_LABEL}{_END}",
         examples=["web-server-01"],
+        extra={"message": "Use letters, digits and hyphens, at most 63, no hyphen at the ends."},
     ),
 ]
 Hostname = Annotated[
-    str, Meta(description="Fully qualified domain name (RFC 1123)", max_length=253, examples=["web01.example.com"])
+    str,
+    Meta(
+        description="Fully qualified domain name (RFC 1123)",
+        max_length=253,
+        pattern=rf"^{_LABEL}(\.{_LABEL})*{_END}",
+        examples=["web01.example.com"],
+        extra={
+            "message": "A hostname is labels of letters, digits and hyphens joined by dots, each at most 63 long with "
+            "no hyphen at its ends, at most 253 in all (RFC 1123), like web01.example.com."
+        },
+    ),
 ]
+
+
+def _id(where: str, example: int) -> Meta:
+    return Meta(
+        ge=1, le=2**63 - 1, description=f"Id, from {where}", examples=[example],
+        extra={"message": f"Give an id from {where}."},
+    )  # fmt: skip
+
+
+class ServerQuery(PageQuery):
+    """What a list of servers can be narrowed to."""
+
+    status: Annotated[
+        Status | UnsetType,
+        Meta(
+            description="Only servers in this status",
+            extra={"message": f"There is no such status. The statuses are {', '.join(Status)}."},
+        ),
+    ] = UNSET
+    location: Annotated[
+        str | UnsetType, Meta(description="Only servers at this location code, from /api/v1/locations/")
+    ] = UNSET
 
 
 class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
     """A server to make."""
 
     name: Name
-    plan_id: Annotated[int, Meta(description="Plan, from /api/v1/plans/", examples=[1])]
-    os_id: Annotated[int, Meta(description="Operating system, from /api/v1/operating-systems/", examples=[5])]
+    plan_id: Annotated[int, _id("/api/v1/plans/", 1)]
+    os_id: Annotated[int, _id("/api/v1/operating-systems/", 5)]
     location: Annotated[str, Meta(description="Location code, from /api/v1/locations/", examples=["us-west"])]
     hostname: Annotated[Hostname | None, Meta(description="By default the name")] = None
     ssh_key_id: Annotated[
-        int | None, Meta(description="SSH key to install; without one the answer carries a root password")
+        Annotated[int, _id("/api/v1/ssh-keys/", 7)] | None,
+        Meta(description="SSH key to install; without one the answer carries a root password"),
     ] = None
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] = False
 

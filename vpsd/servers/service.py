@@ -1,6 +1,5 @@
 """Servers, as customers may see and change them. Nothing here touches a host: a wish becomes a row, the worker does the rest."""
 
-import re
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,7 @@ from vpsd.core.db import Statement, Tx
 from vpsd.core.forms import Form
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
-from vpsd.errors import Invalid, NotFound, WrongStatus
+from vpsd.errors import NotFound, WrongStatus
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers.lifecycle import RULES, Command, Status, refusal
@@ -30,6 +29,7 @@ from vpsd.servers.schemas import (
     ServerCreated,
     ServerDetail,
     ServerPatch,
+    ServerQuery,
     ServerState,
     ServerSummary,
     ServerUpdate,
@@ -78,13 +78,6 @@ MESSAGES = {
 }
 
 
-class Filters(msgspec.Struct, frozen=True):
-    """What a list may be narrowed to."""
-
-    status: str | None = None
-    location: str | None = None
-
-
 def _narrowed(statement: Select[Any], by_status: bool, by_location: bool) -> Select[Any]:
     statement = statement.where(_OWN)
     if by_status:
@@ -101,37 +94,29 @@ def _count(by_status: bool, by_location: bool) -> Statement:
 
 @cache
 def _page(by_status: bool, by_location: bool) -> Statement:
+    # The ids of the page first, from the index alone: joining what an offset skips would cost ten times as much.
+    ids = _narrowed(select(_c.id), by_status, by_location).order_by(_c.id)
     return Statement(
-        _narrowed(
-            select(
-                *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.ip_address, _c.location, _c.plan_id),
-                *(plans.c.name, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb, _c.os_id),
-                *(operating_systems.c.name, _c.created_at_ms, _c.updated_at_ms),
-            ).select_from(_WITH_CATALOG),
-            by_status,
-            by_location,
+        select(
+            *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.ip_address, _c.location, _c.plan_id),
+            *(plans.c.name, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb, _c.os_id),
+            *(operating_systems.c.name, _c.created_at_ms, _c.updated_at_ms),
         )
+        .select_from(_WITH_CATALOG)
+        .where(_c.id.in_(ids.limit(bindparam("the_limit")).offset(bindparam("the_offset")).correlate(None)))
         .order_by(_c.id)
-        .limit(bindparam("the_limit"))
-        .offset(bindparam("the_offset"))
     )
 
 
-async def list_servers(tx: Tx, caller: Caller, filters: Filters, page: Page) -> tuple[int, list[ServerSummary]]:
-    """How many servers the account has, and a page of them, newest last; raises `Invalid` for a filter that is none."""
-    errors: dict[str, list[str]] = {}
-    values: dict[str, Any] = {"the_account": caller.account_id}
-    if filters.status is not None:
-        values["the_status"] = filters.status
-        if filters.status not in set(Status):
-            errors["status"] = [f"{filters.status!r} is no status. The statuses are {', '.join(Status)}."]
-    if filters.location is not None:
-        values["the_location"] = filters.location
-        if await catalog.find_location(tx, filters.location) is None:
-            errors["location"] = [await _no_location(tx, filters.location)]
-    if errors:
-        raise Invalid(errors)
-    kinds = (filters.status is not None, filters.location is not None)
+async def list_servers(tx: Tx, caller: Caller, asked: Form[ServerQuery]) -> tuple[int, list[ServerSummary]]:
+    """How many servers the account has, and a page of them, newest last; raises `Invalid` for a query that is none."""
+    status, location = asked.get("status"), asked.get("location")
+    if location is not None and await catalog.find_location(tx, location) is None:
+        asked.wrong("location", await _no_location(tx, location))
+    asked.done()
+    kinds = (status is not None, location is not None)
+    page = Page.of(asked)
+    values = {"the_account": caller.account_id, "the_status": status, "the_location": location}
     count = await tx.first(int, _count(*kinds), **values) or 0
     rows = await tx.all(ServerSummary.of, _page(*kinds), **values, the_limit=page.size, the_offset=page.offset)
     return count, rows
@@ -219,7 +204,6 @@ async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[Serv
     system = await _chosen_system(tx, form)
     await _check_location(tx, form)
     key = await _chosen_key(tx, caller, form)
-    _check_hostname(form)
     form.done()
     assert plan is not None
     assert system is not None
@@ -250,7 +234,7 @@ async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[Serv
     await operations.add(tx, ids, clock, server_id, Command.CREATE)
     return ServerCreated(
         id=server_id,
-        **values,  # type: ignore[arg-type]  # the columns are those of the answer
+        **values,  # the columns are those of the answer
         ip_address=None,
         plan=PlanBrief(plan.id, plan.name, plan.vcpus, plan.memory_mb, plan.storage_gb),
         os=OsBrief(system.id, system.name),
@@ -308,19 +292,6 @@ async def _chosen_key(tx: Tx, caller: Caller, form: Form[ServerCreate]) -> str |
     return None if key is None else key.public_key
 
 
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-
-
-def _check_hostname(form: Form[Any]) -> None:
-    hostname = form.get("hostname")
-    if hostname is not None and not all(_LABEL.fullmatch(label) for label in hostname.split(".")):
-        form.wrong(
-            "hostname",
-            "A hostname is labels of letters, digits and hyphens joined by dots, each 1 to 63 long with no hyphen at "
-            "its ends (RFC 1123), like web01.example.com.",
-        )
-
-
 _CHANGEABLE = ("name", "hostname", "backups_enabled")
 
 
@@ -334,7 +305,6 @@ async def change(
 ) -> None:
     """Change the fields that were sent; raises `Invalid` or `NotFound`."""
     state = await _state(tx, caller, server_id)
-    _check_hostname(form)
     form.done()
     changes = {name: form.get(name) for name in _CHANGEABLE if form.has(name)}
     if not changes:

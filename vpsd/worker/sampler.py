@@ -101,9 +101,9 @@ class Sampler:
             del values["server_id"]
             await tx.run(_CHANGE, the_server=server.id, **values)
         if measured.received_bytes is not None and measured.sent_bytes is not None:
-            received = since(None if last is None else last.received_bytes, measured.received_bytes)
-            sent = since(None if last is None else last.sent_bytes, measured.sent_bytes)
-            await _add_traffic(tx, server.id, iso_utc(now)[:7], received, sent)
+            before = (0, 0) if last is None else (last.received_bytes or 0, last.sent_bytes or 0)
+            moved = since(before, (measured.received_bytes, measured.sent_bytes))
+            await _add_traffic(tx, server.id, iso_utc(now)[:7], *moved)
 
 
 async def _add_traffic(tx: Tx, server_id: int, month: str, received: int, sent: int) -> None:
@@ -121,6 +121,8 @@ def cpu_percent(last: Sample | None, cpu_seconds: float | None, now_ms: int, vcp
     return round(min(100.0, (cpu_seconds - last.cpu_seconds) * 100_000 / elapsed_ms / vcpus), 1)
 
 
-def since(last: int | None, present: int) -> int:
-    """What a counter that begins anew at each boot has gained."""
-    return present - last if last is not None and present >= last else present
+def since(last: tuple[int, int], present: tuple[int, int]) -> tuple[int, int]:
+    """What two counters (in, out) have gained; both begin anew at each boot, which shows when either has fallen."""
+    if present[0] < last[0] or present[1] < last[1]:
+        return present
+    return present[0] - last[0], present[1] - last[1]

@@ -20,10 +20,10 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _VPSD = "urn:vpsd:guest"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _BALLOON_STATS_SECONDS = 10
-_MACHINE = "q35"
+_MACHINE = "q35"  # boots a kernel faster than pc under emulation
 
-# All devices sit on the root bus by themselves: no bridges for firmware and kernel to walk. libvirt does not know of the
-# NIC: its slot is far above those that libvirt gives by itself.
+# All devices sit on the root bus itself: no bridges for firmware and kernel to walk. libvirt does not know of the NIC:
+# its slot is far above those that libvirt gives.
 _SLOTS = {"agent": "0x02", "vda": "0x03", "vdb": "0x04", "balloon": "0x05", "rng": "0x06", "nic": "0x10"}
 _FORWARD = re.compile(r"hostfwd=tcp:([^:]+):(\d+)-:(\d+)")
 _MAC = re.compile(r"mac=([0-9a-fA-F:]{17})")
@@ -39,7 +39,6 @@ class Files(msgspec.Struct, frozen=True):
     seed: str
     kernel: str | None = None
     initrd: str | None = None
-    rom: str | None = None  # a firmware that starts a kernel faster than the usual one
 
 
 class Wiring(msgspec.Struct, frozen=True):
@@ -104,8 +103,6 @@ def _add_boot(domain: Xml.Element, spec: GuestSpec, files: Files) -> None:
     if not spec.direct_kernel or files.kernel is None:
         Xml.SubElement(boot, "boot", dev="hd")
         return
-    if files.rom:
-        _text(boot, "loader", files.rom, type="rom")
     _text(boot, "kernel", files.kernel)
     if files.initrd:
         _text(boot, "initrd", files.initrd)

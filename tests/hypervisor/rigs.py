@@ -1,0 +1,175 @@
+"""A host to test on, simulated or real, with the hands that reach behind vpsd's back."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from vpsd.hypervisor.libvirt import daemon
+from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
+from vpsd.hypervisor.protocol import Forward, GuestSpec, Hypervisor, Image, Power, guest_name
+from vpsd.hypervisor.simulator import Simulator
+
+INSTANCE = "c0ffee00"
+NAME = guest_name(INSTANCE, 1)
+DISK_BYTES = 256 << 20
+
+
+class Rig(Protocol):
+    """What a contract test needs beside the hypervisor."""
+
+    hypervisor: Hypervisor
+    image: Image
+    spec: GuestSpec
+    seed: bytes
+
+    def crash(self) -> None:
+        """The guest's QEMU dies."""
+
+    def ports_taken(self) -> contextlib.AbstractContextManager[None]:
+        """Somebody has the guest's ports."""
+
+    def read_seed(self) -> bytes:
+        """The seed, as it lies on the host."""
+
+
+def make_spec(image: Image, address: str) -> GuestSpec:
+    """The guest of the contract tests."""
+    return GuestSpec(
+        name=NAME,
+        uuid="5f0c2f0e-7a57-4a0c-9f0c-6a1b6d2e9f11",
+        vcpus=1,
+        memory_mb=128,
+        base=image.key,
+        direct_kernel=image.kernel is not None,
+        cmdline=image.cmdline,
+        mac="52:54:00:c0:ff:ee",
+        address=address,
+        forwards=(Forward(22, 22),),
+    )
+
+
+class SimulatedRig:
+    """The simulator's."""
+
+    def __init__(self, image: Image, seed: bytes) -> None:
+        self.simulator = Simulator(boot_seconds=0.0)
+        self.hypervisor: Hypervisor = self.simulator
+        self.image, self.seed = image, seed
+        self.spec = make_spec(image, "127.93.0.1")
+
+    def crash(self) -> None:
+        self.simulator.happens(NAME, Power.CRASHED)
+
+    @contextlib.contextmanager
+    def ports_taken(self) -> Iterator[None]:
+        self.simulator.low_ports = False
+        yield
+        self.simulator.low_ports = True
+
+    def read_seed(self) -> bytes:
+        return self.simulator.seed(NAME)
+
+
+class RealRig:
+    """A libvirtd of the test's own, as root."""
+
+    def __init__(self, data: Path, image: Image, seed: bytes, key: Path) -> None:
+        self.data, self.key = data, key
+        self.hypervisor: Hypervisor = LibvirtHypervisor(INSTANCE, data, uri=None, machine=RootWithoutLibvirt())
+        self.image, self.seed = image, seed
+        number = os.getpid()
+        self.spec = make_spec(image, f"127.93.{number // 200 % 250 + 1}.{number % 200 + 1}")
+
+    def crash(self) -> None:
+        os.kill(self.qemu_pid(), signal.SIGKILL)
+
+    def qemu_pid(self) -> int:
+        """The process that is the guest."""
+        return int((daemon.home(self.data) / "run" / "qemu" / f"{NAME}.pid").read_text())
+
+    @contextlib.contextmanager
+    def ports_taken(self) -> Iterator[None]:
+        with socket.create_server((self.spec.address, self.spec.forwards[0].host_port)):
+            yield
+
+    def read_seed(self) -> bytes:
+        return (self.data / "pool" / f"{NAME}-seed.iso").read_bytes()
+
+    def ssh(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run something in the guest."""
+        options = ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        flags = [part for option in options for part in ("-o", option)]
+        line = ["ssh", "-i", str(self.key), *flags, f"root@{self.spec.address}", command]
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+
+class RootWithoutLibvirt:
+    """The machine as the private daemon needs it, whatever else runs there."""
+
+    def is_root(self) -> bool:
+        return True
+
+    def system_answers(self) -> bool:
+        return False
+
+    def remembers(self, data: Path) -> str | None:
+        return None
+
+    def missing_programs(self) -> list[str]:
+        return []
+
+
+def silent(_: float, __: str) -> None:
+    """Progress that nobody looks at."""
+
+
+async def prepare(rig: Rig) -> None:
+    """Everything that a guest needs to be powered on."""
+    await rig.hypervisor.ensure_base(rig.image, silent)
+    await rig.hypervisor.ensure_disk(NAME, rig.image.key, DISK_BYTES)
+    await rig.hypervisor.write_seed(NAME, rig.seed)
+    await rig.hypervisor.define(rig.spec)
+
+
+async def boot(rig: Rig) -> None:
+    """Power on and wait for SSH."""
+    await rig.hypervisor.power_on(NAME)
+    await until(lambda: rig.hypervisor.is_up(NAME))
+
+
+async def power(rig: Rig) -> Power | None:
+    """What the host says of the guest."""
+    guest = await rig.hypervisor.guest(NAME)
+    return None if guest is None else guest.power
+
+
+async def until(holds: Callable[[], Awaitable[bool]], limit_seconds: float = 90) -> None:
+    """Ask until it holds."""
+    async with asyncio.timeout(limit_seconds):
+        while not await holds():  # noqa: ASYNC110  the host has no event for everything that is asked here
+            await asyncio.sleep(0.1)
+
+
+async def shut_down(rig: Rig) -> None:
+    """Press the button until the guest is off: one that has just begun to answer may not listen for it yet."""
+
+    async def is_off() -> bool:
+        await rig.hypervisor.request_shutdown(NAME)
+        return await power(rig) is Power.OFF
+
+    await until(is_off)
+
+
+async def until_power(rig: Rig, wanted: Power) -> None:
+    """Wait for the host to say so."""
+
+    async def is_so() -> bool:
+        return await power(rig) is wanted
+
+    await until(is_so)

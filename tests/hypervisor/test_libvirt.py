@@ -1,0 +1,96 @@
+"""What only real guests can show."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.hypervisor.rigs import NAME, RealRig, boot, power, prepare, silent, until, until_power
+from vpsd.errors import Unusable
+from vpsd.hypervisor.libvirt import daemon
+from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
+from vpsd.hypervisor.protocol import Power
+
+pytestmark = pytest.mark.guest
+
+
+async def test_a_restart_of_libvirtd_disturbs_no_guest(real: RealRig) -> None:
+    await prepare(real)
+    await boot(real)
+    pid, boot_id = real.qemu_pid(), real.ssh("cat /proc/sys/kernel/random/boot_id").stdout
+    daemon.stop_own_daemon(real.data)
+    assert await power(real) is Power.RUNNING  # asks, and so starts the daemon again
+    assert daemon.running_pid(real.data) is not None
+    assert await real.hypervisor.is_up(NAME)
+    assert (real.qemu_pid(), real.ssh("cat /proc/sys/kernel/random/boot_id").stdout) == (pid, boot_id)
+    real.crash()
+    await until_power(real, Power.CRASHED)
+
+
+async def test_a_guest_that_died_while_libvirtd_was_away_has_crashed(real: RealRig) -> None:
+    await prepare(real)
+    await real.hypervisor.power_on(NAME)
+    daemon.stop_own_daemon(real.data)
+    real.crash()
+    await until_power(real, Power.CRASHED)
+
+
+async def test_a_guest_that_powers_itself_off_is_off_and_watchers_hear_of_it(real: RealRig) -> None:
+    heard: list[str] = []
+    real.hypervisor.watch(heard.append)
+    await prepare(real)
+    await boot(real)
+    heard.clear()
+    real.ssh("poweroff")
+    await until_power(real, Power.OFF)
+
+    async def was_heard() -> bool:
+        return NAME in heard
+
+    await until(was_heard)
+
+
+async def test_figures_and_console_of_a_running_guest(real: RealRig) -> None:
+    await prepare(real)
+    await boot(real)
+
+    async def agent_tells() -> bool:
+        return (await real.hypervisor.usage(NAME)).disk_used_bytes is not None
+
+    await until(agent_tells)
+    usage = await real.hypervisor.usage(NAME)
+    assert all(value is not None and value > 0 for value in msgspec.structs.astuple(usage))
+    assert isinstance(real.hypervisor, LibvirtHypervisor)
+    console = await real.hypervisor.console(NAME)
+    await console.write(b"\r\n")
+    assert await asyncio.wait_for(console.read(), 30)
+    console.close()
+
+
+async def test_an_upload_that_was_cut_off_is_never_taken_for_whole(real: RealRig, tmp_path: Path) -> None:
+    image = msgspec.structs.replace(real.image, key="cut-off")
+
+    def stop(fraction: float, text: str) -> None:
+        upload.cancel()
+
+    upload = asyncio.ensure_future(real.hypervisor.ensure_base(image, stop))
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+
+    async def is_unfinished() -> bool:
+        return "cut-off" in (await real.hypervisor.volumes()).unfinished
+
+    await until(is_unfinished)
+    with pytest.raises(Unusable):
+        await real.hypervisor.ensure_disk(NAME, "cut-off", 1 << 28)
+    await real.hypervisor.ensure_base(image, silent)
+    assert "cut-off" in (await real.hypervisor.volumes()).bases
+    await real.hypervisor.delete_base("cut-off")
+    volumes = await real.hypervisor.volumes()
+    assert "cut-off" not in volumes.bases | volumes.unfinished
+
+
+async def test_guests_of_others_are_left_alone(real: RealRig) -> None:
+    with pytest.raises(Unusable, match="no guest of this vpsd"):
+        await real.hypervisor.power_off("somebody-elses")

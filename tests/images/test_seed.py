@@ -1,0 +1,91 @@
+"""The seed, read back by another path than it was written by."""
+
+import io
+import os
+import time
+
+import pycdlib
+import pytest
+
+from vpsd.errors import Unusable
+from vpsd.images.seed import SEED_BYTES, seed_iso
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDummy alice: her #1 key"
+HASH = "$6$salt$hash"
+
+
+def read(iso_bytes: bytes) -> dict[str, str]:
+    iso = pycdlib.PyCdlib()
+    iso.open_fp(io.BytesIO(iso_bytes))
+    assert iso.pvd.volume_identifier.decode().strip() == "cidata"
+    files = {}
+    for name in ("meta-data", "user-data", "network-config"):
+        by_joliet, by_rock_ridge = io.BytesIO(), io.BytesIO()
+        iso.get_file_from_iso_fp(by_joliet, joliet_path=f"/{name}")
+        iso.get_file_from_iso_fp(by_rock_ridge, rr_path=f"/{name}")
+        assert by_joliet.getvalue() == by_rock_ridge.getvalue()
+        files[name] = by_joliet.getvalue().decode()
+    iso.close()
+    return files
+
+
+def test_a_seed_with_a_key_lets_root_in_by_that_key_only() -> None:
+    files = read(seed_iso(instance_id="i-1", hostname="web", ssh_keys=[KEY]))
+    assert files == {
+        "meta-data": 'instance-id: "i-1"\nlocal-hostname: "web"\n',
+        "user-data": (
+            '#cloud-config\nhostname: "web"\nfqdn: "web"\npreserve_hostname: false\nmanage_etc_hosts: true\n'
+            f'disable_root: false\nssh_pwauth: false\nssh_authorized_keys:\n- "{KEY}"\nusers: []\n'
+        ),
+        "network-config": (
+            'version: 2\nethernets:\n  eth0:\n    match:\n      name: "e*"\n    addresses:\n    - 10.0.2.15/24\n'
+            "    routes:\n    - to: 0.0.0.0/0\n      via: 10.0.2.2\n    nameservers:\n      addresses: [10.0.2.3]\n"
+        ),
+    }
+
+
+def test_a_seed_with_a_password_lets_root_in_by_password() -> None:
+    text = read(seed_iso(instance_id="i-1", hostname="web", password_hash=HASH))["user-data"]
+    assert "ssh_pwauth: true\n" in text
+    assert f'users:\n- name: root\n  lock_passwd: false\n  hashed_passwd: "{HASH}"\n' in text
+    assert "- path: /etc/ssh/sshd_config.d/10-vpsd.conf\n" in text
+    assert "    PermitRootLogin yes\n    PasswordAuthentication yes\n" in text
+
+
+def test_a_qualified_hostname_is_split_into_host_and_domain() -> None:
+    files = read(seed_iso(instance_id="i-1", hostname="web.example.org"))
+    assert 'hostname: "web"\nfqdn: "web.example.org"\n' in files["user-data"]
+    assert 'local-hostname: "web.example.org"\n' in files["meta-data"]
+
+
+def test_a_known_mac_names_the_interface() -> None:
+    text = read(seed_iso(instance_id="i-1", hostname="web", mac="52:54:00:AB:CD:EF"))["network-config"]
+    assert '    match:\n      macaddress: "52:54:00:ab:cd:ef"\n    set-name: eth0\n' in text
+
+
+def test_text_in_a_key_cannot_become_configuration() -> None:
+    text = read(seed_iso(instance_id="i-1", hostname="web", ssh_keys=['ssh-rsa A b"\nruncmd: [reboot]']))["user-data"]
+    assert '- "ssh-rsa A b\\"\\nruncmd: [reboot]"\n' in text
+
+
+def test_equal_input_gives_equal_bytes_at_any_time_in_any_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = set()
+    for now, zone in ((1_000_000_000.0, "UTC"), (1_700_000_000.0, "Asia/Tokyo")):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        monkeypatch.setitem(os.environ, "TZ", zone)
+        time.tzset()
+        seeds.add(seed_iso(instance_id="i-1", hostname="web", ssh_keys=[KEY]))
+    monkeypatch.undo()
+    time.tzset()
+    assert len(seeds) == 1
+
+
+def test_every_seed_has_the_same_size() -> None:
+    few = seed_iso(instance_id="i-1", hostname="w")
+    many = seed_iso(instance_id="i-2", hostname="web.example.org", ssh_keys=[KEY] * 500, password_hash=HASH)
+    assert len(few) == len(many) == SEED_BYTES
+
+
+def test_keys_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(Unusable, match="too long"):
+        seed_iso(instance_id="i-1", hostname="web", ssh_keys=[KEY] * 2000)

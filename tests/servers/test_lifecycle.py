@@ -1,0 +1,41 @@
+"""The table of what may happen to a server."""
+
+import pytest
+
+from vpsd.servers.flows import FLOWS
+from vpsd.servers.lifecycle import RULES, Command, Status, allowed, refusal, supersedes
+
+
+def test_every_command_has_a_rule_and_a_flow() -> None:
+    assert set(RULES) == set(Command) == set(FLOWS)
+
+
+def test_every_command_ends_where_another_can_begin() -> None:
+    for command, rule in RULES.items():
+        if command in (Command.DELETE, Command.CONFIGURE):
+            continue
+        assert rule.success is not None
+        assert rule.failure is not None
+        assert allowed(rule.success)
+        assert len(allowed(rule.failure)) > 1, f"{command} fails into a status with no way out but delete"
+
+
+def test_everything_but_delete_is_given_up_some_day() -> None:
+    assert [command for command, rule in RULES.items() if rule.minutes is None] == [Command.DELETE]
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_delete_is_accepted_from_every_status(status: Status) -> None:
+    assert refusal(status, Command.DELETE) is None
+    assert Command.DELETE in allowed(status)
+
+
+def test_a_refusal_names_the_status_and_what_is_allowed_in_it() -> None:
+    text = refusal(Status.ACTIVE, Command.START)
+    assert text == "The server is active; start needs it to be error or stopped. Allowed now: stop, reboot, delete."
+
+
+def test_delete_pushes_everything_aside_and_everything_pushes_the_seeds_rewriting_aside() -> None:
+    assert all(supersedes(Command.DELETE, command) for command in Command)
+    assert all(supersedes(command, Command.CONFIGURE) for command in Command)
+    assert not supersedes(Command.STOP, Command.REBOOT)

@@ -1,0 +1,91 @@
+"""kill -9 between any two calls to the hypervisor: another worker takes over, and the server arrives where it was told to go."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.cloud import Cloud
+from vpsd.core.ids import Ids
+from vpsd.operations.service import LEASE_SECONDS
+from vpsd.servers.lifecycle import Command, Status
+from vpsd.worker.check import Check
+
+
+class Killed(BaseException):
+    """The process is gone: nothing catches it, nothing is saved after it."""
+
+
+def kill_at(number: int) -> Callable[[str], None]:
+    """Die at that call, counted from now."""
+    seen = 0
+
+    def call(_: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            raise Killed
+
+    return call
+
+
+async def _told(cloud: Cloud, command: Command) -> int:
+    """A server that has just been told a command."""
+    if command is Command.CREATE:
+        return await cloud.create()
+    server = await cloud.have_server(status=Status.STOPPED if command is Command.START else Status.ACTIVE)
+    if command is Command.DELETE:
+        await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
+    elif command is Command.CONFIGURE:
+        await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "new.example.com"})
+    elif command is Command.RECOVER:
+        cloud.hypervisor.vanishes(cloud.guest(server))
+        await cloud.reconciler().reconcile()
+    else:
+        await cloud.post(f"/api/v1/servers/{server}/{command}/")
+    return server
+
+
+async def _calls_of(cloud: Cloud, command: Command) -> int:
+    server = await _told(cloud, command)
+    before = len(cloud.hypervisor.calls)
+    await cloud.work()
+    calls = len(cloud.hypervisor.calls) - before
+    await _delete(cloud, server)
+    return calls
+
+
+async def _delete(cloud: Cloud, server: int) -> None:
+    await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
+    await cloud.settle()
+
+
+@pytest.mark.parametrize("moment", ["before_call", "after_call"])
+@pytest.mark.parametrize("command", list(Command))
+async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leaked(
+    cloud: Cloud, command: Command, moment: str
+) -> None:
+    arrives = Status.STOPPED if command is Command.STOP else Status.ACTIVE
+    calls = await _calls_of(cloud, command)
+    assert calls > 0
+    for number in range(1, calls + 1):
+        server = await _told(cloud, command)
+        setattr(cloud.hypervisor, moment, kill_at(number))
+        with pytest.raises(Killed):
+            await cloud.work("first")
+        setattr(cloud.hypervisor, moment, None)
+        assert await cloud.work("second") == 0  # the dead worker's lease still holds
+        cloud.clock.advance(LEASE_SECONDS + 1)
+        await cloud.settle()
+        name = cloud.guest(server)
+        volumes = await cloud.hypervisor.volumes()
+        guests = await cloud.hypervisor.guests()
+        if command is Command.DELETE:
+            assert (await cloud.get(f"/api/v1/servers/{server}/")).status_code == 404
+            assert (set(guests), set(volumes.disks), set(volumes.seeds)) == (set(), set(), set())
+            assert await cloud.addresses() == []
+        else:
+            assert await cloud.status(server) == arrives, f"killed at call {number}"
+            assert (set(guests), set(volumes.disks), set(volumes.seeds)) == ({name}, {name}, {name})
+            assert [held.server_id for held in await cloud.addresses()] == [server]
+            await _delete(cloud, server)
+        assert await Check(cloud.world, Ids()).run() == []

@@ -1,0 +1,126 @@
+"""The world wins: what happens on the host by itself reaches the rows."""
+
+import pytest
+
+from tests.cloud import Cloud
+from vpsd.hypervisor.protocol import Power
+from vpsd.operations import service as operations
+from vpsd.servers.lifecycle import Command, Status
+from vpsd.worker.reconcile import VERDICTS
+
+
+async def test_a_guest_that_powers_itself_off_is_stopped(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.happens(cloud.guest(server), Power.OFF)
+    await cloud.reconciler().reconcile()
+    assert await cloud.status(server) == "stopped"
+    assert [o["command"] for o in await cloud.operations(server)] == ["create"]
+
+
+@pytest.mark.parametrize("power", [Power.CRASHED, Power.PAUSED])
+async def test_a_guest_that_died_or_was_paused_runs_again(cloud: Cloud, power: Power) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.happens(cloud.guest(server), power)
+    await cloud.reconciler().reconcile()
+    assert await cloud.status(server) == "starting"
+    await cloud.work()
+    assert await cloud.status(server) == "active"
+    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    assert guest is not None
+    assert guest.power is Power.RUNNING
+
+
+async def test_a_guest_that_was_undefined_is_defined_anew_on_its_own_disk(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.vanishes(cloud.guest(server))
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+    assert cloud.hypervisor.calls.count("ensure_disk") == 1
+
+
+async def test_a_lost_disk_is_never_replaced_by_an_empty_one(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.vanishes(cloud.guest(server))
+    cloud.hypervisor.loses_disk(cloud.guest(server))
+    await cloud.settle()
+    row = await cloud.row(server)
+    assert (row.status, row.error) == ("error", "The server's disk is gone from the host.")
+
+
+async def test_a_guest_that_keeps_dying_is_started_three_times_an_hour_and_no_more(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    for _ in range(3):
+        cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+        await cloud.settle()
+        assert await cloud.status(server) == "active"
+        cloud.clock.advance(1)
+    cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+    await cloud.settle()
+    assert await cloud.status(server) == "error"
+    assert "after 3 recoveries within an hour" in ((await cloud.row(server)).error or "")
+    await cloud.post(f"/api/v1/servers/{server}/start/")
+    await cloud.settle()
+    cloud.clock.advance(3600)
+    cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+
+
+async def test_a_stopped_server_that_somebody_started_is_taken_in(cloud: Cloud) -> None:
+    server = await cloud.have_server(status=Status.STOPPED)
+    cloud.hypervisor.happens(cloud.guest(server), Power.RUNNING)
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+
+
+async def test_nothing_is_touched_while_an_operation_is_open(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await cloud.post(f"/api/v1/servers/{server}/stop/")
+    cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+    await cloud.reconciler().reconcile()
+    assert await cloud.status(server) == "stopping"
+    assert [o["command"] for o in await cloud.operations(server)] == ["create", "stop"]
+
+
+async def test_a_look_that_is_older_than_the_row_says_nothing(cloud: Cloud) -> None:
+    server = await cloud.have_server(status=Status.STOPPED)
+    look = cloud.hypervisor.guests
+
+    async def old_look() -> object:
+        seen = await look()
+        await cloud.post(f"/api/v1/servers/{server}/start/")
+        await cloud.work()
+        return seen
+
+    cloud.hypervisor.guests = old_look  # type: ignore[method-assign, assignment]
+    await cloud.reconciler().reconcile()
+    assert await cloud.status(server) == "active"
+
+
+async def test_a_hostname_changed_while_another_operation_was_open_reaches_the_seed_afterwards(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    async with cloud.database.write() as tx:
+        await operations.add(tx, cloud.ids, cloud.clock, server, Command.RECOVER)
+        await operations.claim(tx, cloud.clock, "busy")
+    await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "late.example.com"})
+    async with cloud.database.read() as tx:
+        operation = await operations.open_operation(tx, server)
+    assert operation is not None
+    async with cloud.database.write() as tx:
+        await operations.finish(tx, cloud.clock, operations.Lease.of(operation), None, None)
+    cloud.clock.advance(1)
+    await cloud.reconciler().reconcile()
+    await cloud.work()
+    assert b"late.example.com" in cloud.hypervisor.seed(cloud.guest(server))
+
+
+async def test_a_host_that_does_not_answer_changes_no_row(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.broken = True
+    with pytest.raises(Exception, match="does not answer"):
+        await cloud.reconciler().reconcile()
+    assert await cloud.status(server) == "active"
+
+
+def test_only_servers_at_rest_are_judged() -> None:
+    assert {status for status, _ in VERDICTS} == {Status.ACTIVE, Status.STOPPED, Status.ERROR}

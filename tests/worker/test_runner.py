@@ -1,0 +1,349 @@
+"""Leases, fences, retries, deadlines, successors: each guard has a test that fails without it."""
+
+import asyncio
+
+import msgspec
+import pytest
+
+from tests.cloud import Cloud
+from vpsd.errors import Busy, Unusable
+from vpsd.operations import service as operations
+from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Lease, LostLease
+from vpsd.servers.lifecycle import Command, Status
+
+
+async def test_an_operation_in_a_live_workers_hands_is_not_taken(cloud: Cloud) -> None:
+    await cloud.create()
+    async with cloud.database.write() as tx:
+        assert await operations.claim(tx, cloud.clock, "first") is not None
+        assert await operations.claim(tx, cloud.clock, "second") is None
+    cloud.clock.advance(LEASE_SECONDS - 1)
+    async with cloud.database.write() as tx:
+        assert await operations.claim(tx, cloud.clock, "second") is None
+
+
+async def test_a_lease_that_ran_out_is_taken_over_and_its_old_holder_cannot_save(cloud: Cloud) -> None:
+    await cloud.create()
+    async with cloud.database.write() as tx:
+        first = await operations.claim(tx, cloud.clock, "first")
+    assert first is not None
+    cloud.clock.advance(LEASE_SECONDS + 1)
+    async with cloud.database.write() as tx:
+        second = await operations.claim(tx, cloud.clock, "second")
+    assert second is not None
+    assert second.id == first.id
+    stale = Lease.of(first)
+    for attempt in (
+        lambda tx: operations.save_step(tx, stale, "power_on", 0.5),
+        lambda tx: operations.report(tx, stale, 0.5, "still here"),
+        lambda tx: operations.renew(tx, cloud.clock, stale),
+        lambda tx: operations.hold(tx, stale),
+        lambda tx: operations.release(tx, stale, "sorry", 0),
+        lambda tx: operations.finish(tx, cloud.clock, stale, None, None),
+    ):
+        with pytest.raises(LostLease):
+            async with cloud.database.write() as tx:
+                await attempt(tx)
+    async with cloud.database.write() as tx:
+        await operations.save_step(tx, Lease.of(second), "power_on", 0.5)
+
+
+async def test_a_long_step_keeps_its_lease(cloud: Cloud) -> None:
+    await cloud.create()
+    beat, beaten = asyncio.Event(), asyncio.Event()
+
+    async def tick(seconds: float) -> None:
+        assert seconds < LEASE_SECONDS / 2
+        if not beaten.is_set():
+            await beat.wait()
+            cloud.clock.advance(LEASE_SECONDS - 1)
+            beaten.set()
+            return
+        await asyncio.Event().wait()
+
+    async def slow_define(call: str) -> None:
+        if call == "define":
+            beat.set()
+            await beaten.wait()
+            async with asyncio.timeout(5):
+                while not renewed():
+                    await asyncio.sleep(0)
+
+    def renewed() -> bool:
+        return renewals > 0
+
+    renewals = 0
+    original = operations.renew
+
+    async def renew(*arguments: object) -> object:
+        nonlocal renewals
+        answer = await original(*arguments)  # type: ignore[arg-type]
+        renewals += 1
+        return answer
+
+    define = cloud.hypervisor.define
+
+    async def defined(spec: object) -> None:
+        await slow_define("define")
+        cloud.clock.advance(2)  # past the first lease, within the renewed one
+        assert await cloud.work("second") == 0
+        await define(spec)  # type: ignore[arg-type]
+
+    cloud.hypervisor.define = defined  # type: ignore[method-assign, assignment]
+    operations.renew = renew  # type: ignore[assignment]
+    try:
+        assert await cloud.runner("first", tick=tick).run_once()
+    finally:
+        operations.renew = original
+    assert await cloud.status(1) == "active"
+    assert [o["attempts"] for o in await cloud.operations(1)] == [1]
+
+
+async def test_a_host_that_does_not_answer_is_asked_again_with_growing_pauses(cloud: Cloud) -> None:
+    server = await cloud.create()
+    cloud.hypervisor.broken = True
+    pauses = []
+    for _ in range(7):
+        assert await cloud.work() == 1
+        started = cloud.clock.now_ms()
+        while not (due := await _due(cloud)):
+            cloud.clock.advance(1)
+        assert due
+        pauses.append((cloud.clock.now_ms() - started) // 1000)
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+    (operation,) = await cloud.operations(server)
+    assert operation["status"] == "queued"
+    assert operation["attempts"] == 7
+    assert operation["error"] == "The simulated host does not answer."
+    cloud.hypervisor.broken = False
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+
+
+async def _due(cloud: Cloud) -> bool:
+    async with cloud.database.read() as tx:
+        operation = await operations.open_operation(tx, 1)
+    assert operation is not None
+    return operation.run_at_ms <= cloud.clock.now_ms()
+
+
+async def test_attempts_come_to_an_end_and_the_server_rests_in_error_saying_why(cloud: Cloud) -> None:
+    server = await cloud.create()
+    cloud.hypervisor.broken = True
+    for _ in range(MAX_ATTEMPTS + 5):
+        await cloud.work()
+        cloud.clock.advance(31)
+    detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
+    assert detail["status"] == "error"
+    assert detail["error"] == f"Given up after {MAX_ATTEMPTS} attempts: The simulated host does not answer."
+    (operation,) = await cloud.operations(server)
+    assert (operation["status"], operation["attempts"]) == ("failed", MAX_ATTEMPTS)
+
+
+async def test_a_deadline_ends_an_operation_that_nobody_could_finish(cloud: Cloud) -> None:
+    server = await cloud.create()
+    cloud.clock.advance(3600 + 1)
+    await cloud.work()
+    assert await cloud.status(server) == "error"
+    assert "Given up" in (await cloud.operations(server))[0]["error"]
+
+
+async def test_an_operation_that_kills_every_worker_is_given_up(cloud: Cloud) -> None:
+    server = await cloud.create()
+    for _ in range(MAX_ATTEMPTS):
+        async with cloud.database.write() as tx:
+            assert await operations.claim(tx, cloud.clock, "doomed") is not None
+        cloud.clock.advance(LEASE_SECONDS + 1)
+    await cloud.work()
+    assert await cloud.status(server) == "error"
+    assert (await cloud.row(server)).error == f"Given up after {MAX_ATTEMPTS} attempts: the worker died"
+
+
+async def test_what_cannot_be_had_is_not_tried_again(cloud: Cloud) -> None:
+    server = await cloud.create()
+
+    def refuse(call: str) -> None:
+        if call == "ensure_disk":
+            raise Unusable("The pool is full.")
+
+    cloud.hypervisor.before_call = refuse
+    await cloud.work()
+    assert (await cloud.row(server)).error == "The pool is full."
+    assert [o["attempts"] for o in await cloud.operations(server)] == [1]
+
+
+async def test_a_server_in_error_can_be_started_again_and_goes_on_where_it_stopped(cloud: Cloud) -> None:
+    server = await cloud.create()
+    cloud.hypervisor.never_boots = True
+    await cloud.work()
+    assert await cloud.status(server) == "error"
+    cloud.hypervisor.never_boots = False
+    answer = await cloud.post(f"/api/v1/servers/{server}/start/")
+    assert answer.json()["server"]["status"] == "starting"
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+    assert (await cloud.row(server)).error is None
+
+
+async def test_a_boot_that_does_not_answer_is_tried_once_more_and_then_left_off(cloud: Cloud) -> None:
+    cloud.hypervisor.never_boots = True
+    server = await cloud.create()
+    await cloud.work()
+    assert cloud.hypervisor.calls.count("power_on") == 2
+    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    assert guest is not None
+    assert guest.power == "off"
+    detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
+    assert detail["status"] == "error"
+    assert detail["error"].startswith("The guest did not answer within 240 seconds of power-on, twice")
+    assert detail["ip_address"] is None
+
+
+async def test_a_guest_that_ignores_the_power_button_loses_its_plug_and_the_record_says_so(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.ignores_acpi = True
+    await cloud.post(f"/api/v1/servers/{server}/stop/")
+    await cloud.work()
+    assert await cloud.status(server) == "stopped"
+    assert (await cloud.operations(server))[-1]["detail"] == "did not shut down by ACPI within 90 s: powered off"
+
+
+async def test_a_graceful_stop_is_recorded_as_one(cloud: Cloud) -> None:
+    server = await cloud.have_server(status=Status.STOPPED)
+    assert (await cloud.operations(server))[-1]["detail"] == "shut down by ACPI"
+
+
+async def test_a_host_that_may_not_open_low_ports_uses_high_ones(cloud: Cloud) -> None:
+    cloud.hypervisor.low_ports = False
+    server = await cloud.have_server()
+    detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
+    assert detail["ssh"] == "ssh -p 2222 root@127.10.0.2"
+    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    assert guest is not None
+    assert [(f.host_port, f.guest_port) for f in guest.forwards] == [(2222, 22), (8080, 80), (8443, 443)]
+
+
+async def test_delete_takes_over_from_a_create_that_no_worker_has_begun(cloud: Cloud) -> None:
+    server = await cloud.create()
+    assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+    await cloud.settle()
+    assert "define" not in cloud.hypervisor.calls
+    assert await cloud.addresses() == []
+
+
+async def test_delete_takes_over_from_a_boot_that_a_worker_is_waiting_for(cloud: Cloud) -> None:
+    server = await cloud.create()
+    cloud.hypervisor.never_boots = True
+    beats = asyncio.Event()
+
+    async def tick(seconds: float) -> None:
+        await beats.wait()
+        await asyncio.sleep(0)
+
+    waiting = asyncio.Event()
+
+    def notice(call: str) -> None:
+        if call == "is_up":
+            waiting.set()
+
+    cloud.hypervisor.before_call = notice
+    work = asyncio.create_task(cloud.runner("first", tick=tick).run_once())
+    await waiting.wait()
+    assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+    beats.set()
+    await work
+    cloud.hypervisor.before_call = None
+    await cloud.settle()
+    assert cloud.hypervisor.calls.count("power_on") == 1
+    assert await cloud.hypervisor.guests() == {}
+    assert await cloud.addresses() == []
+
+
+async def test_delete_goes_on_trying_until_the_host_is_back(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.broken = True
+    await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
+    for _ in range(MAX_ATTEMPTS + 10):
+        await cloud.work()
+        cloud.clock.advance(301)
+    assert len(await cloud.addresses()) == 1  # held until nothing can listen on it any more
+    cloud.hypervisor.broken = False
+    await cloud.settle()
+    assert await cloud.addresses() == []
+    assert await cloud.hypervisor.guests() == {}
+
+
+async def test_an_error_of_vpsds_own_is_tried_again_and_told(cloud: Cloud) -> None:
+    server = await cloud.create()
+
+    def stumble(call: str) -> None:
+        if call == "define":
+            raise KeyError("bug")
+
+    cloud.hypervisor.before_call = stumble
+    await cloud.work()
+    (operation,) = await cloud.operations(server)
+    assert operation["status"] == "queued"
+    assert operation["error"] == "internal error: KeyError('bug')"
+    cloud.hypervisor.before_call = None
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+
+
+async def test_a_reboot_leaves_the_guest_running_with_the_new_hostname_in_its_seed(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "new.example.com"})
+    answer = await cloud.post(f"/api/v1/servers/{server}/reboot/")  # pushes the seed's rewriting aside
+    assert answer.status_code == 200
+    await cloud.settle()
+    assert b"new.example.com" in cloud.hypervisor.seed(cloud.guest(server))
+    assert [(o["command"], o["status"]) for o in await cloud.operations(server)] == [
+        ("create", "succeeded"),
+        ("configure", "cancelled"),
+        ("reboot", "succeeded"),
+    ]
+
+
+async def test_a_new_hostname_is_in_the_seed_before_anybody_reboots(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "new.example.com"})
+    await cloud.work()
+    assert b"new.example.com" in cloud.hypervisor.seed(cloud.guest(server))
+    assert await cloud.status(server) == "active"
+
+
+async def test_two_workers_share_the_work_and_nothing_is_done_twice(cloud: Cloud) -> None:
+    servers = [await cloud.create(f"web-{number}") for number in range(6)]
+    await asyncio.gather(cloud.work("first"), cloud.work("second"))
+    for server in servers:
+        assert await cloud.status(server) == "active"
+        assert [o["attempts"] for o in await cloud.operations(server)] == [1]
+    assert len({held.address for held in await cloud.addresses()}) == 6
+
+
+async def test_only_one_operation_can_be_open_on_a_server(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    async with cloud.database.write() as tx:
+        await operations.add(tx, cloud.ids, cloud.clock, server, Command.STOP)
+    with pytest.raises(Busy):
+        async with cloud.database.write() as tx:
+            await operations.add(tx, cloud.ids, cloud.clock, server, Command.REBOOT)
+    # The index says so too, to those who come at the same moment.
+    with pytest.raises(Busy):
+        async with cloud.database.write() as tx:
+            await operations._insert(tx, cloud.ids, cloud.clock, server, Command.REBOOT)
+
+
+async def test_a_used_up_address_pool_is_said_and_waits_for_an_address(cloud: Cloud) -> None:
+    cloud.world = msgspec.structs.replace(
+        cloud.world, settings=msgspec.structs.replace(cloud.settings, address_pool="127.10.0.0/30")
+    )
+    first, second = await cloud.create("first"), await cloud.create("second")
+    await cloud.work()
+    assert await cloud.status(first) == "active"
+    (operation,) = await cloud.operations(second)
+    assert "VPSD_ADDRESS_POOL" in operation["error"]
+    await cloud.ask("DELETE", f"/api/v1/servers/{first}/")
+    await cloud.settle()
+    assert await cloud.status(second) == "active"
+

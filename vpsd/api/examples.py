@@ -1,0 +1,171 @@
+"""Examples of the API's description, by operation: those of the published page, with what vpsd adds to them.
+
+They are made of the structs that go over the wire, so that they cannot have another shape.
+"""
+
+from typing import Any
+
+from vpsd.api.catalog import LocationList, LocationView, OperatingSystemList, OperatingSystemView, PlanList, PlanView
+from vpsd.api.cloud import HostStatus
+from vpsd.api.errors import Problem
+from vpsd.api.health import Health
+from vpsd.api.servers import OperationList, ServerList
+from vpsd.api.ssh_keys import SshKeyList, SshKeyView
+from vpsd.hypervisor.protocol import HostFacts
+from vpsd.servers.lifecycle import Command, Status, refusal
+from vpsd.servers.schemas import (
+    ActionAccepted,
+    OperationView,
+    OsBrief,
+    PlanBrief,
+    PlanFull,
+    ResourceUsage,
+    ServerCreate,
+    ServerCreated,
+    ServerDetail,
+    ServerPatch,
+    ServerState,
+    ServerSummary,
+    ServerUpdate,
+)
+from vpsd.servers.service import MESSAGES
+from vpsd.ssh_keys.service import SshKeyCreate
+
+_UUIDS = [f"3f0c2a64-8d1e-4b57-9a3c-5e7d1f2b6c{number:02d}" for number in range(4)]
+_STANDARD = PlanBrief(1, "Standard VPS", 2, 4096, 80)
+_UBUNTU = OsBrief(5, "Ubuntu 22.04 LTS")
+_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKXAUNfJY/JyqXeO35s/xoksDoq86DgTYmivuCURdqkV ana@laptop"
+_SSH_KEY = SshKeyView(
+    7, _UUIDS[3], "laptop", _KEY, "SHA256:uzVFf1/MRs46QOr6LE9iUMja+pcJdQ/bcm6Oa3WYODQ", "2025-01-10T14:00:00Z"
+)
+
+_SERVER = ServerDetail(
+    id=12345,
+    uuid=_UUIDS[0],
+    name="web-server-01",
+    hostname="web01.example.com",
+    status=Status.ACTIVE,
+    ip_address="127.10.0.2",
+    ipv6_address=None,
+    location="us-west",
+    plan=PlanFull(1, "Standard VPS", 2, 4096, 80, 2048),
+    os=_UBUNTU,
+    backups_enabled=True,
+    resource_usage=ResourceUsage(23.5, 2048, 35.0, 450.0),
+    ssh="ssh root@127.10.0.2",
+    error=None,
+    created_at="2025-01-10T14:30:00Z",
+    updated_at="2025-01-16T15:45:00Z",
+)
+_SERVERS = ServerList(
+    2,
+    None,
+    None,
+    [
+        ServerSummary(
+            *(12345, _UUIDS[0], "web-server-01", "web01.example.com", Status.ACTIVE, "127.10.0.2", "us-west"),
+            *(_STANDARD, _UBUNTU, "2025-01-10T14:30:00Z", "2025-01-15T10:20:00Z"),
+        ),
+        ServerSummary(
+            *(12346, _UUIDS[1], "db-server-01", "db01.example.com", Status.ACTIVE, "127.10.0.3", "us-east"),
+            *(PlanBrief(2, "Performance VPS", 4, 8192, 160), OsBrief(3, "Debian 12")),
+            *("2025-01-12T09:15:00Z", "2025-01-16T08:45:00Z"),
+        ),
+    ],
+)
+_CREATED = ServerCreated(
+    id=12347,
+    uuid=_UUIDS[2],
+    name="web-server-02",
+    hostname="web02.example.com",
+    status=Status.PROVISIONING,
+    ip_address=None,
+    location="us-west",
+    plan=_STANDARD,
+    os=_UBUNTU,
+    backups_enabled=True,
+    created_at="2025-01-16T15:30:00Z",
+    updated_at="2025-01-16T15:30:00Z",
+    message="Server is being provisioned. This may take 2-5 minutes.",
+    password="Hs4TqvWm8zKd2nRbYc7e",  # noqa: S106  # as it looks
+)
+_OPERATION = OperationView(
+    id=1,
+    uuid=_UUIDS[2],
+    command="create",
+    status="running",
+    step="await_boot",
+    progress=0.8,
+    detail="waiting for the guest to answer",
+    attempts=1,
+    error=None,
+    created_at="2025-01-16T15:30:00Z",
+    started_at="2025-01-16T15:30:00Z",
+    finished_at=None,
+)
+
+
+def _accepted(command: Command, status: Status) -> ActionAccepted:
+    return ActionAccepted("success", MESSAGES[command], ServerState(12345, "web-server-01", status))
+
+
+BODIES: dict[str, Any] = {
+    "server_create": ServerCreate("web-server-02", 1, 5, "us-west", "web02.example.com", backups_enabled=True),
+    "server_update": ServerUpdate("web-server-updated", "web-updated.example.com", True),
+    "server_patch": ServerPatch("new-server-name"),
+    "ssh_key_create": SshKeyCreate("laptop", _KEY),
+}
+
+ANSWERS: dict[str, Any] = {
+    "server_list": _SERVERS,
+    "server_create": _CREATED,
+    "server_get": _SERVER,
+    "server_update": _SERVER,
+    "server_patch": _SERVER,
+    "server_start": _accepted(Command.START, Status.STARTING),
+    "server_stop": _accepted(Command.STOP, Status.STOPPING),
+    "server_reboot": _accepted(Command.REBOOT, Status.REBOOTING),
+    "server_operations": OperationList(1, None, None, [_OPERATION]),
+    "ssh_key_list": SshKeyList(1, None, None, [_SSH_KEY]),
+    "ssh_key_create": _SSH_KEY,
+    "ssh_key_get": _SSH_KEY,
+    "plan_list": PlanList(
+        1,
+        None,
+        None,
+        [
+            PlanView(
+                *(1, "Standard VPS", "standard", 2, 4096, 80, 2048, True),
+                "For web sites and small applications",
+            )
+        ],
+    ),
+    "operating_system_list": OperatingSystemList(
+        1, None, None, [OperatingSystemView(5, "Ubuntu 22.04 LTS", "ubuntu-22.04")]
+    ),
+    "location_list": LocationList(1, None, None, [LocationView(1, "us-west", "US West", "United States", "US")]),
+    "health": Health(
+        "ok",
+        "1.0.0",
+        HostStatus(
+            "ok",
+            None,
+            HostFacts("libvirt", "qemu:///system", "kvm", "a guest ran", "QEMU 7.2.0, libvirt 9.0.0", 8, 32768),
+        ),
+    ),
+}
+
+PROBLEMS = {
+    problem.code: problem
+    for problem in (
+        Problem("Send your token with the request: Authorization: Bearer YOUR_API_TOKEN", "unauthenticated"),
+        Problem("There is no server 12345.", "not_found"),
+        Problem("The body is too large; 262144 bytes are the limit.", "too_large"),
+        Problem("Send the body as JSON, with the header Content-Type: application/json.", "unsupported_media_type"),
+        Problem("The body is no valid JSON: JSON is malformed: expected ',' or '}' (byte 24).", "bad_request"),
+        Problem(str(refusal(Status.ACTIVE, Command.START)), "wrong_status"),
+        Problem("Another operation (create) on this server is under way; try again when it is done.", "busy"),
+    )
+}
+WRONG_FIELDS = {"name": ["This field is required."], "backups_enabled": ["Expected true or false, got a string."]}
+WRONG_QUERY = {"page": ["Give a whole number from 1."]}
