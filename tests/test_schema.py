@@ -23,7 +23,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(database_url: str) ->
         from alembic.autogenerate import compare_metadata
         from alembic.migration import MigrationContext
 
-        return compare_metadata(MigrationContext.configure(connection), schema.all_tables())
+        return list(compare_metadata(MigrationContext.configure(connection), schema.all_tables()))
 
     assert asyncio.run(schema.run(database_url, differences)) == []
 

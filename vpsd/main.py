@@ -32,6 +32,7 @@ from vpsd.hypervisor.simulator import Simulator
 from vpsd.images.catalogued import CataloguedImages
 from vpsd.images.simulated import SimulatedImages
 from vpsd.images.store import ImageStore
+from vpsd.migrations import HEAD
 from vpsd.servers.flows import Images, World
 from vpsd.settings import Settings
 from vpsd.worker.reconcile import Reconciler
@@ -80,7 +81,7 @@ async def open_database(settings: Settings, say: Say = lambda _: None) -> AsyncI
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     came_from = await schema.prepare(settings.url)
     if came_from is not None:
-        say(f"database: migrated from {came_from} to {schema.HEAD}")
+        say(f"database: migrated from {came_from} to {HEAD}")
     database = await db.connect(settings.url)
     try:
         if came_from == "nothing":

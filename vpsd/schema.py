@@ -3,7 +3,6 @@
 import asyncio
 import fcntl
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,11 +46,9 @@ def _run_sqlite(path: str, work: Callable[[Connection], T]) -> T:
     # The driver of its own would commit before each DDL statement; so it is told not to meddle.
     engine = create_engine(f"sqlite:///{path}", connect_args={"isolation_level": None})
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    lock: Any = nullcontext() if path == ":memory:" else Path(path + ".lock").open("w")
     try:
-        with lock as file:
-            if file is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with Path(path + ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             with engine.begin() as connection:
                 return work(connection)
     except SQLAlchemyError as error:

@@ -1,6 +1,6 @@
 """Every option of vpsd: its name, type, default and a sentence. Read from `VPSD_…` variables, once, at the start.
 
-An unknown `VPSD_…` variable or a value that cannot be used refuses to start: a misspelt option must not be a silent default.
+An unknown `VPSD_…` variable or a value that cannot be used refuses to start: a misspelt option is no silent default.
 """
 
 import ipaddress

@@ -106,28 +106,24 @@ async def test_head_answers_like_get_without_a_body(cloud: Cloud) -> None:
     assert body == b""
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        b"GET /api/v1/servers/?location=\xff\xfe HTTP/1.1\r\nHost: x\r\n",
-        b"GET /api/v1/servers/?page=%00&status=%ff HTTP/1.1\r\nHost: x\r\n",
-        b"GET /api/v1/servers/ HTTP/1.1\r\nHost: x:99999\r\n",
-        b"GET /api/v1/servers/?page_size=0 HTTP/1.1\r\nHost: \xff\r\n",
-        b"GET /api/v1/servers/%00/ HTTP/1.1\r\nHost: x\r\n",
-        b"GET /api/v1/servers/%ff%fe/ HTTP/1.1\r\nHost: x\r\n",
-        b"GET /api/v1/servers/" + b"9" * 5000 + b"/ HTTP/1.1\r\nHost: x\r\n",
-        b"POST /api/v1/servers/ HTTP/1.1\r\nHost: x\r\nContent-Type: \xff\r\nContent-Length: 2\r\n",
-        b"POST /api/v1/servers/ HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n",
-        b"SURPRISE /api/v1/servers/ HTTP/1.1\r\nHost: x\r\n",
-    ],
-)
-async def test_odd_bytes_on_the_wire_are_the_senders_fault(cloud: Cloud, start: bytes) -> None:
+async def test_odd_bytes_on_the_wire_are_the_senders_fault(cloud: Cloud) -> None:
     await cloud.create()
+    token = cloud.tokens["alice"].encode()
     async with serving(cloud) as url:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-        token = cloud.tokens["alice"].encode()
-        writer.write(start + b"Authorization: Bearer " + token + b"\r\nConnection: close\r\n\r\n{}")
-        answer = await reader.read()
-        writer.close()
-    status_code = int(answer.split(b" ", 2)[1])
-    assert status_code < 500, answer
+        for start in (
+            b"GET /api/v1/servers/?location=\xff\xfe HTTP/1.1\r\nHost: x",
+            b"GET /api/v1/servers/?page=%00&status=%ff HTTP/1.1\r\nHost: x",
+            b"GET /api/v1/servers/ HTTP/1.1\r\nHost: x:99999",
+            b"GET /api/v1/servers/?page_size=0 HTTP/1.1\r\nHost: \xff",
+            b"GET /api/v1/servers/%00/ HTTP/1.1\r\nHost: x",
+            b"GET /api/v1/servers/%ff%fe/ HTTP/1.1\r\nHost: x",
+            b"GET /api/v1/servers/" + b"9" * 5000 + b"/ HTTP/1.1\r\nHost: x",
+            b"POST /api/v1/servers/ HTTP/1.1\r\nHost: x\r\nContent-Type: \xff\r\nContent-Length: 2",
+            b"POST /api/v1/servers/ HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999",
+            b"SURPRISE /api/v1/servers/ HTTP/1.1\r\nHost: x",
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+            writer.write(start + b"\r\nAuthorization: Bearer " + token + b"\r\nConnection: close\r\n\r\n{}")
+            answer = await reader.read()
+            writer.close()
+            assert int(answer.split(b" ", 2)[1]) < 500, (start, answer)

@@ -44,36 +44,36 @@ async def test_neighbours_are_absolute_and_keep_the_filters(cloud: Cloud) -> Non
     assert urlsplit(page["next"]).path.endswith("/servers/")
 
 
-@pytest.mark.parametrize("noun", LISTS)
-async def test_every_list_has_pages(cloud: Cloud, noun: str) -> None:
+async def test_every_list_has_pages(cloud: Cloud) -> None:
     await cloud.create()
-    answer = await cloud.get(f"/api/v1/{noun}/")
-    assert answer.status_code == 200
-    assert list(answer.json()) == ["count", "next", "previous", "results"]
-    assert len(answer.json()["results"]) == answer.json()["count"]
-    assert answer.json()["next"] is None
-    assert answer.json()["previous"] is None
-    beyond = await cloud.get(f"/api/v1/{noun}/?page=2")
-    assert beyond.status_code == 400
-    assert beyond.json() == {"page": ["There is no page 2; the last one is 1."]}
+    for noun in LISTS:
+        answer = await cloud.get(f"/api/v1/{noun}/")
+        assert answer.status_code == 200, noun
+        assert list(answer.json()) == ["count", "next", "previous", "results"]
+        assert len(answer.json()["results"]) == answer.json()["count"]
+        assert answer.json()["next"] is None
+        assert answer.json()["previous"] is None
+        beyond = await cloud.get(f"/api/v1/{noun}/?page=2")
+        assert beyond.status_code == 400
+        assert beyond.json() == {"page": ["There is no page 2; the last one is 1."]}
 
 
-@pytest.mark.parametrize("noun", LISTS)
-@pytest.mark.parametrize("value", ["0", "-1", "abc", "", "1.5", "%00", "1 0", "9" * 5000, "null", "true"])
-async def test_every_wrong_number_is_named_at_once(cloud: Cloud, noun: str, value: str) -> None:
+async def test_every_wrong_number_is_named_at_once(cloud: Cloud) -> None:
     await cloud.create()
-    answer = await cloud.get(f"/api/v1/{noun}/?page={value}&page_size={value}")
-    assert answer.status_code == 400
-    assert set(answer.json()) == {"page", "page_size"}
+    for value in ["0", "-1", "abc", "", "1.5", "%00", "1 0", "9" * 5000, "null", "true"]:
+        for noun in LISTS:
+            answer = await cloud.get(f"/api/v1/{noun}/?page={value}&page_size={value}")
+            assert answer.status_code == 400, (value, noun)
+            assert set(answer.json()) == {"page", "page_size"}
 
 
-@pytest.mark.parametrize("noun", LISTS)
-@pytest.mark.parametrize("number", [2**31, 2**62, 2**63 - 1, 2**63, 2**64, 10**100])
-async def test_a_page_far_beyond_the_last_is_400(cloud: Cloud, noun: str, number: int) -> None:
+async def test_a_page_far_beyond_the_last_is_400(cloud: Cloud) -> None:
     await cloud.create()
-    answer = await cloud.get(f"/api/v1/{noun}/?page={number}")
-    assert answer.status_code == 400
-    assert answer.json() == {"page": [f"There is no page {number}; the last one is 1."]}
+    for number in [2**31, 2**62, 2**63 - 1, 2**63, 2**64, 10**100]:
+        for noun in LISTS:
+            answer = await cloud.get(f"/api/v1/{noun}/?page={number}")
+            assert answer.status_code == 400, (number, noun)
+            assert answer.json() == {"page": [f"There is no page {number}; the last one is 1."]}
 
 
 async def test_a_page_holds_a_thousand_at_most_and_a_hundred_by_default(cloud: Cloud) -> None:
@@ -96,25 +96,25 @@ async def test_a_filter_that_is_none_lists_what_there_is(cloud: Cloud) -> None:
     assert "us-west, us-east, eu-central" in wrong["location"][0]
 
 
-@pytest.mark.parametrize("value", ["", "null", "ACTIVE", "active,stopped", "%00", "%ff"])
-async def test_a_status_is_one_of_the_statuses(cloud: Cloud, value: str) -> None:
-    answer = await cloud.get(f"/api/v1/servers/?status={value}")
-    assert answer.status_code == 400
-    assert set(answer.json()) == {"status"}
+async def test_a_status_is_one_of_the_statuses(cloud: Cloud) -> None:
+    for value in ["", "null", "ACTIVE", "active,stopped", "%00", "%ff"]:
+        answer = await cloud.get(f"/api/v1/servers/?status={value}")
+        assert answer.status_code == 400, value
+        assert set(answer.json()) == {"status"}
 
 
-@pytest.mark.parametrize("value", ["", "%00", "%ff", "US-WEST", "x" * 10_000])
-async def test_a_location_is_one_of_the_locations(cloud: Cloud, value: str) -> None:
-    answer = await cloud.get(f"/api/v1/servers/?location={value}")
-    assert answer.status_code == 400
-    assert set(answer.json()) == {"location"}
+async def test_a_location_is_one_of_the_locations(cloud: Cloud) -> None:
+    for value in ["", "%00", "%ff", "US-WEST", "x" * 10_000]:
+        answer = await cloud.get(f"/api/v1/servers/?location={value}")
+        assert answer.status_code == 400, value
+        assert set(answer.json()) == {"location"}
 
 
-@pytest.mark.parametrize("status", list(Status))
-async def test_every_status_can_be_asked_for(cloud: Cloud, status: Status) -> None:
-    answer = await cloud.get(f"/api/v1/servers/?status={status}")
-    assert answer.status_code == 200
-    assert answer.json()["results"] == []
+async def test_every_status_can_be_asked_for(cloud: Cloud) -> None:
+    for status in list(Status):
+        answer = await cloud.get(f"/api/v1/servers/?status={status}")
+        assert answer.status_code == 200, status
+        assert answer.json()["results"] == []
 
 
 async def test_filters_narrow_and_combine(cloud: Cloud) -> None:

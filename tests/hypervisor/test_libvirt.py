@@ -1,6 +1,7 @@
 """What only real guests can show."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import msgspec
@@ -49,6 +50,27 @@ async def test_a_guest_that_powers_itself_off_is_off_and_watchers_hear_of_it(rea
         return NAME in heard
 
     await until(was_heard)
+
+
+async def test_a_guest_that_reboots_comes_back_on_the_same_ports(real: RealRig) -> None:
+    await prepare(real)
+    await boot(real)
+    ask = "cat /proc/sys/kernel/random/boot_id"
+    before = real.ssh(ask).stdout
+    real.ssh("reboot")
+
+    async def is_new() -> bool:
+        return await real.hypervisor.is_up(NAME) and real.ssh(ask).stdout not in ("", before)
+
+    assert before
+    await until(is_new)
+
+
+async def test_the_host_says_what_it_is(real: RealRig) -> None:
+    facts = await real.hypervisor.facts()
+    assert facts.virt_type in ("kvm", "qemu")
+    assert facts.memory_mb == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    assert facts.uri == daemon.uri(real.data)
 
 
 async def test_figures_and_console_of_a_running_guest(real: RealRig) -> None:

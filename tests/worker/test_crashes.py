@@ -1,4 +1,4 @@
-"""kill -9 between any two calls to the hypervisor: another worker takes over, and the server arrives where it was told to go."""
+"""kill -9 between any two calls to the hypervisor: another worker takes over, and the server arrives as told."""
 
 from collections.abc import Callable
 

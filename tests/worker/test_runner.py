@@ -1,12 +1,15 @@
 """Leases, fences, retries, deadlines, successors: each guard has a test that fails without it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
 
 from tests.cloud import Cloud
+from vpsd.core.db import Tx
 from vpsd.errors import Busy, Unusable
+from vpsd.hypervisor.protocol import GuestSpec
 from vpsd.operations import service as operations
 from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Lease, LostLease
 from vpsd.servers.lifecycle import Command, Status
@@ -33,68 +36,45 @@ async def test_a_lease_that_ran_out_is_taken_over_and_its_old_holder_cannot_save
     assert second is not None
     assert second.id == first.id
     stale = Lease.of(first)
-    for attempt in (
+    saves: list[Callable[[Tx], Awaitable[object]]] = [
         lambda tx: operations.save_step(tx, stale, "power_on", 0.5),
         lambda tx: operations.report(tx, stale, 0.5, "still here"),
         lambda tx: operations.renew(tx, cloud.clock, stale),
         lambda tx: operations.hold(tx, stale),
         lambda tx: operations.release(tx, stale, "sorry", 0),
         lambda tx: operations.finish(tx, cloud.clock, stale, None, None),
-    ):
+    ]
+    for save in saves:
         with pytest.raises(LostLease):
             async with cloud.database.write() as tx:
-                await attempt(tx)
+                await save(tx)
     async with cloud.database.write() as tx:
         await operations.save_step(tx, Lease.of(second), "power_on", 0.5)
 
 
 async def test_a_long_step_keeps_its_lease(cloud: Cloud) -> None:
     await cloud.create()
-    beat, beaten = asyncio.Event(), asyncio.Event()
+    defining, renewed = asyncio.Event(), asyncio.Event()
 
     async def tick(seconds: float) -> None:
         assert seconds < LEASE_SECONDS / 2
-        if not beaten.is_set():
-            await beat.wait()
-            cloud.clock.advance(LEASE_SECONDS - 1)
-            beaten.set()
-            return
-        await asyncio.Event().wait()
-
-    async def slow_define(call: str) -> None:
-        if call == "define":
-            beat.set()
-            await beaten.wait()
-            async with asyncio.timeout(5):
-                while not renewed():
-                    await asyncio.sleep(0)
-
-    def renewed() -> bool:
-        return renewals > 0
-
-    renewals = 0
-    original = operations.renew
-
-    async def renew(*arguments: object) -> object:
-        nonlocal renewals
-        answer = await original(*arguments)  # type: ignore[arg-type]
-        renewals += 1
-        return answer
+        if defining.is_set():  # the second beat: the first has renewed the lease
+            renewed.set()
+            await asyncio.Event().wait()
+        await defining.wait()
+        cloud.clock.advance(LEASE_SECONDS - 1)
 
     define = cloud.hypervisor.define
 
-    async def defined(spec: object) -> None:
-        await slow_define("define")
+    async def slow_define(spec: GuestSpec) -> None:
+        defining.set()
+        await renewed.wait()
         cloud.clock.advance(2)  # past the first lease, within the renewed one
         assert await cloud.work("second") == 0
-        await define(spec)  # type: ignore[arg-type]
+        await define(spec)
 
-    cloud.hypervisor.define = defined  # type: ignore[method-assign, assignment]
-    operations.renew = renew  # type: ignore[assignment]
-    try:
-        assert await cloud.runner("first", tick=tick).run_once()
-    finally:
-        operations.renew = original
+    cloud.hypervisor.define = slow_define  # type: ignore[method-assign]
+    assert await cloud.runner("first", tick=tick).run_once()
     assert await cloud.status(1) == "active"
     assert [o["attempts"] for o in await cloud.operations(1)] == [1]
 
@@ -346,4 +326,3 @@ async def test_a_used_up_address_pool_is_said_and_waits_for_an_address(cloud: Cl
     await cloud.ask("DELETE", f"/api/v1/servers/{first}/")
     await cloud.settle()
     assert await cloud.status(second) == "active"
-

@@ -24,9 +24,9 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 async def assign(tx: Tx, clock: Clock, network: ipaddress.IPv4Network, server_id: int) -> str:
-    """The server's address, given now if it has none: the lowest that is free, without the first (the host's) and the last.
+    """The server's address, given now if it has none: the lowest free one, without the first two and the last.
 
-    Raises `Unavailable` when the pool is used up, and `UniqueViolation` when another took the same one at the same moment.
+    Raises `Unavailable` when the pool is used up, `UniqueViolation` when another took the same one at the same moment.
     """
     held = await tx.first(str, _OF_SERVER, the_server=server_id)
     if held is not None:

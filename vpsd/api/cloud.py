@@ -41,7 +41,9 @@ class CloudRequest(Request[Caller, Any, State]):
         """The body, decoded; refuses other content types with 415 and what is no JSON with 400."""
         body = await self.body()
         if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException("Send the body as JSON, with the header Content-Type: application/json.", 415)
+            raise HTTPException(
+                "Send the body as JSON, with the header Content-Type: application/json.", status_code=415
+            )
         try:
             return msgspec.json.decode(body)
         except (ValueError, RecursionError) as error:  # msgspec's errors and those of UTF-8 are ValueErrors

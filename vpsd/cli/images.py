@@ -18,8 +18,8 @@ from vpsd.servers.flows import World
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="""Images of operating systems. A missing one is built or pulled when a server first needs it; these commands do it
-    ahead. A new build is for new servers: disks go on standing on the one that they were made from.""",
+    help="""Images of operating systems. A missing one is built or pulled when a server first needs it; these commands do
+    it ahead. A new build is for new servers: disks go on standing on the one they were made from.""",
 )
 
 Slug = Annotated[str, typer.Argument(help="Slug of the operating system, from `vpsd catalog show`.")]

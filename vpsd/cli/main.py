@@ -39,8 +39,8 @@ app.add_typer(servers.app, name="server")
 def up() -> None:
     """Serve the API and make servers, until Ctrl-C. Servers go on running; the next start finds them.
 
-    Prepares the database, finds a libvirt (or starts one of its own where root has none), and at the first start makes an account
-    with a token. Example: `VPSD_LISTEN=127.0.0.1:9000 vpsd up`.
+    Prepares the database, finds a libvirt (or starts one of its own where root has none), and at the first start makes
+    an account with a token. Example: `VPSD_LISTEN=127.0.0.1:9000 vpsd up`.
     """
     import uvloop
 
@@ -50,10 +50,10 @@ def up() -> None:
 
 
 def _say(settings: Settings, line: str) -> None:
-    print(line, flush=True)  # noqa: T201
+    print(line, flush=True)
     if line.startswith("token "):
         address = f"http://{settings.listen}"
-        print(  # noqa: T201
+        print(
             f"""
 Your first server, a tiny Linux:
 

@@ -1,7 +1,7 @@
 """The one place that executes SQL: SQLite inline on the event loop, PostgreSQL through asyncpg.
 
-Statements are SQLAlchemy Core, compiled once per dialect and run on the bare driver (docs/decisions/0002). Rows come back as the
-struct that the caller names, built by position.
+Statements are SQLAlchemy Core, compiled once per dialect and run on the bare driver (docs/decisions/0002). Rows come
+back as the struct that the caller names, built by position.
 
 A transaction belongs to the edge: a request handler, a worker step, a command. Nothing slow is awaited inside one.
 """
@@ -39,7 +39,7 @@ metadata = MetaData(
 )
 
 _SQLITE = sqlite.dialect(paramstyle="qmark")
-_POSTGRESQL = postgresql.dialect()
+_POSTGRESQL: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 class UniqueViolation(Exception):
@@ -83,7 +83,8 @@ class _Compiled:
 class Statement:
     """A statement of SQLAlchemy Core, compiled once per dialect.
 
-    `columns` names the columns that an INSERT or UPDATE takes from the parameters; parameters of a WHERE clause need names that are no column's.
+    `columns` names the columns that an INSERT or UPDATE takes from the parameters; parameters of a WHERE clause need
+    names that are no column's.
     """
 
     def __init__(self, clause: ClauseElement, columns: Sequence[str] | None = None) -> None:

@@ -131,7 +131,7 @@ class Hypervisor(Protocol):
         """What lies in the pool of this vpsd."""
 
     async def ensure_base(self, image: Image, progress: Progress) -> None:
-        """Have the image's files on the host, whole, as the base volume `image.key`; never rewrites one that is there."""
+        """Have the image's files on the host, whole, as base volume `image.key`; never rewrites one that is there."""
 
     async def delete_base(self, key: str) -> None:
         """Take a base volume off the host; refuses (`Unusable`) while a disk stands on it."""
@@ -143,7 +143,7 @@ class Hypervisor(Protocol):
         """Put the guest's cloud-init seed (an ISO 9660 image) on the host, replacing the old one; works while it runs."""
 
     async def define(self, spec: GuestSpec) -> None:
-        """Have the guest defined as given; a running guest keeps its present hardware until it is powered on again."""
+        """Have the guest defined as given; a running one keeps its hardware until it is powered on again."""
 
     async def power_on(self, name: str) -> None:
         """Start the guest; resumes a paused one. Raises `PortsTaken` where a forwarded port cannot be opened."""

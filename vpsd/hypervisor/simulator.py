@@ -1,7 +1,7 @@
-"""A host that only plays: the same rules as a real one, no guests. For trying vpsd out, for tools' tests and for its own.
+"""A host that only plays: the same rules as a real one, no guests. For trying vpsd out, for tools' tests and its own.
 
-What it holds lies in an SQLite file, so that it outlives the process like a real host does, and other processes see it. Delays and
-faults are set by whoever holds the object.
+What it holds lies in an SQLite file, so that it outlives the process like a real host does, and other processes see it.
+Delays and faults are set by whoever holds the object.
 """
 
 import sqlite3
@@ -209,7 +209,7 @@ class Simulator:
             for changed in self._watchers:
                 changed(name)
 
-    async def usage(self, name: str) -> Usage:
+    async def usage(self, name: str) -> Usage:  # noqa: ARG002
         """Nothing: there is no guest to measure, and figures are never invented."""
         with self._call("usage"):
             await self._delay()

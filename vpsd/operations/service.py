@@ -39,8 +39,8 @@ _SINCE = Statement(
 )
 _ADD = Statement(
     insert(operations).values(status="queued", progress=0.0, attempts=0, fence=0),
-    ("uuid", "server_id", "command", "run_at_ms", "deadline_at_ms", "created_at_ms")
-    + ("status", "progress", "attempts", "fence"),
+    ("uuid", "server_id", "command", "status", "progress", "attempts", "fence")
+    + ("run_at_ms", "deadline_at_ms", "created_at_ms"),
 )
 _CANCEL_WAITING = Statement(
     update(operations)

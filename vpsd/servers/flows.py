@@ -1,7 +1,7 @@
 """How each command is carried out: a declared list of steps, and the steps.
 
-Every step may be repeated: it asks the host for what shall be, and a host where it already is says yes. A step that raises
-`Unavailable` is tried again later; `Unusable` ends the operation.
+Every step may be repeated: it asks the host for what shall be, and a host where it already is says yes. A step that
+raises `Unavailable` is tried again later; `Unusable` ends the operation.
 """
 
 import asyncio

@@ -73,5 +73,8 @@ def refusal(status: Status, command: Command) -> str | None:
 
 
 def supersedes(command: Command, open_command: Command) -> bool:
-    """Whether a command may push an open one aside: DELETE anything, everyone the seed's rewriting (it is done anew at each boot)."""
+    """Whether a command may push an open one aside.
+
+    DELETE may push anything, and everything may push the seed's rewriting: the seed is written anew at each boot.
+    """
     return command is Command.DELETE or open_command is Command.CONFIGURE

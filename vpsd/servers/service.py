@@ -1,4 +1,7 @@
-"""Servers, as customers may see and change them. Nothing here touches a host: a wish becomes a row, the worker does the rest."""
+"""Servers, as customers may see and change them.
+
+Nothing here touches a host: a wish becomes a row, the worker does the rest.
+"""
 
 from functools import cache
 from typing import Any
@@ -340,7 +343,7 @@ async def begin(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command
 
 
 async def delete(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int) -> None:
-    """Make a server vanish: gone for its owner now, gone from the host when the worker has been there. Raises `NotFound`."""
+    """Make a server vanish: for its owner now, from the host when the worker has been there. Raises `NotFound`."""
     await _state(tx, caller, server_id)
     now = clock.now_ms()
     await operations.add(tx, ids, clock, server_id, Command.DELETE)

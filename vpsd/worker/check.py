@@ -1,7 +1,7 @@
 """Compares database, guests, volumes and addresses: what has no owner, and what has no body.
 
-Safe beside a running vpsd: a server that an operation is working on is left out, and what lies on the host is only called
-ownerless when no row spoke for it before the look nor after it.
+Safe beside a running vpsd: a server that an operation is working on is left out, and what lies on the host is only
+called ownerless when no row spoke for it before the look nor after it.
 """
 
 import msgspec
@@ -91,7 +91,9 @@ class Check:
             if self._fix:
                 async with self._world.database.write() as tx:
                     await tx.run(_RELEASE, the_address=assignment.address)
-            self._tell("address", assignment.address, f"is held for server {assignment.server_id}, which is gone", "freed")
+            self._tell(
+                "address", assignment.address, f"is held for server {assignment.server_id}, which is gone", "freed"
+            )
 
     async def _bodiless(self, server: Server, has_guest: bool, has_disk: bool, after: _Rows) -> None:
         name = f"{server.id} ({server.name})"
@@ -104,7 +106,9 @@ class Check:
         elif server.provisioned_at_ms is not None and not has_disk:
             if server.status != Status.ERROR:
                 await self._rest_in_error(server, "The server's disk is gone from the host.")
-            self._tell("server", name, "has no disk on the host", "set to error; restore the disk, or delete the server")
+            self._tell(
+                "server", name, "has no disk on the host", "set to error; restore the disk, or delete the server"
+            )
         elif server.status == Status.ACTIVE and not has_guest:
             await self._begin(server, Command.RECOVER)
             self._tell("server", name, "has no guest on the host", "its making anew is queued")

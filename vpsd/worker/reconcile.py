@@ -55,7 +55,11 @@ class Reconciler:
     async def run(self) -> None:
         """Work until cancelled."""
         loop = asyncio.get_running_loop()
-        self._world.hypervisor.watch(lambda _: loop.call_soon_threadsafe(self._wake.set))
+
+        def changed(_: str) -> None:
+            loop.call_soon_threadsafe(self._wake.set)
+
+        self._world.hypervisor.watch(changed)
         silent = False
         while True:
             self._wake.clear()

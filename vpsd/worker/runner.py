@@ -1,7 +1,7 @@
 """Takes operations up: lease, step, save, until each has come to rest.
 
-No transaction is open while a step talks to the host. What a step did is saved only while the lease is still this worker's;
-a worker that lost it drops what it holds. A worker that dies leaves a lease that runs out, and another goes on.
+No transaction is open while a step talks to the host. What a step did is saved only while the lease is still this
+worker's; one that lost it drops what it holds. A worker that dies leaves a lease that runs out, and another goes on.
 """
 
 import asyncio
@@ -118,7 +118,7 @@ class Runner:
         ):
             raise Unusable(f"Given up after {operation.attempts - 1} attempts: {operation.error or 'the worker died'}")
         flow = FLOWS[Command(operation.command)]
-        names = [step.__name__ for step in flow]  # type: ignore[attr-defined]
+        names = [step.__name__ for step in flow]
         first = names.index(operation.step) if operation.step in names else 0
         for index in range(first, len(flow)):
             if job.superseded:

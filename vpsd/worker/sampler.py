@@ -112,7 +112,7 @@ async def _add_traffic(tx: Tx, server_id: int, month: str, received: int, sent: 
 
 
 def cpu_percent(last: Sample | None, cpu_seconds: float | None, now_ms: int, vcpus: int) -> float | None:
-    """How busy the server's vCPUs were since the last sample; None where one of the two is missing or it was powered on since."""
+    """How busy the vCPUs were since the last sample; None where one is missing or it was powered on since."""
     if last is None or last.cpu_seconds is None or cpu_seconds is None or cpu_seconds < last.cpu_seconds:
         return None
     elapsed_ms = now_ms - last.sampled_at_ms

@@ -70,15 +70,15 @@ class LibvirtHypervisor:
 
         def ask(host: libvirt.virConnect) -> HostFacts:
             virt_type, reason = self._virtualization(host)
-            info = host.getInfo()
+            memory = host.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS, 0)  # getInfo misses hotplugged memory
             return HostFacts(
                 driver="libvirt",
                 uri=self._choice.uri,
                 virt_type=virt_type,
                 virt_reason=reason,
                 version=f"libvirt {_version(host.getLibVersion())}, QEMU {_version(host.getVersion())}",
-                cpus=info[2],
-                memory_mb=info[1],
+                cpus=host.getInfo()[2],
+                memory_mb=memory["total"] // 1024,
             )
 
         return await self._call(ask, "say what it is", _QUICK_SECONDS)
