@@ -103,7 +103,7 @@ async def test_changes_refuse_what_create_refuses(cloud: Cloud, method: str) -> 
 
 
 async def test_a_field_of_the_wrong_type_is_named(cloud: Cloud) -> None:
-    for field, value, message in [
+    cases: list[tuple[str, Any, str]] = [
         ("name", 5, "Expected a string, got a whole number."),
         ("name", None, "Expected a string, got null."),
         ("plan_id", "1", "Expected a whole number, got a string."),
@@ -120,7 +120,8 @@ async def test_a_field_of_the_wrong_type_is_named(cloud: Cloud) -> None:
         ("backups_enabled", None, "Expected true or false, got null."),
         ("ssh_key_id", "7", "Expected a whole number or null, got a string."),
         ("hostname", 1, "Expected a string or null, got a whole number."),
-    ]:
+    ]
+    for field, value, message in cases:
         answer = await cloud.post(SERVERS, {**GOOD, field: value})
         assert answer.status_code == 400, (field, value)
         assert answer.json() == {field: [message]}

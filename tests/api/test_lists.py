@@ -3,8 +3,6 @@
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-
 from tests.cloud import Cloud
 from vpsd.servers.lifecycle import Status
 

@@ -1,6 +1,6 @@
 """Examples of the API's description, by operation: those of the published page, with what vpsd adds to them.
 
-They are made of the structs that go over the wire, so that they cannot have another shape.
+The answers are made of the structs that go over the wire, so that they cannot have another shape.
 """
 
 from typing import Any
@@ -20,16 +20,12 @@ from vpsd.servers.schemas import (
     PlanBrief,
     PlanFull,
     ResourceUsage,
-    ServerCreate,
     ServerCreated,
     ServerDetail,
-    ServerPatch,
     ServerState,
     ServerSummary,
-    ServerUpdate,
 )
 from vpsd.servers.service import MESSAGES
-from vpsd.ssh_keys.service import SshKeyCreate
 
 _UUIDS = [f"3f0c2a64-8d1e-4b57-9a3c-5e7d1f2b6c{number:02d}" for number in range(4)]
 _STANDARD = PlanBrief(1, "Standard VPS", 2, 4096, 80)
@@ -109,11 +105,22 @@ def _accepted(command: Command, status: Status) -> ActionAccepted:
     return ActionAccepted("success", MESSAGES[command], ServerState(12345, "web-server-01", status))
 
 
-BODIES: dict[str, Any] = {
-    "server_create": ServerCreate("web-server-02", 1, 5, "us-west", "web02.example.com", backups_enabled=True),
-    "server_update": ServerUpdate("web-server-updated", "web-updated.example.com", True),
-    "server_patch": ServerPatch("new-server-name"),
-    "ssh_key_create": SshKeyCreate("laptop", _KEY),
+BODIES: dict[str, dict[str, Any]] = {
+    "server_create": {
+        "name": "web-server-02",
+        "plan_id": 1,
+        "os_id": 5,
+        "location": "us-west",
+        "hostname": "web02.example.com",
+        "backups_enabled": True,
+    },
+    "server_update": {
+        "name": "web-server-updated",
+        "hostname": "web-updated.example.com",
+        "backups_enabled": True,
+    },
+    "server_patch": {"name": "new-server-name"},
+    "ssh_key_create": {"name": "laptop", "public_key": _KEY},
 }
 
 ANSWERS: dict[str, Any] = {

@@ -30,6 +30,7 @@ _TYPES = (
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
 _MINIMUM_RSA_BITS = 2048
+_POINT_BYTES = {"nistp256": 65, "nistp384": 97, "nistp521": 133}  # uncompressed, as OpenSSH wants it
 
 _OWN = ssh_keys.c.account_id == bindparam("the_account")
 _COLUMNS = [column for column in ssh_keys.c if column.name != "account_id"]
@@ -154,7 +155,16 @@ def _check_fields(kind: str, fields: list[bytes]) -> None:
         "sk-ssh-ed25519@openssh.com": 3,
         "sk-ecdsa-sha2-nistp256@openssh.com": 4,
     }
-    if len(fields) != expected.get(kind, 3) or (kind == "ssh-ed25519" and len(fields[1]) != 32):
+    curve = kind.partition("@")[0].rpartition("-")[2]
+    if (
+        len(fields) != expected.get(kind, 3)
+        or (curve == "ed25519" and len(fields[1]) != 32)
+        or (curve in _POINT_BYTES and not _is_point(fields[1], fields[2], curve))
+    ):
         raise ValueError("The key is damaged: copy the whole line of the .pub file.")
     if kind == "ssh-rsa" and int.from_bytes(fields[2], "big").bit_length() < _MINIMUM_RSA_BITS:
         raise ValueError(f"RSA keys need at least {_MINIMUM_RSA_BITS} bits; ssh-ed25519 is shorter and stronger.")
+
+
+def _is_point(name: bytes, point: bytes, curve: str) -> bool:
+    return name == curve.encode() and len(point) == _POINT_BYTES[curve] and point.startswith(b"\x04")

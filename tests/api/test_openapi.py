@@ -1,0 +1,187 @@
+"""The API's description: committed as it is, well formed, and true to what goes over the wire."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.api.test_access import DOCUMENT, ROUTES
+from tests.cloud import Cloud
+from vpsd.api.app import openapi_json
+from vpsd.core.forms import Form
+from vpsd.servers.schemas import ServerCreate, ServerPatch, ServerUpdate
+from vpsd.ssh_keys.service import SshKeyCreate
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    reference = schema.get("$ref")
+    found: dict[str, Any] = DOCUMENT["components"]["schemas"][reference.rpartition("/")[2]] if reference else schema
+    return found
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """As much of JSON Schema as the document uses."""
+    schema = resolved(schema)
+    if "anyOf" in schema:
+        return any(fits(value, choice) for choice in schema["anyOf"])
+    if "oneOf" in schema:
+        return sum(fits(value, choice) for choice in schema["oneOf"]) == 1
+    if "enum" in schema:
+        return value in schema["enum"]
+    kinds = {"string": str, "integer": int, "number": int | float, "boolean": bool, "null": type(None)}
+    kind = schema["type"]
+    if kind == "array":
+        return isinstance(value, list) and all(fits(entry, schema["items"]) for entry in value)
+    if kind == "object":
+        return _fits_object(value, schema)
+    if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return False
+    return kind != "string" or ("pattern" not in schema or re.search(schema["pattern"], value) is not None)
+
+
+def _fits_object(value: Any, schema: dict[str, Any]) -> bool:
+    if not isinstance(value, dict) or not set(schema.get("required", ())) <= set(value):
+        return False
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    return all(
+        fits(entry, known[name]) if name in known else others is True or (others is not False and fits(entry, others))
+        for name, entry in value.items()
+    )
+
+
+def contents(operation: dict[str, Any]) -> list[dict[str, Any]]:
+    parts = [operation.get("requestBody", {}), *operation["responses"].values()]
+    return [part["content"]["application/json"] for part in parts if "content" in part]
+
+
+def test_the_committed_description_is_the_true_one() -> None:
+    assert (ROOT / "openapi.json").read_bytes() == openapi_json(), "run `make openapi` and commit openapi.json"
+
+
+async def test_it_is_served_to_everyone(cloud: Cloud) -> None:
+    answer = await cloud.get("/api/v1/openapi.json", who=None)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "application/vnd.oai.openapi+json"
+    assert answer.content == openapi_json()
+
+
+def test_paths_are_written_as_published() -> None:
+    assert DOCUMENT["openapi"] == "3.1.0"
+    assert all(path.endswith("/") for path in DOCUMENT["paths"] if path != "/health")
+    servers = {(method, path) for method, path, _ in ROUTES if path.startswith("/api/v1/servers/")}
+    one = "/api/v1/servers/{server_id}/"
+    assert servers == {
+        *(("GET", "/api/v1/servers/"), ("POST", "/api/v1/servers/"), ("GET", f"{one}operations/")),
+        *((method, one) for method in ("GET", "PUT", "PATCH", "DELETE")),
+        *(("POST", f"{one}{command}/") for command in ("start", "stop", "reboot")),
+    }
+
+
+def test_every_operation_is_complete() -> None:
+    names = [operation["operationId"] for _, _, operation in ROUTES]
+    assert len(names) == len(set(names))
+    tags = {tag["name"] for tag in DOCUMENT["tags"]}
+    for _, path, operation in ROUTES:
+        assert operation["summary"]
+        assert operation["description"]
+        assert len(operation["tags"]) == 1
+        assert set(operation["tags"]) <= tags
+        parameters = operation.get("parameters", [])
+        assert [entry["name"] for entry in parameters if entry["in"] == "path"] == re.findall(r"{(\w+)}", path)
+        assert all(entry["description"] for entry in parameters)
+        assert all(answer["description"] for answer in operation["responses"].values())
+
+
+def test_the_status_codes_are_those_that_can_happen() -> None:
+    codes = {operation["operationId"]: " ".join(operation["responses"]) for _, _, operation in ROUTES}
+    assert codes == {
+        "health": "200 503",
+        "server_list": "200 400 401",
+        "server_create": "201 400 401 413 415",
+        "server_get": "200 401 404",
+        "server_update": "200 400 401 404 413 415",
+        "server_patch": "200 400 401 404 413 415",
+        "server_delete": "204 401 404",
+        "server_start": "200 400 401 404",
+        "server_stop": "200 400 401 404",
+        "server_reboot": "200 400 401 404",
+        "server_operations": "200 400 401 404",
+        "ssh_key_list": "200 400 401",
+        "ssh_key_create": "201 400 401 413 415",
+        "ssh_key_get": "200 401 404",
+        "ssh_key_delete": "204 401 404",
+        "plan_list": "200 400 401",
+        "operating_system_list": "200 400 401",
+        "location_list": "200 400 401",
+    }
+
+
+def test_every_reference_leads_somewhere() -> None:
+    text = json.dumps(DOCUMENT)
+    found = set(re.findall(r'"\$ref": "#/components/schemas/(\w+)"', text))
+    assert found == set(DOCUMENT["components"]["schemas"])
+
+
+def test_every_example_fits_its_schema() -> None:
+    checked = 0
+    for _, _, operation in ROUTES:
+        for content in contents(operation):
+            examples = [entry["value"] for entry in content.get("examples", {}).values()]
+            for example in [content["example"]] if "example" in content else examples:
+                assert fits(example, content["schema"]), (operation["operationId"], example)
+                checked += 1
+    assert checked > 50
+
+
+def test_the_examples_of_bodies_are_accepted() -> None:
+    forms: list[tuple[str, Any]] = [
+        ("server_create", ServerCreate),
+        ("server_update", ServerUpdate),
+        ("server_patch", ServerPatch),
+        ("ssh_key_create", SshKeyCreate),
+    ]
+    bodies = {
+        operation["operationId"]: operation["requestBody"] for _, _, operation in ROUTES if "requestBody" in operation
+    }
+    assert set(bodies) == {name for name, _ in forms}
+    for name, shape in forms:
+        form: Form[Any] = Form(shape, bodies[name]["content"]["application/json"]["example"])
+        form.done()
+
+
+def test_the_examples_are_the_published_ones_and_what_vpsd_adds() -> None:
+    by_name = {operation["operationId"]: operation for _, _, operation in ROUTES}
+    for path in EXAMPLES.glob("*.json"):
+        answers = by_name[path.stem]["responses"]
+        ours = next(answers[code] for code in ("200", "201") if code in answers)["content"]["application/json"]
+        _assert_same(ours["example"], msgspec.json.decode(path.read_bytes()))
+
+
+def _assert_same(ours: Any, published: Any) -> None:
+    if isinstance(published, dict):
+        for key, value in published.items():
+            if key not in ("ip_address", "ipv6_address"):  # ours are those of a single machine
+                _assert_same(ours[key], value)
+    elif isinstance(published, list):
+        for mine, theirs in zip(ours, published, strict=True):
+            _assert_same(mine, theirs)
+    else:
+        assert ours == published
+
+
+async def test_what_goes_over_the_wire_fits_the_description(cloud: Cloud) -> None:
+    server_id = await cloud.have_server()
+    for method, path, operation in ROUTES:
+        if method == "GET" and "key_id" not in path:
+            answer = await cloud.get(path.format(server_id=server_id))
+            schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+            assert fits(answer.json(), schema), answer.text
+    for path, code in (("/api/v1/servers/?page=0", "400"), ("/api/v1/servers/99/", "404")):
+        answer = await cloud.get(path)
+        operation = DOCUMENT["paths"][path.split("?")[0].replace("99", "{server_id}")]["get"]
+        assert fits(answer.json(), operation["responses"][code]["content"]["application/json"]["schema"])
