@@ -1,7 +1,7 @@
 """What a request costs: CPU of the serving process and requests per second, over kept-alive connections.
 
-`python -m bench.http` serves the API alone (SQLite, no worker) with 10,000 servers in it and prints a line for each kind
-of request.
+`python -m bench.http` serves the API alone (SQLite, no worker) with 10,000 servers in it, and prints a line for each
+kind of request.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ _ADD = db.Statement(
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """What one kind of request costs: CPU microseconds of the serving process, and how many are answered in a second."""
+    """What one kind of request costs: CPU microseconds of the serving process, and how many it answers in a second."""
 
     name: str
     requests: int

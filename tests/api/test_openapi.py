@@ -33,7 +33,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
         return sum(fits(value, choice) for choice in schema["oneOf"]) == 1
     if "enum" in schema:
         return value in schema["enum"]
-    kinds = {"string": str, "integer": int, "number": int | float, "boolean": bool, "null": type(None)}
+    kinds: dict[str, Any] = {"string": str, "integer": int, "number": int | float, "boolean": bool, "null": type(None)}
     kind = schema["type"]
     if kind == "array":
         return isinstance(value, list) and all(fits(entry, schema["items"]) for entry in value)
@@ -41,7 +41,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
         return _fits_object(value, schema)
     if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "boolean"):
         return False
-    return kind != "string" or ("pattern" not in schema or re.search(schema["pattern"], value) is not None)
+    return "pattern" not in schema or re.search(schema["pattern"], str(value)) is not None
 
 
 def _fits_object(value: Any, schema: dict[str, Any]) -> bool:

@@ -93,7 +93,7 @@ async def test_a_damaged_key_is_refused(cloud: Cloud) -> None:
         rewritten("ecdsa-sha2-nistp256", b"ecdsa-sha2-nistp256", b"nistp256", point[:-1]),
         rewritten("ecdsa-sha2-nistp256", b"ecdsa-sha2-nistp256", b"nistp256", b"\x02" + point[1:]),
         "ssh-ed25519 \0",
-        "\ud83d\ude00 " + encoded,
+        "😀 " + encoded,
     ):
         assert await refused(cloud, damaged), damaged
     assert (await cloud.get(KEYS)).json()["count"] == 0

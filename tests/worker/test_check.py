@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import msgspec
 from sqlalchemy import delete, insert, update
 
 from tests.cloud import Cloud
 from vpsd.addresses.models import addresses
 from vpsd.core.db import Statement
 from vpsd.core.ids import Ids
-from vpsd.hypervisor.protocol import GuestSpec
+from vpsd.hypervisor.protocol import GuestSpec, Volumes
 from vpsd.operations.models import operations
 from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import servers
@@ -47,6 +48,21 @@ async def test_a_guest_and_a_disk_without_a_server_are_found_and_removed(cloud: 
     await cloud.hypervisor.define(spec)
     await cloud.hypervisor.write_seed(cloud.guest(98), b"seed")
     assert await _mended(cloud) == [("guest", "belongs to no server"), ("volume", "belongs to no server")]
+
+
+async def test_an_image_that_was_sent_only_in_part_is_removed(cloud: Cloud) -> None:
+    volumes = cloud.hypervisor.volumes
+    left = {"tiny-123456789abc"}
+
+    async def with_a_part() -> Volumes:
+        return msgspec.structs.replace(await volumes(), unfinished=frozenset(left))
+
+    async def delete_base(key: str) -> None:
+        left.discard(key)
+
+    cloud.hypervisor.volumes = with_a_part  # type: ignore[method-assign]
+    cloud.hypervisor.delete_base = delete_base  # type: ignore[method-assign]
+    assert await _mended(cloud) == [("image", "was not sent to the host to its end")]
 
 
 async def test_an_address_held_for_a_server_that_is_gone_is_freed(cloud: Cloud) -> None:

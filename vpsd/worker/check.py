@@ -62,6 +62,9 @@ class Check:
             await self._ownerless("volume", name)
         for name in sorted(volumes.strangers):
             self._tell("volume", name, "lies in vpsd's pool and is nobody's; delete it by hand if you do not know it")
+        if not before.busy and not after.busy:  # an operation may be sending an image right now
+            for key in sorted(volumes.unfinished):
+                await self._half_sent(key)
         await self._held_by_nobody(before, after)
         quiet = [s for s in after.servers.values() if s.id not in before.busy | after.busy and s.id in before.servers]
         for server in quiet:
@@ -83,6 +86,11 @@ class Check:
         if self._fix:
             await self._world.hypervisor.remove(name)
         self._tell(kind, name, "belongs to no server", "removed from the host")
+
+    async def _half_sent(self, key: str) -> None:
+        if self._fix:
+            await self._world.hypervisor.delete_base(key)
+        self._tell("image", key, "was not sent to the host to its end", "removed from the host; the next use sends it")
 
     async def _held_by_nobody(self, before: _Rows, after: _Rows) -> None:
         for assignment in after.assignments:
