@@ -36,6 +36,8 @@ def test_values_are_read_by_their_type() -> None:
         ("VPSD_ADDRESS_POOL", "127.10.0.1/16"),
         ("VPSD_HYPERVISOR", "xen"),
         ("VPSD_ROLE", "worker"),
+        ("VPSD_DATABASE_URL", "mysql://vpsd@db/vpsd"),
+        ("VPSD_DATABASE_URL", "vpsd"),
     ],
 )
 def test_nonsense_is_refused_by_name(variable: str, value: str) -> None:

@@ -75,10 +75,20 @@ def image_folder(settings: Settings) -> Path:
     return settings.data_dir / "images"
 
 
+def prepare_folder(settings: Settings) -> None:
+    """Have the data folder; raises `Misconfigured` where there can be none."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"VPSD_DATA_DIR={settings.data_dir} cannot be used: {error.strerror}") from error
+    if not os.access(settings.data_dir, os.W_OK | os.X_OK):
+        raise Misconfigured(f"VPSD_DATA_DIR={settings.data_dir} cannot be used: this user may not write to it")
+
+
 @asynccontextmanager
 async def open_database(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[Database]:
     """The database, migrated; a new one with the catalogue that vpsd starts with."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    prepare_folder(settings)
     came_from = await schema.prepare(settings.url)
     if came_from is not None:
         say(f"database: migrated from {came_from} to {HEAD}")
@@ -123,7 +133,7 @@ async def open_world(settings: Settings, say: Say = lambda _: None) -> AsyncIter
 @contextmanager
 def sole_user(settings: Settings) -> Iterator[None]:
     """Keep a second vpsd off this data folder; raises `Misconfigured` when there is one."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    prepare_folder(settings)
     with (settings.data_dir / "vpsd.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

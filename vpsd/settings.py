@@ -121,5 +121,9 @@ def _refuse_nonsense(settings: Settings) -> None:
         raise Misconfigured(f"VPSD_ADDRESS_POOL={settings.address_pool}: {error}") from None
     if not network.is_loopback or network.num_addresses < 4:
         raise Misconfigured(f"VPSD_ADDRESS_POOL={network}: give a network inside 127.0.0.0/8, like 127.10.0.0/16")
+    url = settings.database_url
+    if url is not None and not url.startswith(("postgresql://", "postgres://", "sqlite:///")):
+        # its text is no part of the error: it may hold a password
+        raise Misconfigured("VPSD_DATABASE_URL: give an address like postgresql://user@host/name; unset: SQLite")
     if settings.role != "all" and settings.database_url is None:
         raise Misconfigured("VPSD_ROLE: several processes need PostgreSQL; set VPSD_DATABASE_URL")

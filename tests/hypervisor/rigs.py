@@ -152,7 +152,7 @@ async def power(rig: Rig) -> Power | None:
 async def until(holds: Callable[[], Awaitable[bool]], limit_seconds: float = 90) -> None:
     """Ask until it holds."""
     async with asyncio.timeout(limit_seconds):
-        while not await holds():  # noqa: ASYNC110  the host has no event for everything that is asked here
+        while not await holds():
             await asyncio.sleep(0.1)
 
 

@@ -49,7 +49,7 @@ async def test_a_cancelled_program_is_ended_with_its_children(tmp_path: Path) ->
 
 async def until_gone(pid: int) -> None:
     async with asyncio.timeout(10):
-        while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():  # noqa: ASYNC110
+        while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
             await asyncio.sleep(0.01)
 
 

@@ -20,7 +20,7 @@ AccountName = Annotated[str, typer.Argument(help="Name of the account.")]
 
 @account_app.command("list")
 def list_accounts(json: Json = False) -> None:
-    """List all accounts."""
+    """List all accounts. Example: `vpsd account list --json`."""
 
     async def work(world: World) -> list[Account]:
         async with world.database.read() as tx:
@@ -51,7 +51,10 @@ def add_account(name: AccountName, json: Json = False) -> None:
 
 @token_app.command("list")
 def list_tokens(json: Json = False) -> None:
-    """List all tokens, without their values: those are shown only once."""
+    """List all tokens, without their values: those are shown only once.
+
+    `vpsd token revoke ID` makes one worthless; `vpsd token add ACCOUNT` makes a new one.
+    """
 
     async def work(world: World) -> list[Token]:
         async with world.database.read() as tx:
@@ -74,7 +77,10 @@ def add_token(
     name: Annotated[str, typer.Option(help="What the token is for.")] = "token",
     json: Json = False,
 ) -> None:
-    """Make a token for an account, and print it: this is the only time."""
+    """Make a token for an account, and print it: this is the only time.
+
+    Example: `vpsd token add default --name backup-script`. Requests carry it as `Authorization: Bearer TOKEN`.
+    """
 
     async def work(world: World) -> str:
         async with world.database.write() as tx:
@@ -89,12 +95,17 @@ def add_token(
 
 
 @token_app.command("revoke")
-def revoke_token(token_id: Annotated[int, typer.Argument(help="Id, from `vpsd token list`.")]) -> None:
-    """Make a token worthless from now on."""
+def revoke_token(
+    token_id: Annotated[int, typer.Argument(help="Id, from `vpsd token list`.")], json: Json = False
+) -> None:
+    """Make a token worthless from now on: requests that carry it get 401. Example: `vpsd token revoke 2`."""
 
     async def work(world: World) -> None:
         async with world.database.write() as tx:
             await service.revoke_token(tx, world.clock, token_id)
 
     with_world(work)
-    typer.echo(f"Token {token_id} is revoked.")
+    if json:
+        print_json({"id": token_id, "revoked": True})
+    else:
+        typer.echo(f"Token {token_id} is revoked.")

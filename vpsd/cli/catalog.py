@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="What this vpsd offers: plans, oper
 
 @app.command()
 def show(json: Json = False) -> None:
-    """Show the catalogue, with what is no longer offered."""
+    """Show the catalogue, with what is no longer offered. To change it, edit its file and `vpsd catalog apply`."""
 
     async def work(world: World) -> dict[str, list[Any]]:
         async with world.database.read() as tx:

@@ -32,7 +32,8 @@ class Report(msgspec.Struct):
 def doctor(json: Json = False) -> None:
     """Say which libvirt and which virtualization are used and why, what is missing, and every setting with its meaning.
 
-    Changes nothing in the database. Exit status 1 when servers cannot be made.
+    Changes nothing in the database. Exit status 1 when servers cannot be made. Example: `VPSD_VIRT_TYPE=qemu vpsd doctor`
+    says how it would be under emulation.
     """
     settings = read_settings()
     report = Report(__version__, _values(settings), None, [], [])
@@ -53,6 +54,7 @@ def doctor(json: Json = False) -> None:
 
 
 async def _facts(settings: Settings) -> HostFacts:
+    main.prepare_folder(settings)
     hypervisor = main.make_hypervisor(settings, "00000000", SystemClock())
     try:
         return await hypervisor.facts()

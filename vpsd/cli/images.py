@@ -18,7 +18,7 @@ from vpsd.servers.flows import World
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="""Images of operating systems. A missing one is built or pulled when a server first needs it; these commands do
+    help="""Images of operating systems. A missing one is built or pulled when first needed; these commands do
     it ahead. A new build is for new servers: disks go on standing on the one they were made from.""",
 )
 
@@ -32,7 +32,7 @@ def _store() -> ImageStore:
 
 @app.command("list")
 def list_images(json: Json = False) -> None:
-    """List the images that are here."""
+    """List the images that are here. `vpsd catalog show` lists the operating systems that one can have."""
     found = _store().available()
     if json:
         print_json([{"key": image.key, **_fields(image)} for image in found])
@@ -82,6 +82,9 @@ def import_image(
     file: Annotated[Path, typer.Argument(help="Disk image (qcow2 or raw) that boots by itself under BIOS.")],
     json: Json = False,
 ) -> None:
-    """Take a disk image of your own for an operating system of the catalogue, whatever its source."""
+    """Take a disk image of your own for an operating system of the catalogue, whatever its source.
+
+    Example: `vpsd image import debian-12 my-debian.qcow2`. The file is copied; new servers stand on it.
+    """
     kinds = tuple(_COMMANDS)
     _make(slug, json, kinds, lambda store, recipe, progress: store.import_file(recipe.slug, file, progress))

@@ -76,7 +76,7 @@ def check(
 ) -> None:
     """Compare database, guests, volumes and addresses: what has no owner, and what has no body?
 
-    Exit status 1 when something was found and not repaired. Works while vpsd runs.
+    Exit status 1 when something was found and not repaired. Works while vpsd runs. Example: `vpsd check --fix`.
     """
     findings = with_world(lambda world: Check(world, Ids(), fix=fix).run())
     if json:
@@ -92,9 +92,12 @@ app.command("doctor")(doctor.doctor)
 
 
 @app.command()
-def version() -> None:
-    """Say which vpsd this is."""
-    typer.echo(__version__)
+def version(json: Json = False) -> None:
+    """Say which vpsd this is; `vpsd doctor` says what it found on this machine."""
+    if json:
+        print_json({"version": __version__})
+    else:
+        typer.echo(__version__)
 
 
 def main() -> None:

@@ -14,7 +14,10 @@ app = typer.Typer(no_args_is_help=True, help="Servers of all accounts.")
 
 @app.command("list")
 def list_servers(json: Json = False) -> None:
-    """List every server of which something is on the host, deleted ones whose clean-up goes on included."""
+    """List every server of which something is on the host, deleted ones whose clean-up goes on included.
+
+    Example: `vpsd server list --json`. The guest is its name for libvirt; `vpsd check` says whether all is in order.
+    """
 
     async def work(world: World) -> tuple[str, list[Server]]:
         async with world.database.read() as tx:

@@ -128,8 +128,7 @@ async def add(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command) 
         cancelled = await tx.run(
             _CANCEL_WAITING, the_id=present.id, b_detail=f"superseded by {command}", b_now=clock.now_ms()
         )
-        if not cancelled:
-            await tx.run(_SET_SUCCESSOR, the_id=present.id, successor=command)
+        if not cancelled and await tx.run(_SET_SUCCESSOR, the_id=present.id, successor=command):
             return
     await _insert(tx, ids, clock, server_id, command)
 

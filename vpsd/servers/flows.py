@@ -68,6 +68,7 @@ class Job:
     async def write(self) -> AsyncIterator[Tx]:
         """A transaction that is only committed while the operation is still this worker's."""
         async with self.world.database.write() as tx:
+            await rows.lock(tx, self.server.id)  # before the operation, as requests do
             await operations.hold(tx, self._lease)
             yield tx
 

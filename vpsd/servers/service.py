@@ -65,6 +65,7 @@ _DETAIL = Statement(
     )
     .where(_ONE)
 )
+_EXISTS = Statement(select(_c.id).where(_ONE))
 _STATE = Statement(select(_c.id, _c.name, _c.status).where(_ONE).with_for_update())
 _ADD = Statement(
     insert(servers).returning(_c.id),
@@ -248,9 +249,8 @@ async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[Serv
     )
 
 
-def _password_hash(password: str) -> str:
-    # The password has 116 random bits: rounds that slow down guessing would only slow down the request.
-    return str(sha512_crypt.using(rounds=1000).hash(password))
+# The password has 116 random bits: rounds that slow down guessing would only slow down the request.
+_password_hash = sha512_crypt.using(rounds=1000).hash
 
 
 async def _chosen_plan(tx: Tx, form: Form[ServerCreate]) -> Plan | None:
@@ -364,5 +364,6 @@ async def _state(tx: Tx, caller: Caller, server_id: int) -> ServerState:
 
 async def history(tx: Tx, caller: Caller, server_id: int, page: Page) -> tuple[int, list[Operation]]:
     """The operations of a server, oldest first; raises `NotFound`."""
-    await _state(tx, caller, server_id)
+    if await tx.first(int, _EXISTS, the_account=caller.account_id, the_id=server_id) is None:
+        raise NotFound(f"There is no server {server_id}.")
     return await operations.history(tx, server_id, page)

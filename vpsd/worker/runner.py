@@ -157,6 +157,7 @@ class Runner:
         clock = self._world.clock
         try:
             async with self._world.database.write() as tx:
+                await rows.lock(tx, operation.server_id)  # before the operation, as requests do
                 if await operations.renew(tx, clock, lease) is not None:
                     raise Superseded
                 await operations.finish(tx, clock, lease, error, detail)
@@ -171,6 +172,7 @@ class Runner:
     async def _hand_over(self, operation: Operation, lease: Lease) -> None:
         try:
             async with self._world.database.write() as tx:
+                await rows.lock(tx, operation.server_id)
                 successor = await operations.renew(tx, self._world.clock, lease)
                 assert successor is not None
                 await operations.hand_over(tx, self._ids, self._world.clock, lease, operation.server_id, successor)

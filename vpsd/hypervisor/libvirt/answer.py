@@ -2,30 +2,66 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Iterable
 
-_LIMIT_SECONDS = 0.95
-_AGAIN_SECONDS = 0.3  # user-mode networking never repeats a packet that the guest was not yet there to hear
+_LOOK_SECONDS = 0.3
+_PAUSE_SECONDS = 0.1  # between two connections: quicker knocking leaves half-open ones behind in QEMU's network
+_BESIDE_SECONDS = 0.3  # until another is opened beside one that is silent
+_SLOTS = 4  # open at once: sshd refuses everyone when ten wait to log in (MaxStartups)
+_LEAST_PATIENCE_SECONDS = 1.2
+_LARGEST_PATIENCE_SECONDS = 20.0
+_FORGET_SECONDS = 30.0
 
 
-async def greets(address: str, port: int) -> bool:
-    """Whether an SSH server greets there, within a second.
+class Knocking:
+    """Knocks at one guest's SSH until it greets.
 
-    QEMU takes the connection whether or not the guest listens: only the greeting tells. One that was taken too early
-    stays silent for good, one to a slow guest needs its time: so others are opened beside the first.
+    QEMU takes a connection whether or not the guest listens: only the greeting tells. One that was taken too early
+    stays silent for good, so others are opened beside it; one to a slow guest needs its time, so the longer the guest
+    takes, the longer each connection is held.
     """
-    tries: set[asyncio.Task[bool]] = set()
-    deadline = asyncio.get_running_loop().time() + _LIMIT_SECONDS
-    try:
-        while (left := deadline - asyncio.get_running_loop().time()) > 0:
-            tries.add(asyncio.create_task(_greeting(address, port)))
-            done, _ = await asyncio.wait(tries, timeout=min(left, _AGAIN_SECONDS), return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                return any(task.result() for task in done)
-        return False
-    finally:
-        for task in tries:
+
+    def __init__(self, address: str, port: int, now: Callable[[], float], look_seconds: float = _LOOK_SECONDS) -> None:
+        self._address = address
+        self._port = port
+        self._now = now
+        self._look_seconds = look_seconds
+        self._began = self._looked = now()
+        self._newest = 0.0
+        self._tries: dict[asyncio.Task[bool], float] = {}  # and when each was opened
+
+    def is_of(self, address: str, port: int) -> bool:
+        """Whether it is still about this port, and was looked at lately."""
+        return (address, port) == (self._address, self._port) and self._now() - self._looked < _FORGET_SECONDS
+
+    async def look(self) -> bool:
+        """Whether the guest has greeted by now; waits a moment for it."""
+        self._looked = now = self._now()
+        await self._drop(task for task, opened in self._tries.items() if now - opened > self._patience(now))
+        pause_seconds = _BESIDE_SECONDS if self._tries else _PAUSE_SECONDS
+        if len(self._tries) < _SLOTS and now - self._newest >= pause_seconds:
+            self._tries[asyncio.create_task(_greeting(self._address, self._port))] = self._newest = now
+        if not self._tries:
+            return False
+        done, _ = await asyncio.wait(self._tries, timeout=self._look_seconds, return_when=asyncio.FIRST_COMPLETED)
+        greeted = any(task.result() for task in done)
+        for task in done:
+            del self._tries[task]
+        return greeted
+
+    def _patience(self, now: float) -> float:
+        return min(max(_LEAST_PATIENCE_SECONDS, (now - self._began) / 8), _LARGEST_PATIENCE_SECONDS)
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        await self._drop(self._tries)
+
+    async def _drop(self, tasks: Iterable[asyncio.Task[bool]]) -> None:
+        dropped = list(tasks)
+        for task in dropped:
+            self._tries.pop(task)
             task.cancel()
-        await asyncio.gather(*tries, return_exceptions=True)
+        await asyncio.gather(*dropped, return_exceptions=True)
 
 
 async def _greeting(address: str, port: int) -> bool:

@@ -11,7 +11,7 @@ import libvirt
 
 from vpsd.errors import Unusable
 from vpsd.hypervisor.libvirt import connect, domains, figures
-from vpsd.hypervisor.libvirt.answer import greets
+from vpsd.hypervisor.libvirt.answer import Knocking
 from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.console import Console
 from vpsd.hypervisor.libvirt.domain_xml import SSH_PORT, Files, Wiring, build, read_wiring
@@ -31,7 +31,6 @@ _STOP_SECONDS = 60.0
 _CONNECT_SECONDS = 60.0  # on top, when there is no connection yet: a daemon's first look at QEMU takes its time
 _UPLOAD_SECONDS = 120.0
 _UPLOAD_BYTES_PER_SECOND = 1 << 20  # slower than that is no upload
-_POLL_SECONDS = 0.1  # quicker knocking leaves half-open connections behind in QEMU's network
 
 
 class LibvirtHypervisor:
@@ -63,7 +62,7 @@ class LibvirtHypervisor:
         self._wirings: dict[str, tuple[str, int, Wiring]] = {}  # by name: uuid and run that they were read of
         self._watchers: list[Callable[[str], None]] = []
         self._uploads: dict[str, asyncio.Lock] = {}
-        self._polled: dict[str, float] = {}
+        self._knockings: dict[str, Knocking] = {}
 
     async def facts(self) -> HostFacts:
         """Say what the host is. Connects when needed."""
@@ -175,19 +174,26 @@ class LibvirtHypervisor:
 
     async def is_up(self, name: str) -> bool:
         """Whether the guest's SSH answers now, or on another machine its agent; no waiting beyond a second."""
-        early = self._polled.get(name, 0.0) + _POLL_SECONDS - time.monotonic()
-        if early > 0:
-            await asyncio.sleep(early)
-        try:
-            wiring = await self._call(lambda host: self._running(host, name), f"look for {name}", _QUICK_SECONDS)
-            if wiring is None:
-                return False
-            port = wiring.host_port(SSH_PORT)
-            if port is not None and connect.is_local(self._choice.uri):
-                return await greets(wiring.address, port)
+        wiring = await self._call(lambda host: self._running(host, name), f"look for {name}", _QUICK_SECONDS)
+        port = None if wiring is None else wiring.host_port(SSH_PORT)
+        if wiring is None:
+            await self._stop_knocking(name)
+            return False
+        if port is None or not connect.is_local(self._choice.uri):
             return await self._call(lambda host: _pings(host, name), f"ask the agent of {name}", _QUICK_SECONDS)
-        finally:
-            self._polled[name] = time.monotonic()
+        knocking = self._knockings.get(name)
+        if knocking is None or not knocking.is_of(wiring.address, port):
+            await self._stop_knocking(name)
+            knocking = self._knockings[name] = Knocking(wiring.address, port, time.monotonic)
+        greeted = await knocking.look()
+        if greeted:
+            await self._stop_knocking(name)
+        return greeted
+
+    async def _stop_knocking(self, name: str) -> None:
+        knocking = self._knockings.pop(name, None)
+        if knocking is not None:
+            await knocking.stop()
 
     async def remove(self, name: str) -> None:
         """Power off, undefine, and delete disk and seed."""
@@ -200,7 +206,7 @@ class LibvirtHypervisor:
 
         await self._call(ask, f"remove the guest {name}", _STOP_SECONDS)
         self._wirings.pop(name, None)
-        self._polled.pop(name, None)
+        await self._stop_knocking(name)
 
     async def usage(self, name: str) -> Usage:
         """Measured figures of a guest; all None for one that is not running."""
@@ -233,6 +239,8 @@ class LibvirtHypervisor:
     async def close(self) -> None:
         """Let go of the host; guests go on running."""
         self._watchers.clear()
+        for name in list(self._knockings):
+            await self._stop_knocking(name)
         await self._threads.call(self._connection.close, "let go", _QUICK_SECONDS)
         self._threads.close()
 

@@ -1,0 +1,52 @@
+"""Commands that look at servers and host while vpsd works on them."""
+
+import asyncio
+
+from tests.running import Vpsd
+from vpsd.hypervisor.protocol import GuestSpec, guest_name
+from vpsd.hypervisor.simulator import Simulator
+
+
+def test_servers_of_all_accounts_are_listed_with_their_guests(vpsd: Vpsd) -> None:
+    server = vpsd.create("listed")["id"]
+    vpsd.until_status(server, "active")
+    (shown,) = [found for found in vpsd.run_json("server", "list") if found["id"] == server]
+    assert (shown["name"], shown["status"]) == ("listed", "active")
+    assert shown["guest"].endswith(f"-{server}")
+    assert shown["guest"] in vpsd.run("server", "list").stdout
+
+
+def test_check_finds_what_has_no_owner_and_mends_it_when_told_to(vpsd: Vpsd) -> None:
+    name = guest_name(vpsd.rows("SELECT instance FROM installation")[0][0], 4711)
+    asyncio.run(leave_behind(vpsd, name))
+    done = vpsd.run("check")
+    assert done.returncode == 1
+    assert name in done.stdout
+    (found,) = vpsd.run_json("check")
+    assert (found["kind"], found["name"], found["fixed"]) == ("guest", name, None)
+    (fixed,) = vpsd.run_json("check", "--fix")
+    assert fixed["fixed"] == "removed from the host"
+    done = vpsd.run("check")
+    assert (done.returncode, done.stdout) == (0, "Everything has its owner.\n")
+
+
+async def leave_behind(vpsd: Vpsd, name: str) -> None:
+    """Have a guest on the host that no server speaks for."""
+    simulator = Simulator(str(vpsd.data / "simulator.sqlite"))
+    await simulator.define(GuestSpec(name, "", 1, 128, "base", False, "", "", "127.10.99.99", ()))
+    await simulator.close()
+
+
+def test_the_doctor_says_what_runs_the_guests_and_every_setting(vpsd: Vpsd) -> None:
+    done = vpsd.run("doctor")
+    assert done.returncode == 0
+    assert "hypervisor   simulator" in done.stdout
+    assert f"VPSD_DATA_DIR={vpsd.data}" in done.stdout
+    assert "How long a guest may take to answer" in done.stdout
+    report = vpsd.run_json("doctor")
+    assert report["host"]["driver"] == "simulator"
+    assert report["settings"]["listen"] == vpsd.listen
+
+
+def test_the_version_is_said(vpsd: Vpsd) -> None:
+    assert vpsd.run("version").stdout.strip() == vpsd.run_json("version")["version"]

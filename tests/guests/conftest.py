@@ -1,0 +1,124 @@
+"""One vpsd with real guests for all tests of this room, as `make run` starts it.
+
+The room runs in one worker (`xdist_group`). Debian 12 is ordered at the beginning: its image is built and it boots
+beside the other tests.
+"""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guests.host import Host
+from tests.guests.login import Login
+from tests.running import Vpsd, until
+from vpsd.hypervisor.libvirt import connect, daemon
+
+DEBIAN = {"plan_id": 1, "os_id": 3}
+
+
+@pytest.fixture(scope="session")
+def vpsd() -> Iterator[Vpsd]:
+    """A running vpsd; at the end it has no servers, and nothing on the host is without an owner."""
+    # other test runs on this machine take other addresses
+    running = Vpsd(address_pool=f"127.77.{os.getpid() % 250}.0/24", workers=8, boot_timeout_seconds=200)
+    if os.geteuid() == 0:
+        connect.remember(connect.Choice("own", "", ""), running.data)  # also beside a system's libvirt
+    try:
+        running.start()
+        yield running
+        _let_go(running)
+    finally:
+        print(running.said())
+        _clean_up(running)
+
+
+def _let_go(vpsd: Vpsd) -> None:
+    host = Host(vpsd)
+    for server in vpsd.get("servers/")["results"]:
+        vpsd.delete(server["id"])
+    host.until_nothing_is_under_way()
+    assert vpsd.run_json("check") == []
+    assert vpsd.rows("SELECT * FROM addresses") == []
+    assert host.guests() == {}
+    assert not host.volumes().disks | host.volumes().seeds | host.volumes().strangers
+    assert vpsd.interrupt() == 0
+
+
+def _clean_up(vpsd: Vpsd) -> None:
+    """Also after tests that failed: no guest and no daemon outlives them."""
+    if (vpsd.data / "vpsd.sqlite").exists():
+        host = Host(vpsd)
+        for name in host.guests():
+            host.remove(name)
+    daemon.stop_own_daemon(vpsd.data)
+    vpsd.discard()
+
+
+@pytest.fixture(scope="session")
+def host(vpsd: Vpsd) -> Host:
+    """The host behind it."""
+    return Host(vpsd)
+
+
+@pytest.fixture(scope="session")
+def first_words(vpsd: Vpsd) -> str:
+    """What vpsd printed at its first start."""
+    return until(lambda: vpsd.said() if "listening on" in vpsd.said() else None, "vpsd's first words") or ""
+
+
+@pytest.fixture(scope="session")
+def first(first_words: str) -> Any:
+    """The server that the printed curl line made: the answer to it."""
+    line = re.search(r"^ +curl .*?}'$", first_words, re.MULTILINE | re.DOTALL)
+    assert line is not None, first_words
+    done = subprocess.run(["bash", "-c", f"{line.group()} --silent"], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def first_login(vpsd: Vpsd, first: Any) -> Login:
+    """Into that server, by its password."""
+    detail = vpsd.until_status(first["id"], "active")
+    return Login(detail["ssh"], password=first["password"])
+
+
+@pytest.fixture(scope="session")
+def debian(vpsd: Vpsd, first: Any) -> Any:
+    """A Debian 12, ordered: the answer to that, and what its operation then said of the image."""
+    answer = vpsd.create("debian", **DEBIAN)
+
+    def said() -> str | None:
+        operation = vpsd.operations(answer["id"])[0]
+        detail: str | None = operation["detail"]
+        return detail if operation["status"] == "running" and operation["progress"] > 0 else None
+
+    return {**answer, "said": until(said, "progress of Debian's image")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def debian_ordered_early(request: pytest.FixtureRequest) -> None:
+    """Order Debian before anything else where a test asks for it later."""
+    if any("debian" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("debian")
+
+
+@pytest.fixture(scope="session")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SSH key."""
+    path = tmp_path_factory.mktemp("key") / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def key_id(vpsd: Vpsd, key: Path) -> int:
+    """The same key, known to vpsd."""
+    answer = vpsd.post("ssh-keys/", {"name": "test", "public_key": key.with_suffix(".pub").read_text()})
+    key_id: int = answer["id"]
+    return key_id

@@ -1,0 +1,101 @@
+"""The host of a running vpsd, seen and touched behind its back."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+import psutil
+
+from tests.running import Vpsd, until
+from vpsd.hypervisor.libvirt import daemon
+from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
+from vpsd.hypervisor.protocol import Guest, Volumes, guest_name
+
+T = TypeVar("T")
+
+_OPEN = "SELECT id FROM operations WHERE finished_at_ms IS NULL"
+
+
+class Host:
+    """Guests, volumes and processes of one vpsd."""
+
+    def __init__(self, vpsd: Vpsd) -> None:
+        self._vpsd = vpsd
+        self.instance = str(vpsd.rows("SELECT instance FROM installation")[0][0])
+
+    def driver(self) -> LibvirtHypervisor:
+        """A driver of the test's own, to the same libvirt; close it."""
+        return LibvirtHypervisor(self.instance, self._vpsd.data)
+
+    def _ask(self, work: Callable[[LibvirtHypervisor], Awaitable[T]]) -> T:
+        async def ask() -> T:
+            driver = self.driver()
+            try:
+                return await work(driver)
+            finally:
+                await driver.close()
+
+        return asyncio.run(ask())
+
+    def name(self, server_id: int) -> str:
+        """The guest of a server."""
+        return guest_name(self.instance, server_id)
+
+    def guests(self) -> dict[str, Guest]:
+        """Everything that libvirt has defined."""
+        return dict(self._ask(lambda driver: driver.guests()))
+
+    def volumes(self) -> Volumes:
+        """Everything in the pool."""
+        return self._ask(lambda driver: driver.volumes())
+
+    def remove(self, name: str) -> None:
+        """Take a guest away with all that it has."""
+        self._ask(lambda driver: driver.remove(name))
+
+    def processes(self, server_id: int) -> list[psutil.Process]:
+        """The QEMU processes of a server: one, or none."""
+        mark = f"guest={self.name(server_id)},"
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(part.startswith(mark) for part in process.cmdline()):
+                    found.append(process)
+        return found
+
+    def process(self, server_id: int) -> psutil.Process:
+        """The QEMU process of a running server."""
+        (process,) = self.processes(server_id)
+        return process
+
+    @property
+    def daemon_pid(self) -> int | None:
+        """vpsd's own libvirtd."""
+        return daemon.running_pid(self._vpsd.data)
+
+    def end_daemon(self) -> None:
+        """End vpsd's own libvirtd."""
+        daemon.stop_own_daemon(self._vpsd.data)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """libvirt hears everything and does nothing: whoever asks it for something waits in the middle of it."""
+        pid = self.daemon_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def until_nothing_is_under_way(self, limit_seconds: float = 300) -> None:
+        """Wait for every operation to come to rest."""
+        until(lambda: not self._vpsd.rows(_OPEN), "all operations to end", limit_seconds)
+
+    def until_no_image_is_made(self, limit_seconds: float = 600) -> None:
+        """A vpsd that ends in the middle of a build begins it anew: wait."""
+        steps = "('reserve_address', 'fetch_image')"
+        until(lambda: not self._vpsd.rows(f"{_OPEN} AND step IN {steps}"), "images", limit_seconds)

@@ -1,0 +1,126 @@
+"""kill -9 of vpsd in the middle of everything, on real guests: each server arrives where its owner wanted it."""
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guests.host import Host
+from tests.guests.login import Login
+from tests.running import Vpsd, until
+from vpsd.servers.flows import FLOWS
+from vpsd.servers.lifecycle import Command
+
+pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+
+SEED = 7
+ARRIVES = {**dict.fromkeys(Command, "active"), Command.STOP: "stopped"}
+
+
+def test_vpsd_killed_in_the_middle_of_every_flow_twice_brings_every_server_where_it_belongs(
+    vpsd: Vpsd, host: Host, key: Path, key_id: int
+) -> None:
+    servers, boot_ids = prepare(vpsd, key, key_id)
+    host.until_no_image_is_made()
+    os.kill(host.process(servers[Command.RECOVER]).pid, signal.SIGKILL)
+    until(lambda: under_way(vpsd).get(servers[Command.RECOVER]), "vpsd to notice")
+    with host.frozen():
+        tell_all(vpsd, servers, key_id)
+        until(lambda: all(step for step in map(under_way(vpsd).get, servers.values())), "all flows to be under way")
+        assert len(servers) == len(Command)
+        vpsd.kill()
+        print("killed at", tell_steps(vpsd))
+    vpsd.start()
+    kill_at_a_chance_step(vpsd, servers)
+    vpsd.start()
+    host.until_nothing_is_under_way()
+    assert_arrived(vpsd, host, servers, boot_ids, key)
+    for command in set(servers) - {Command.DELETE}:
+        vpsd.delete(servers[command])
+    host.until_nothing_is_under_way()
+    assert vpsd.run_json("check") == []
+
+
+def prepare(vpsd: Vpsd, key: Path, key_id: int) -> tuple[dict[Command, int], dict[Command, str]]:
+    """A server for every command but create, in the status that the command wants; and their present boots."""
+    wanted = [command for command in Command if command is not Command.CREATE]
+    servers: dict[Command, int] = {
+        command: vpsd.create(f"told-{command}", ssh_key_id=key_id)["id"] for command in wanted
+    }
+    boot_ids: dict[Command, str] = {}
+    for command, server in servers.items():
+        boot_ids[command] = Login(vpsd.until_status(server, "active", 240)["ssh"], key=key).boot_id
+    vpsd.post(f"servers/{servers[Command.START]}/stop/")
+    vpsd.until_status(servers[Command.START], "stopped")
+    return servers, boot_ids
+
+
+def tell_all(vpsd: Vpsd, servers: dict[Command, int], key_id: int) -> None:
+    """Every command to its own server; recover is vpsd's own affair."""
+    servers[Command.CREATE] = vpsd.create("told-create", ssh_key_id=key_id)["id"]
+    for command in (Command.START, Command.STOP, Command.REBOOT):
+        vpsd.post(f"servers/{servers[command]}/{command}/")
+    vpsd.delete(servers[Command.DELETE])
+    changed = vpsd.ask("PATCH", f"servers/{servers[Command.CONFIGURE]}/", {"hostname": "configured.example.com"})
+    assert changed.status_code == 200
+
+
+def under_way(vpsd: Vpsd) -> dict[int, str | None]:
+    """The steps of all open operations, by server."""
+    return dict(vpsd.rows("SELECT server_id, step FROM operations WHERE finished_at_ms IS NULL"))
+
+
+def tell_steps(vpsd: Vpsd) -> list[tuple[Any, ...]]:
+    """Where every open operation is, for whoever reads the record of a test."""
+    return vpsd.rows("SELECT command, step, attempts FROM operations WHERE finished_at_ms IS NULL")
+
+
+def kill_at_a_chance_step(vpsd: Vpsd, servers: dict[Command, int]) -> None:
+    """Kill vpsd once more, when a chance flow has been taken up again and has come to a chance step or further."""
+    chance = random.Random(SEED)
+    command = chance.choice([Command.CREATE, Command.START, Command.REBOOT, Command.RECOVER])
+    names = [step.__name__ for step in FLOWS[command]]
+    wanted = chance.randrange(names.index("make_disk"), len(names))
+    where = f"server_id = {servers[command]} AND command = '{command}'"
+
+    def has_come_there() -> bool:
+        ((step, attempts, finished),) = vpsd.rows(
+            f"SELECT step, attempts, finished_at_ms FROM operations WHERE {where} ORDER BY id DESC LIMIT 1"
+        )
+        return attempts > 1 and (finished is not None or names.index(step) >= wanted)
+
+    until(has_come_there, f"{command} to come to {names[wanted]}")
+    vpsd.kill()
+    print("killed at", tell_steps(vpsd))
+
+
+def assert_arrived(
+    vpsd: Vpsd, host: Host, servers: dict[Command, int], boot_ids: dict[Command, str], key: Path
+) -> None:
+    details = {command: vpsd.ask("GET", f"servers/{server}/") for command, server in servers.items()}
+    assert details.pop(Command.DELETE).status_code == 404
+    for command, answer in details.items():
+        detail = answer.json()
+        assert detail["status"] == ARRIVES[command], (command, vpsd.operations(servers[command]))
+        assert len(host.processes(servers[command])) == (detail["status"] == "active")
+    for command in (Command.CREATE, Command.START, Command.REBOOT, Command.RECOVER, Command.CONFIGURE):
+        boot_id = Login(details[command].json()["ssh"], key=key).boot_id
+        assert (boot_id == boot_ids.get(command)) == (command is Command.CONFIGURE), command
+    seed = vpsd.data / "pool" / f"{host.name(servers[Command.CONFIGURE])}-seed.iso"
+    assert b"configured.example.com" in seed.read_bytes()
+    assert_one_of_each(vpsd, host)
+
+
+def assert_one_of_each(vpsd: Vpsd, host: Host) -> None:
+    """Every server has one domain, one disk, one seed and one address, and there are no more of these."""
+    present: list[Any] = vpsd.get("servers/")["results"]
+    names = sorted(host.name(server["id"]) for server in present)
+    volumes = host.volumes()
+    assert [sorted(found) for found in (host.guests(), volumes.disks, volumes.seeds)] == [names] * 3
+    held = dict(vpsd.rows("SELECT server_id, address FROM addresses"))
+    assert held == {server["id"]: server["ip_address"] for server in present if server["ip_address"]}
+    assert len(set(held.values())) == len(present)
+    assert vpsd.run_json("check") == []

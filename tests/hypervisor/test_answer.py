@@ -1,0 +1,102 @@
+"""Knocking at a guest's SSH: found soon, and never more connections than sshd bears."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from vpsd.hypervisor.libvirt.answer import Knocking
+
+
+class Door:
+    """A port behind which an SSH server may or may not greet."""
+
+    def __init__(self) -> None:
+        self.greets = asyncio.Event()
+        self.open = 0
+        self.most_open = 0
+        self.knocks = 0
+        self.port = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.knocks += 1
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        hung_up = asyncio.create_task(reader.read())
+        greeted = asyncio.create_task(self.greets.wait())
+        await asyncio.wait({hung_up, greeted}, return_when=asyncio.FIRST_COMPLETED)
+        if greeted.done():
+            writer.write(b"SSH-2.0-test\r\n")
+        for task in (hung_up, greeted):
+            task.cancel()
+        self.open -= 1
+        writer.close()
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Door]:
+    made = Door()
+    server = await asyncio.start_server(made.answer, "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
+    yield made
+    server.close()
+
+
+class Time:
+    """Seconds that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_a_server_that_greets_is_up(door: Door) -> None:
+    door.greets.set()
+    knocking = Knocking("127.0.0.1", door.port, Time(), look_seconds=10)
+    assert await knocking.look()
+    await knocking.stop()
+
+
+async def test_a_port_that_nobody_listens_on_is_not_up(door: Door) -> None:
+    knocking = Knocking("127.0.0.2", door.port, Time(), look_seconds=10)
+    assert not await knocking.look()
+    await knocking.stop()
+
+
+async def test_a_slow_server_is_waited_for_on_the_connections_that_it_has(door: Door) -> None:
+    time = Time()
+    knocking = Knocking("127.0.0.1", door.port, time, look_seconds=0.01)
+    for _ in range(400):  # a minute and more of silence
+        assert not await knocking.look()
+        time.now += 0.2
+    assert door.most_open <= 4
+    assert door.knocks < 100
+    before = door.knocks
+    door.greets.set()
+    looks = 0
+    while not await knocking.look():
+        looks += 1
+        assert looks < 100
+    assert door.knocks <= before + 1
+    await knocking.stop()
+
+
+async def test_a_connection_that_was_taken_too_early_does_not_keep_others_out(door: Door) -> None:
+    time = Time()
+    knocking = Knocking("127.0.0.1", door.port, time, look_seconds=0.01)
+    for _ in range(20):
+        assert not await knocking.look()
+        time.now += 0.3
+    assert door.knocks > 8
+    await knocking.stop()
+
+
+async def test_a_guest_that_was_not_looked_at_for_long_is_begun_anew(door: Door) -> None:
+    time = Time()
+    knocking = Knocking("127.0.0.1", door.port, time)
+    assert knocking.is_of("127.0.0.1", door.port)
+    assert not knocking.is_of("127.0.0.1", 1)
+    time.now += 31
+    assert not knocking.is_of("127.0.0.1", door.port)

@@ -1,0 +1,77 @@
+"""The whole process, on the simulator: start, end, start again."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.running import Vpsd, run
+
+
+@pytest.fixture
+def vpsd() -> Iterator[Vpsd]:
+    """A vpsd that does not run yet."""
+    made = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05)
+    yield made
+    made.discard()
+
+
+def test_the_next_start_finds_the_servers_and_the_token(vpsd: Vpsd) -> None:
+    vpsd.start()
+    assert vpsd.token in vpsd.said()
+    server = vpsd.create("web")["id"]
+    detail = vpsd.until_status(server, "active")
+    history = vpsd.operations(server)
+    assert vpsd.interrupt() == 0
+    assert "stopping; servers go on running" in vpsd.said()
+    vpsd.start()
+    assert vpsd.token not in vpsd.said()
+    assert vpsd.get(f"servers/{server}/") == detail
+    assert vpsd.operations(server) == history
+    assert vpsd.run_json("check") == []
+    assert vpsd.terminate() == 0
+
+
+def test_a_vpsd_that_was_killed_goes_on_with_what_it_was_doing(vpsd: Vpsd) -> None:
+    vpsd.environment["VPSD_SIMULATOR_BOOT_SECONDS"] = "600"
+    vpsd.start()
+    server = vpsd.create("web")["id"]
+    vpsd.kill()
+    vpsd.environment["VPSD_SIMULATOR_BOOT_SECONDS"] = "0.05"
+    vpsd.start()
+    vpsd.delete(server)
+    vpsd.kill()
+    vpsd.start()
+    vpsd.until_rows("SELECT id FROM servers WHERE gone_at_ms IS NOT NULL", [(server,)])
+    assert vpsd.run_json("check") == []
+
+
+def test_a_second_vpsd_on_the_same_folder_is_refused(vpsd: Vpsd) -> None:
+    vpsd.start()
+    done = run("up", environment={**vpsd.environment, "VPSD_LISTEN": "127.0.0.1:0"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"vpsd: another vpsd works in {vpsd.data}; stop it, or set VPSD_DATA_DIR to another folder\n"
+
+
+def test_an_address_that_is_taken_is_said_by_the_settings_name(vpsd: Vpsd) -> None:
+    host, port = vpsd.listen.split(":")
+    with socket.create_server((host, int(port))):
+        done = run("up", environment=vpsd.environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"vpsd: VPSD_LISTEN={vpsd.listen} cannot be used: Address already in use\n"
+
+
+def test_a_host_that_does_not_answer_is_said_and_waited_for(vpsd: Vpsd) -> None:
+    socket_path = vpsd.data / "no-such-socket"
+    vpsd.environment |= {
+        "VPSD_HYPERVISOR": "libvirt",
+        "VPSD_LIBVIRT_URI": f"qemu+unix:///system?socket={socket_path}",
+    }
+    vpsd.start(well=False)
+    vpsd.until_said("hypervisor: ")
+    health = vpsd.health()
+    assert health.status_code == 503
+    assert health.json()["status"] == "degraded"
+    assert str(socket_path) in health.json()["hypervisor"]["error"]
+    assert vpsd.create("web")["status"] == "provisioning"
+    assert vpsd.interrupt() == 0
