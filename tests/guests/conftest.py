@@ -40,9 +40,10 @@ def vpsd() -> Iterator[Vpsd]:
 
 def _let_go(vpsd: Vpsd) -> None:
     host = Host(vpsd)
-    for server in vpsd.get("servers/")["results"]:
-        vpsd.delete(server["id"])
-    host.until_nothing_is_under_way()
+    servers = [server["id"] for server in vpsd.get("servers/")["results"]]
+    for server in servers:
+        vpsd.delete(server)
+    host.until_at_rest(servers)
     assert vpsd.run_json("check") == []
     assert vpsd.rows("SELECT * FROM addresses") == []
     assert host.guests() == {}

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
 
 import psutil
@@ -91,9 +91,10 @@ class Host:
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    def until_nothing_is_under_way(self, limit_seconds: float = 300) -> None:
-        """Wait for every operation to come to rest."""
-        until(lambda: not self._vpsd.rows(_OPEN), "all operations to end", limit_seconds)
+    def until_at_rest(self, servers: Iterable[int], limit_seconds: float = 300) -> None:
+        """Wait for the operations of these servers to end."""
+        where = f"server_id IN ({', '.join(map(str, servers))})"
+        until(lambda: not self._vpsd.rows(f"{_OPEN} AND {where}"), "operations to end", limit_seconds)
 
     def until_no_image_is_made(self, limit_seconds: float = 600) -> None:
         """A vpsd that ends in the middle of a build begins it anew: wait."""

@@ -6,12 +6,10 @@ The answers are made of the structs that go over the wire, so that they cannot h
 from typing import Any
 
 from vpsd.api.catalog import LocationList, LocationView, OperatingSystemList, OperatingSystemView, PlanList, PlanView
-from vpsd.api.cloud import HostStatus
 from vpsd.api.errors import Problem
-from vpsd.api.health import Health
+from vpsd.api.health import Health, HypervisorHealth
 from vpsd.api.servers import OperationList, ServerList
 from vpsd.api.ssh_keys import SshKeyList, SshKeyView
-from vpsd.hypervisor.protocol import HostFacts
 from vpsd.servers.lifecycle import Command, Status, refusal
 from vpsd.servers.schemas import (
     ActionAccepted,
@@ -154,11 +152,7 @@ ANSWERS: dict[str, Any] = {
     "health": Health(
         "ok",
         "1.0.0",
-        HostStatus(
-            "ok",
-            None,
-            HostFacts("libvirt", "qemu:///system", "kvm", "a guest ran", "QEMU 7.2.0, libvirt 9.0.0", 8, 32768),
-        ),
+        HypervisorHealth("ok", "libvirt", "kvm"),
     ),
 }
 

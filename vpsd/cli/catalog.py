@@ -48,6 +48,7 @@ def apply(
 
     Without a file, catalog.toml of the data folder is read, as at every start. Ids keep their meaning: a plan's size, a
     system's source and a location's code do not change under an id; what the file no longer names is no longer offered.
+    `vpsd catalog show` shows what came of it.
     """
     path = file or main.catalog_file(read_settings())
     offered = service.read_file(path)

@@ -32,8 +32,8 @@ class Report(msgspec.Struct):
 def doctor(json: Json = False) -> None:
     """Say which libvirt and which virtualization are used and why, what is missing, and every setting with its meaning.
 
-    Changes nothing in the database. Exit status 1 when servers cannot be made. Example: `VPSD_VIRT_TYPE=qemu vpsd doctor`
-    says how it would be under emulation.
+    Changes nothing in the database. Exit status 1 when servers cannot be made. Example:
+    `VPSD_VIRT_TYPE=qemu vpsd doctor` says how it would be under emulation.
     """
     settings = read_settings()
     report = Report(__version__, _values(settings), None, [], [])

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 
@@ -46,7 +47,12 @@ class FakeClock:
 
 def iso_utc(at_ms: int) -> str:
     """Write a time the way the API does: UTC, whole seconds, `Z`."""
-    return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _iso_second(at_ms // 1000)
+
+
+@lru_cache(maxsize=4096)  # a list writes the same few times over and over
+def _iso_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def iso_utc_or_none(at_ms: int | None) -> str | None:

@@ -140,7 +140,7 @@ class Hypervisor(Protocol):
         """Have a disk of that size on top of the base volume; a disk that is there is left as it is."""
 
     async def write_seed(self, name: str, content: bytes) -> None:
-        """Put the guest's cloud-init seed (an ISO 9660 image) on the host, in place of the old one, even while it runs."""
+        """Put the guest's cloud-init seed (an ISO 9660 image) on the host instead of the old; also while it runs."""
 
     async def define(self, spec: GuestSpec) -> None:
         """Have the guest defined as given; a running one keeps its hardware until it is powered on again."""

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from passlib.hash import sha512_crypt
+from passlib.hash import sha256_crypt
 from sqlalchemy import Select, and_, bindparam, func, insert, select, update
 
 from vpsd.accounts.models import Caller
@@ -250,7 +250,7 @@ async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[Serv
 
 
 # The password has 116 random bits: rounds that slow down guessing would only slow down the request.
-_password_hash = sha512_crypt.using(rounds=1000).hash
+_password_hash = sha256_crypt.using(rounds=1000).hash
 
 
 async def _chosen_plan(tx: Tx, form: Form[ServerCreate]) -> Plan | None:

@@ -103,7 +103,7 @@ def upgrade() -> None:
     with op.batch_alter_table("servers", schema=None) as batch_op:
         batch_op.create_index(
             "ix_servers_alive_account",
-            ["account_id", "id"],
+            ["account_id", "id", "deleted_at_ms"],
             unique=False,
             sqlite_where=sa.text("deleted_at_ms IS NULL"),
             postgresql_where=sa.text("deleted_at_ms IS NULL"),

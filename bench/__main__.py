@@ -1,0 +1,70 @@
+"""`make bench`: measures everything in one run, and writes the table that the README quotes."""
+
+import asyncio
+import statistics
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import boot, http
+
+_ROOT = Path(__file__).parent.parent
+_BEGIN, _END = "<!-- bench: copied from docs/bench.md, a test compares -->\n", "<!-- /bench -->"
+_AIMS_US = {"detail": 600, "list of 50": 2000, "create": 1500}
+
+
+def measure_http() -> list[http.Figure]:
+    """What requests cost, on SQLite with nothing behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        database_url = f"sqlite:///{folder}/vpsd.sqlite"
+        token = asyncio.run(http.seed(database_url))
+        with http.serving(database_url) as (url, pid):
+            return asyncio.run(http.measure(url, token, pid))
+
+
+def table(requests: list[http.Figure], guest: boot.Figures) -> str:
+    """The figures and what they are held against, as Markdown."""
+    ours, direct = statistics.median(guest.vpsd_seconds), statistics.median(guest.direct_seconds)
+    rows = [
+        (
+            "POST to an SSH command in the tiny Linux, against QEMU alone",
+            f"{ours:.2f} s / {direct:.2f} s = {guest.ratio:.2f}",
+            "at most 1.3",
+        ),
+        *(
+            (
+                f"{figure.name}, of {http.SERVERS:,} servers",
+                f"{figure.cpu_us:.0f} µs of CPU, {figure.per_second:.0f} a second",
+                f"at most {_AIMS_US[figure.name]} µs",
+            )
+            for figure in requests
+        ),
+        ("memory at rest, connected to libvirt", f"{guest.memory_mb:.0f} MB", "at most 150 MB"),
+        ("second start until /health answers", f"{guest.health_seconds:.1f} s", "at most 3 s"),
+    ]
+    lines = ["| what | measured | aim |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    print("requests: CPU of the serving process …", flush=True)
+    requests = measure_http()
+    print("guests: five creates and five of QEMU alone, in turn …", flush=True)
+    guest = boot.measure()
+    text = table(requests, guest)
+    print("\n" + text)
+    day = datetime.now(UTC).date().isoformat()
+    head = (
+        f"# Measured by `make bench` on {day}\n\nMedians; requests on SQLite, kept-alive connections, one process.\n\n"
+    )
+    (_ROOT / "docs/bench.md").write_text(head + text, encoding="utf-8")
+    readme = _ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}", encoding="utf-8")
+    print("written to docs/bench.md and README.md")
+
+
+if __name__ == "__main__":
+    main()
