@@ -148,8 +148,8 @@ class Vpsd:
         answer = self.ask("DELETE", f"servers/{server_id}/")
         assert answer.status_code == 204, answer.text
 
-    def until_status(self, server_id: int, status: str, limit_seconds: float = 120) -> Any:
-        """Wait for a server; returns its detail."""
+    def until_status(self, server_id: int, status: str, limit_seconds: float = 400) -> Any:
+        """Wait for a server, also through a boot that hangs and is tried once more; returns its detail."""
 
         def tells() -> Any:
             detail = self.get(f"servers/{server_id}/")

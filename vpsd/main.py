@@ -35,6 +35,7 @@ from vpsd.images.store import ImageStore
 from vpsd.migrations import HEAD
 from vpsd.servers.flows import Images, World
 from vpsd.settings import Settings
+from vpsd.welcome import first_server
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
@@ -167,33 +168,36 @@ async def serve(settings: Settings, say: Say) -> None:
             await apply_catalog(world.database, settings)
             host = HostStatus()
             app = make_app(Cloud(world.database, world.clock, Ids(), host))
-            tasks = _workers(world, host, say) if settings.role != "api" else []
-            if settings.role == "api":
-                host.status = "elsewhere"
             token = await first_token(world.database, settings)
             if token is not None:
                 say(f"token (also in {settings.data_dir / 'token'}): {token}")
+            tasks = _workers(world, host, token, say) if settings.role != "api" else []
+            if settings.role == "api":
+                host.status = "elsewhere"
             await _until_stopped(settings, app, listener, tasks, say)
 
 
-def _workers(world: World, host: HostStatus, say: Say) -> list[asyncio.Task[None]]:
+def _workers(world: World, host: HostStatus, token: str | None, say: Say) -> list[asyncio.Task[None]]:
     owner = f"{socket.gethostname()}:{os.getpid()}:{Ids().uuid()[:8]}"
     return [
-        asyncio.create_task(_keep_host(world, host, say)),
+        asyncio.create_task(_keep_host(world, host, token, say)),
         asyncio.create_task(Runner(world, Ids(), owner).run()),
         asyncio.create_task(Reconciler(world, Ids()).run()),
         asyncio.create_task(Sampler(world).run()),
     ]
 
 
-async def _keep_host(world: World, host: HostStatus, say: Say) -> None:
-    """Keep what /health says of the host true."""
+async def _keep_host(world: World, host: HostStatus, token: str | None, say: Say) -> None:
+    """Keep what /health says of the host true; a new token is welcomed once the host is known."""
     while True:
         try:
             facts = await world.hypervisor.facts()
             if host.facts != facts:
                 say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
                 say(f"guests: {facts.virt_type} ({facts.virt_reason})")
+            if token is not None:
+                say(first_server(world.settings, token, facts.low_ports))
+                token = None
             host.status, host.error, host.facts = "ok", None, facts
         except Exception as error:
             if host.error != str(error):

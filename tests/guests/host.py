@@ -91,7 +91,7 @@ class Host:
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    def until_at_rest(self, servers: Iterable[int], limit_seconds: float = 300) -> None:
+    def until_at_rest(self, servers: Iterable[int], limit_seconds: float = 400) -> None:
         """Wait for the operations of these servers to end."""
         where = f"server_id IN ({', '.join(map(str, servers))})"
         until(lambda: not self._vpsd.rows(f"{_OPEN} AND {where}"), "operations to end", limit_seconds)

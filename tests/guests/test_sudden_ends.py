@@ -52,7 +52,7 @@ def prepare(vpsd: Vpsd, key: Path, key_id: int) -> tuple[dict[Command, int], dic
     }
     boot_ids: dict[Command, str] = {}
     for command, server in servers.items():
-        boot_ids[command] = Login(vpsd.until_status(server, "active", 240)["ssh"], key=key).boot_id
+        boot_ids[command] = Login(vpsd.until_status(server, "active")["ssh"], key=key).boot_id
     vpsd.post(f"servers/{servers[Command.START]}/stop/")
     vpsd.until_status(servers[Command.START], "stopped")
     return servers, boot_ids
@@ -92,7 +92,7 @@ def kill_at_a_chance_step(vpsd: Vpsd, servers: dict[Command, int]) -> None:
         )
         return attempts > 1 and (finished is not None or names.index(step) >= wanted)
 
-    until(has_come_there, f"{command} to come to {names[wanted]}")
+    until(has_come_there, f"{command} to come to {names[wanted]}", 400)
     vpsd.kill()
     print("killed at", tell_steps(vpsd))
 

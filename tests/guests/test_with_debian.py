@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
 def test_debian_is_built_boots_and_is_as_large_as_its_plan(vpsd: Vpsd, debian: Any) -> None:
     assert debian["said"]
     detail = vpsd.until_status(debian["id"], "active", 600)
+    print(vpsd.operations(debian["id"]))
     login = Login(detail["ssh"], password=debian["password"])
     assert login.run("cloud-init status --wait").endswith("status: done")
     assert login.run("hostname; . /etc/os-release; echo $ID $VERSION_ID") == "debian\ndebian 12"

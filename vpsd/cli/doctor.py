@@ -1,7 +1,6 @@
 """What this machine can do, and how vpsd is set up."""
 
 import asyncio
-import shutil
 
 import msgspec
 import typer
@@ -12,11 +11,9 @@ from vpsd.cli.run import Json, read_settings
 from vpsd.core.clock import SystemClock
 from vpsd.errors import VpsdError
 from vpsd.hypervisor.protocol import HostFacts
+from vpsd.images.programs import require
 from vpsd.images.store import ImageStore
 from vpsd.settings import Settings
-
-# Programs of Debian packages that building images needs; running servers needs libvirt alone.
-_BUILDERS = {"qemu-img": "qemu-utils", "mke2fs": "e2fsprogs", "mmdebstrap": "mmdebstrap"}
 
 
 class Report(msgspec.Struct):
@@ -42,9 +39,10 @@ def doctor(json: Json = False) -> None:
         report.host = asyncio.run(_facts(settings))
     except VpsdError as error:
         report.problems.append(f"no servers can be made: {error}")
-    for program, package in _BUILDERS.items():
-        if shutil.which(program) is None:
-            report.problems.append(f"some images cannot be built: {program} is missing (apt-get install {package})")
+    try:
+        require("qemu-img", "mke2fs", "mmdebstrap")
+    except VpsdError as error:
+        report.problems.append(f"some images cannot be built: {error}")
     if json:
         print_json(report)
     else:

@@ -15,7 +15,6 @@ from vpsd.cli.output import print_json, print_rows
 from vpsd.cli.run import Json, fail, read_settings, with_world
 from vpsd.core.ids import Ids
 from vpsd.errors import VpsdError
-from vpsd.settings import Settings
 from vpsd.worker.check import Check
 
 app = typer.Typer(
@@ -46,27 +45,7 @@ def up() -> None:
 
     found = read_settings()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(composition.serve(found, lambda line: _say(found, line)))
-
-
-def _say(settings: Settings, line: str) -> None:
-    print(line, flush=True)
-    if line.startswith("token "):
-        address = f"http://{settings.listen}"
-        print(
-            f"""
-Your first server, a tiny Linux:
-
-  curl -X POST {address}/api/v1/servers/ -H "Authorization: Bearer {line.split()[-1]}" \\
-    -H "Content-Type: application/json" \\
-    -d '{{"name": "first", "plan_id": 4, "os_id": 1, "location": "us-west"}}'
-
-The answer carries its root password. When it is up (the first one builds its image: give it a minute), log in:
-
-  ssh root@{settings.network[2]}
-""",
-            flush=True,
-        )
+        runner.run(composition.serve(found, lambda line: print(line, flush=True)))
 
 
 @app.command()

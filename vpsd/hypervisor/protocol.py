@@ -109,6 +109,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     version: str
     cpus: int
     memory_mb: int
+    low_ports: bool = True  # whether guests can have ports below 1024 of their addresses, as far as is known
 
 
 Progress = Callable[[float, str], None]

@@ -29,6 +29,7 @@ _INSTALL = (
 )
 
 Kind = Literal["given", "own", "system", "session"]
+_SSH_PORT = 22
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -125,6 +126,15 @@ def choose_pool_path(choice: Choice, instance: str, data: Path, wanted: Path | N
     if is_local(choice.uri):
         return data.absolute() / "pool"
     raise Misconfigured(f"Set VPSD_POOL_DIR to a folder of the host at {choice.uri} for the servers' disks.")
+
+
+def may_open_low_ports(choice: Choice) -> bool:
+    """Whether guests can have port 22 of their addresses, as far as can be told from here: QEMU must be root's.
+
+    Under vpsd's own libvirtd it is; under the system's and a user's it is not, unless the kernel lets everyone.
+    """
+    first_free = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    return choice.kind == "own" or (first_free.exists() and int(first_free.read_text()) <= _SSH_PORT)
 
 
 def is_local(uri: str) -> bool:

@@ -78,6 +78,7 @@ class LibvirtHypervisor:
                 version=f"libvirt {_version(host.getLibVersion())}, QEMU {_version(host.getVersion())}",
                 cpus=host.getInfo()[2],
                 memory_mb=memory["total"] // 1024,
+                low_ports=connect.may_open_low_ports(self._choice),
             )
 
         return await self._call(ask, "say what it is", _QUICK_SECONDS)
