@@ -27,6 +27,7 @@ from vpsd.core.clock import Clock, SystemClock
 from vpsd.core.db import Database
 from vpsd.core.ids import Ids
 from vpsd.errors import Misconfigured, Unavailable
+from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import Hypervisor
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.images.catalogued import CataloguedImages
@@ -52,6 +53,7 @@ def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervis
     if settings.hypervisor == "simulator":
         path = str(settings.data_dir / "simulator.sqlite")
         return Simulator(path, clock, settings.simulator_boot_seconds)
+    connect.refuse_without_binding()
     # Imported here: it needs libvirt's libraries, and the simulator does not.
     from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 

@@ -70,7 +70,8 @@ def host(vpsd: Vpsd) -> Host:
 @pytest.fixture(scope="session")
 def first_words(vpsd: Vpsd) -> str:
     """What vpsd printed at its first start."""
-    return until(lambda: vpsd.said() if "listening on" in vpsd.said() else None, "vpsd's first words") or ""
+    until(lambda: re.search(r"^ +ssh .*\n", vpsd.said(), re.MULTILINE), "the lines to paste")  # the last that it says
+    return vpsd.said()
 
 
 @pytest.fixture(scope="session")

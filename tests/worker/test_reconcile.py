@@ -97,6 +97,16 @@ async def test_a_look_that_is_older_than_the_row_says_nothing(cloud: Cloud) -> N
     assert await cloud.status(server) == "active"
 
 
+async def test_an_operation_that_began_since_the_look_is_left_its_server(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.happens(cloud.guest(server), Power.OFF)
+    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    async with cloud.database.write() as tx:
+        await operations.add(tx, cloud.ids, cloud.clock, server, Command.CONFIGURE)
+    await cloud.reconciler()._settle(server, guest, cloud.clock.now_ms())
+    assert await cloud.status(server) == "active"
+
+
 async def test_a_hostname_changed_while_another_operation_was_open_reaches_the_seed_afterwards(cloud: Cloud) -> None:
     server = await cloud.have_server()
     async with cloud.database.write() as tx:

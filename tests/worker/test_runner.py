@@ -52,6 +52,24 @@ async def test_a_lease_that_ran_out_is_taken_over_and_its_old_holder_cannot_save
         await operations.save_step(tx, Lease.of(second), "power_on", 0.5)
 
 
+async def test_what_a_worker_did_after_it_lost_its_lease_is_not_saved(cloud: Cloud) -> None:
+    server = await cloud.create()
+    power_on = cloud.hypervisor.power_on
+
+    async def slow_power_on(name: str) -> None:
+        cloud.hypervisor.power_on = power_on  # type: ignore[method-assign]
+        cloud.clock.advance(LEASE_SECONDS + 1)
+        cloud.hypervisor.low_ports = False
+        assert await cloud.work("second") == 1
+        assert (await cloud.row(server)).ssh_port == 2222
+
+    cloud.hypervisor.power_on = slow_power_on  # type: ignore[method-assign]
+    assert await cloud.runner("first").run_once()
+    assert (await cloud.row(server)).ssh_port == 2222
+    assert await cloud.status(server) == "active"
+    assert [o["status"] for o in await cloud.operations(server)] == ["succeeded"]
+
+
 async def test_a_long_step_keeps_its_lease(cloud: Cloud) -> None:
     await cloud.create()
     defining, renewed = asyncio.Event(), asyncio.Event()
@@ -237,6 +255,18 @@ async def test_delete_takes_over_from_a_boot_that_a_worker_is_waiting_for(cloud:
     assert cloud.hypervisor.calls.count("power_on") == 1
     assert await cloud.hypervisor.guests() == {}
     assert await cloud.addresses() == []
+
+
+async def test_delete_takes_over_from_a_worker_that_died_before_anything_more_is_done(cloud: Cloud) -> None:
+    server = await cloud.create()
+    async with cloud.database.write() as tx:
+        assert await operations.claim(tx, cloud.clock, "dead") is not None
+    assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+    cloud.clock.advance(LEASE_SECONDS + 1)
+    await cloud.settle()
+    assert "define" not in cloud.hypervisor.calls
+    assert await cloud.addresses() == []
+    assert (await cloud.row(server)).gone_at_ms is not None
 
 
 async def test_delete_goes_on_trying_until_the_host_is_back(cloud: Cloud) -> None:
