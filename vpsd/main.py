@@ -104,11 +104,10 @@ async def open_database(settings: Settings, say: Say = lambda _: None) -> AsyncI
         await database.close()
 
 
-async def apply_catalog(database: Database, settings: Settings) -> None:
-    """Take over what the catalogue file says; raises `Misconfigured` or `Invalid` where it cannot be."""
+async def apply_catalog(database: Database, settings: Settings) -> list[str]:
+    """Take over what the catalogue file says and tell what changed; raises `Misconfigured` or `Invalid`."""
     async with database.write() as tx:
-        for change in await catalog.apply(tx, catalog.read_file(catalog_file(settings))):
-            log.info("catalogue: %s", change)
+        return await catalog.apply(tx, catalog.read_file(catalog_file(settings)))
 
 
 def catalog_file(settings: Settings) -> Path:
@@ -167,7 +166,8 @@ async def serve(settings: Settings, say: Say) -> None:
     """Run API, worker or both until SIGINT or SIGTERM; servers go on running."""
     with sole_user(settings), _listening(settings) as listener:
         async with open_world(settings, say) as world:
-            await apply_catalog(world.database, settings)
+            for change in await apply_catalog(world.database, settings):
+                log.info("catalogue: %s", change)
             host = HostStatus()
             app = make_app(Cloud(world.database, world.clock, Ids(), host))
             token = await first_token(world.database, settings)

@@ -147,8 +147,8 @@ def refuse_without_binding() -> None:
     """Raise `Misconfigured` where Python lacks its part of libvirt."""
     if importlib.util.find_spec("libvirt") is None:
         raise Misconfigured(
-            "The Python package libvirt-python is missing. Install it: pip install libvirt-python "
-            "(it is compiled: sudo apt-get install gcc pkg-config libvirt-dev python3-dev)."
+            "The Python package libvirt-python is missing. It is compiled: sudo apt-get install gcc pkg-config "
+            "libvirt-dev python3-dev, then `make run` again. Or play without guests (VPSD_HYPERVISOR=simulator)."
         )
 
 
