@@ -46,12 +46,6 @@ class Busy(VpsdError):
     code = "busy"
 
 
-class InUse(VpsdError):
-    """The thing cannot go while something else needs it."""
-
-    code = "in_use"
-
-
 class Unavailable(VpsdError):
     """Something outside vpsd (host, mirror, disk) does not answer now; trying again later may help."""
 

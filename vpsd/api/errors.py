@@ -23,7 +23,6 @@ STATUS_CODES: dict[type[errors.VpsdError], int] = {
     errors.Invalid: 400,
     errors.WrongStatus: 400,
     errors.Busy: 400,
-    errors.InUse: 400,
     errors.Unavailable: 503,
     errors.Unusable: 500,
     errors.Misconfigured: 500,
