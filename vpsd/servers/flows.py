@@ -28,6 +28,7 @@ from vpsd.settings import Settings
 
 _POLL_SECONDS = 0.1  # slirp leaves sockets behind when a port is polled faster
 _PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
+_ADDRESS_TRIES = 100  # more than workers could meet at one address
 _GIB = 1 << 30
 
 
@@ -90,12 +91,15 @@ class Job:
 
 
 async def reserve_address(job: Job) -> None:
-    """Have an address for the server."""
-    try:
-        async with job.write() as tx:
-            await addresses.assign(tx, job.world.clock, job.world.settings.network, job.server.id)
-    except UniqueViolation:
-        raise Unavailable("Another server took the same address at the same moment.") from None
+    """Have an address for the server; who meets another at the same one takes the next."""
+    for _ in range(_ADDRESS_TRIES):
+        try:
+            async with job.write() as tx:
+                await addresses.assign(tx, job.world.clock, job.world.settings.network, job.server.id)
+        except UniqueViolation:
+            continue
+        return
+    raise Unavailable("Other servers took every address that was tried at the same moment.")
 
 
 async def fetch_image(job: Job) -> None:
