@@ -23,7 +23,7 @@ async def never(packed: Path, unpacked: Path) -> None:
     raise AssertionError("asked to unpack LZ4")
 
 
-@pytest.mark.parametrize("payload", [gzip.compress(ELF) + bytes(4), lzma.compress(ELF) + bytes(4)])
+@pytest.mark.parametrize("payload", [gzip.compress(ELF, mtime=0) + bytes(4), lzma.compress(ELF) + bytes(4)])
 async def test_a_compressed_kernel_is_unpacked(tmp_path: Path, payload: bytes) -> None:
     (tmp_path / "vmlinuz").write_bytes(bzimage(payload))
     assert await extract_vmlinux(tmp_path / "vmlinuz", tmp_path / "vmlinux", never)

@@ -168,10 +168,23 @@ def test_a_slug_cannot_leave_the_folder(store: ImageStore, slug: str) -> None:
 
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
 async def test_an_imported_disk_becomes_a_qcow2(store: ImageStore, tmp_path: Path, form: str) -> None:
-    image = await store.import_file("mine", make_disk(tmp_path / "mine.img", form=form, size="3M"), silent)
+    disk = make_disk(tmp_path / "mine.img", form=form, size="3M")
+    if form == "raw":
+        with disk.open("r+b") as file:
+            file.seek(510)
+            file.write(b"\x55\xaa")
+    image = await store.import_file("mine", disk, silent)
     assert image.disk.read_bytes()[:4] == b"QFI\xfb"
     assert image.virtual_size_bytes == 3 * 1024 * 1024
     assert store.available()[0].source == f"import {tmp_path / 'mine.img'}"
+
+
+async def test_a_file_that_is_no_disk_is_not_imported(store: ImageStore, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("these are notes, not a disk\n" * 100)
+    with pytest.raises(Unusable, match="no boot record"):
+        await store.import_file("mine", notes, silent)
+    assert store.available() == []
 
 
 async def test_an_import_that_stands_on_another_file_is_refused(store: ImageStore, tmp_path: Path) -> None:

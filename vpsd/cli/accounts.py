@@ -7,10 +7,10 @@ import typer
 from vpsd.accounts import service
 from vpsd.accounts.models import Account, Token
 from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, with_world
-from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.cli.run import Json, with_database
+from vpsd.core.clock import SystemClock, iso_utc, iso_utc_or_none
+from vpsd.core.db import Database
 from vpsd.core.ids import Ids
-from vpsd.servers.flows import World
 
 account_app = typer.Typer(no_args_is_help=True, help="Accounts: who owns servers and keys.")
 token_app = typer.Typer(no_args_is_help=True, help="API tokens: what speaks for an account.")
@@ -22,11 +22,11 @@ AccountName = Annotated[str, typer.Argument(help="Name of the account.")]
 def list_accounts(json: Json = False) -> None:
     """List all accounts. Example: `vpsd account list --json`."""
 
-    async def work(world: World) -> list[Account]:
-        async with world.database.read() as tx:
+    async def work(database: Database) -> list[Account]:
+        async with database.read() as tx:
             return await service.list_accounts(tx)
 
-    found = with_world(work)
+    found = with_database(work)
     if json:
         print_json(found)
     else:
@@ -38,11 +38,11 @@ def list_accounts(json: Json = False) -> None:
 def add_account(name: AccountName, json: Json = False) -> None:
     """Open an account. Then `vpsd token add NAME` makes a token for it."""
 
-    async def work(world: World) -> Account:
-        async with world.database.write() as tx:
-            return await service.add_account(tx, Ids(), world.clock, name)
+    async def work(database: Database) -> Account:
+        async with database.write() as tx:
+            return await service.add_account(tx, Ids(), SystemClock(), name)
 
-    account = with_world(work)
+    account = with_database(work)
     if json:
         print_json(account)
     else:
@@ -56,11 +56,11 @@ def list_tokens(json: Json = False) -> None:
     `vpsd token revoke ID` makes one worthless; `vpsd token add ACCOUNT` makes a new one.
     """
 
-    async def work(world: World) -> list[Token]:
-        async with world.database.read() as tx:
+    async def work(database: Database) -> list[Token]:
+        async with database.read() as tx:
             return await service.list_tokens(tx)
 
-    found = with_world(work)
+    found = with_database(work)
     if json:
         print_json(found)
     else:
@@ -82,12 +82,12 @@ def add_token(
     Example: `vpsd token add default --name backup-script`. Requests carry it as `Authorization: Bearer TOKEN`.
     """
 
-    async def work(world: World) -> str:
-        async with world.database.write() as tx:
+    async def work(database: Database) -> str:
+        async with database.write() as tx:
             owner = await service.get_account(tx, account)
-            return await service.add_token(tx, Ids(), world.clock, owner.id, name)
+            return await service.add_token(tx, Ids(), SystemClock(), owner.id, name)
 
-    token = with_world(work)
+    token = with_database(work)
     if json:
         print_json({"account": account, "name": name, "token": token})
     else:
@@ -100,11 +100,11 @@ def revoke_token(
 ) -> None:
     """Make a token worthless from now on: requests that carry it get 401. Example: `vpsd token revoke 2`."""
 
-    async def work(world: World) -> None:
-        async with world.database.write() as tx:
-            await service.revoke_token(tx, world.clock, token_id)
+    async def work(database: Database) -> None:
+        async with database.write() as tx:
+            await service.revoke_token(tx, SystemClock(), token_id)
 
-    with_world(work)
+    with_database(work)
     if json:
         print_json({"id": token_id, "revoked": True})
     else:

@@ -8,8 +8,8 @@ import typer
 from vpsd import main
 from vpsd.catalog import service
 from vpsd.cli.output import console, print_json, print_rows
-from vpsd.cli.run import Json, read_settings, with_world
-from vpsd.servers.flows import World
+from vpsd.cli.run import Json, read_settings, with_database
+from vpsd.core.db import Database
 
 app = typer.Typer(no_args_is_help=True, help="What this vpsd offers: plans, operating systems, locations.")
 
@@ -18,15 +18,15 @@ app = typer.Typer(no_args_is_help=True, help="What this vpsd offers: plans, oper
 def show(json: Json = False) -> None:
     """Show the catalogue, with what is no longer offered. To change it, edit its file and `vpsd catalog apply`."""
 
-    async def work(world: World) -> dict[str, list[Any]]:
-        async with world.database.read() as tx:
+    async def work(database: Database) -> dict[str, list[Any]]:
+        async with database.read() as tx:
             return {
                 "plans": list(await service.list_plans(tx)),
                 "operating_systems": list(await service.list_operating_systems(tx)),
                 "locations": list(await service.list_locations(tx)),
             }
 
-    found = with_world(work)
+    found = with_database(work)
     if json:
         print_json(found)
         return
@@ -53,11 +53,11 @@ def apply(
     path = file or main.catalog_file(read_settings())
     offered = service.read_file(path)
 
-    async def work(world: World) -> list[str]:
-        async with world.database.write() as tx:
+    async def work(database: Database) -> list[str]:
+        async with database.write() as tx:
             return await service.apply(tx, offered)
 
-    changes = with_world(work)
+    changes = with_database(work)
     if json:
         print_json({"file": str(path), "changes": changes})
     else:

@@ -9,12 +9,12 @@ import typer
 from vpsd import main
 from vpsd.catalog import service as catalog
 from vpsd.cli.output import print_json, print_rows, progress_shown
-from vpsd.cli.run import Json, read_settings, with_world
+from vpsd.cli.run import Json, read_settings, with_database
+from vpsd.core.db import Database
 from vpsd.errors import Invalid
 from vpsd.hypervisor.protocol import Image, Progress
 from vpsd.images.catalogued import recipe_of
 from vpsd.images.store import ImageStore, Recipe
-from vpsd.servers.flows import World
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,15 +46,15 @@ def _fields(image: object) -> dict[str, object]:
 
 
 def _make(slug: str, json: bool, kinds: tuple[str, ...], make: Make) -> None:
-    async def work(world: World) -> Image:
-        async with world.database.read() as tx:
+    async def work(database: Database) -> Image:
+        async with database.read() as tx:
             recipe = recipe_of(await catalog.get_image_source(tx, slug))
         if recipe.kind not in kinds:
             raise Invalid({"slug": [f"{slug} comes by `vpsd image {_COMMANDS[recipe.kind]}`."]})
         with progress_shown(slug) as progress:
-            return await make(ImageStore(main.image_folder(world.settings)), recipe, progress)
+            return await make(_store(), recipe, progress)
 
-    image = with_world(work)
+    image = with_database(work)
     if json:
         print_json({"key": image.key, "disk": str(image.disk), "virtual_size_bytes": image.virtual_size_bytes})
     else:

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from vpsd import main, settings
+from vpsd.core.db import Database
 from vpsd.errors import VpsdError
 from vpsd.servers.flows import World
 from vpsd.settings import Settings
@@ -29,8 +30,18 @@ def read_settings() -> Settings:
     return found
 
 
+def with_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do something with the database alone: that works where there is no hypervisor, too."""
+
+    async def run() -> T:
+        async with main.open_database(read_settings()) as database:
+            return await work(database)
+
+    return asyncio.run(run())
+
+
 def with_world(work: Callable[[World], Awaitable[T]]) -> T:
-    """Do something with database, hypervisor and images."""
+    """Do something with the database and the hypervisor."""
 
     async def run() -> T:
         async with main.open_world(read_settings()) as world:

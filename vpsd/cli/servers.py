@@ -2,11 +2,13 @@
 
 import typer
 
+from vpsd.accounts import service as accounts
 from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, with_world
+from vpsd.cli.run import Json, with_database
+from vpsd.core.db import Database
+from vpsd.core.ids import Ids
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.servers import rows
-from vpsd.servers.flows import World
 from vpsd.servers.models import Server
 
 app = typer.Typer(no_args_is_help=True, help="Servers of all accounts.")
@@ -19,11 +21,11 @@ def list_servers(json: Json = False) -> None:
     Example: `vpsd server list --json`. The guest is its name for libvirt; `vpsd check` says whether all is in order.
     """
 
-    async def work(world: World) -> tuple[str, list[Server]]:
-        async with world.database.read() as tx:
-            return world.instance, await rows.present(tx)
+    async def work(database: Database) -> tuple[str, list[Server]]:
+        async with database.write() as tx:
+            return await accounts.instance(tx, Ids()), await rows.present(tx)
 
-    instance, found = with_world(work)
+    instance, found = with_database(work)
     shown = [
         {
             "id": server.id,

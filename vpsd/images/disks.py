@@ -59,3 +59,10 @@ async def describe(path: Path, log: Path) -> dict[str, Any]:
     if facts.get("format-specific", {}).get("data", {}).get("data-file"):
         raise Unusable(f"{path.name} keeps its data in another file; convert it with qemu-img convert first.")
     return facts
+
+
+def require_boot_record(path: Path) -> None:
+    """Raise `Unusable` for a raw image that no BIOS would boot: any file at all passes for a raw image."""
+    with path.open("rb") as file:
+        if file.read(512)[510:] != b"\x55\xaa":
+            raise Unusable(f"{path.name} is no disk that boots by itself: its first sector is no boot record.")

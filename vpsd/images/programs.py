@@ -21,6 +21,7 @@ _PACKAGES = {
     "tar": "tar",
     "unshare": "util-linux",
 }
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # a vpsd that is killed leaves no build behind
 _GRACE_SECONDS = 5
 _NOTHING = Path(os.devnull)
 
@@ -52,6 +53,7 @@ async def run(
         require(str(argv[0]))
     with (stdout or _NOTHING).open("wb") as output, log.open("ab") as logged:
         process = await asyncio.create_subprocess_exec(
+            *_WITH_US,
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output if stdout else asyncio.subprocess.PIPE,

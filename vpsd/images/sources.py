@@ -6,7 +6,7 @@ from pathlib import Path
 from vpsd.errors import Misconfigured, Unusable
 from vpsd.hypervisor.protocol import Progress
 from vpsd.images import debian, tiny
-from vpsd.images.disks import describe, to_qcow2
+from vpsd.images.disks import describe, require_boot_record, to_qcow2
 from vpsd.images.programs import require
 from vpsd.images.pull import pull
 from vpsd.images.recipes import Build, Parts, Recipe
@@ -31,7 +31,9 @@ def import_of(path: Path) -> Build:
         require("qemu-img")
         if not path.is_file():
             raise Unusable(f"{path} is no file.")
-        await describe(path, log)
+        facts = await describe(path, log)
+        if facts["format"] == "raw":
+            require_boot_record(path)
         progress(0.2, "converting the disk image")
         parts = Parts()
         await to_qcow2(path, work / parts.disk, log)

@@ -76,7 +76,7 @@ _CLAIM = Statement(
 _RENEW = Statement(update(operations).where(*_MINE).returning(_c.successor), ("lease_until_ms",))
 _HOLD = Statement(select(_c.id).where(*_MINE).with_for_update())
 _REPORT = Statement(update(operations).where(*_MINE), ("progress", "detail"))
-_STEP = Statement(update(operations).where(*_MINE), ("step", "progress"))
+_STEP = Statement(update(operations).where(*_MINE).values(detail=None), ("step", "progress"))
 _RELEASE = Statement(
     update(operations)
     .where(*_MINE)

@@ -62,6 +62,7 @@ class Job:
         self.server = server
         self.name = guest_name(world.instance, server.id)
         self.result: str | None = None
+        self.step = (0, 1)  # which of how many
         self.superseded = False
         self._lease = lease
 
@@ -79,9 +80,10 @@ class Job:
             self.server = await rows.get(tx, self.server.id)
 
     async def report(self, progress: float, detail: str) -> None:
-        """Show how far the present step is."""
+        """Show how far the present step is, from 0 to 1."""
+        index, steps = self.step
         async with self.world.database.write() as tx:
-            await operations.report(tx, self._lease, progress, detail)
+            await operations.report(tx, self._lease, (index + progress) / steps, detail)
 
     async def pause(self, seconds: float = _POLL_SECONDS) -> None:
         """Wait a little; raises `Superseded` when another command wants to take over."""

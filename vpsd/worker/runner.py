@@ -126,6 +126,7 @@ class Runner:
             async with self._world.database.write() as tx:
                 await operations.save_step(tx, lease, names[index], index / len(flow))
             await job.refresh()
+            job.step = (index, len(flow))
             await flow[index](job)
 
     async def _keep_lease(self, lease: Lease, job: Job) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 _LOOK_SECONDS = 0.3
 _PAUSE_SECONDS = 0.1  # between two connections: quicker knocking leaves half-open ones behind in QEMU's network
 _BESIDE_SECONDS = 0.3  # until another is opened beside one that is silent
-_SLOTS = 4  # open at once: sshd refuses everyone when ten wait to log in (MaxStartups)
-_LEAST_PATIENCE_SECONDS = 1.2
+_SLOTS = 3  # open at once: dropbear refuses when five of one address wait to log in, sshd when ten of all do
+_LEAST_PATIENCE_SECONDS = 0.9
 _LARGEST_PATIENCE_SECONDS = 20.0
 _FORGET_SECONDS = 30.0
 
