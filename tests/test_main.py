@@ -1,11 +1,13 @@
 """The whole process, on the simulator: start, end, start again."""
 
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.running import Vpsd, run, until
+from tests.running import PROGRAM, Vpsd, run, until
 
 
 @pytest.fixture
@@ -37,6 +39,23 @@ def test_a_second_vpsd_on_the_same_folder_is_refused(vpsd: Vpsd) -> None:
     done = run("up", environment={**vpsd.environment, "VPSD_LISTEN": "127.0.0.1:0"})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"vpsd: another vpsd works in {vpsd.data}; stop it, or set VPSD_DATA_DIR to another folder\n"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_api_and_worker_may_be_two_processes_on_postgresql(database_url: str) -> None:
+    api = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, database_url=database_url, role="api")
+    try:
+        api.start(well=False)
+        assert api.health().json()["hypervisor"]["status"] == "elsewhere"
+        server = api.create("web")["id"]
+        worker = subprocess.Popen([PROGRAM, "up"], env={**api.environment, "VPSD_ROLE": "worker"})
+        try:
+            api.until_status(server, "active")
+        finally:
+            worker.send_signal(signal.SIGINT)
+            assert worker.wait(60) == 0
+    finally:
+        api.discard()
 
 
 def test_an_address_that_is_taken_is_said_by_the_settings_name(vpsd: Vpsd) -> None:

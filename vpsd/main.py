@@ -134,8 +134,14 @@ async def open_world(settings: Settings, say: Say = lambda _: None) -> AsyncIter
 
 @contextmanager
 def sole_user(settings: Settings) -> Iterator[None]:
-    """Keep a second vpsd off this data folder; raises `Misconfigured` when there is one."""
+    """Keep a second vpsd off this data folder's SQLite; raises `Misconfigured` when there is one.
+
+    On PostgreSQL any number of processes may share a folder: what they share is leased row by row.
+    """
     prepare_folder(settings)
+    if settings.database_url is not None:
+        yield
+        return
     with (settings.data_dir / "vpsd.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,7 +176,7 @@ async def serve(settings: Settings, say: Say) -> None:
                 log.info("catalogue: %s", change)
             host = HostStatus()
             app = make_app(Cloud(world.database, world.clock, Ids(), host))
-            token = await first_token(world.database, settings)
+            token = await first_token(world.database, settings) if settings.role != "worker" else None
             if token is not None:
                 say(f"token (also in {settings.data_dir / 'token'}): {token}")
             tasks = _workers(world, host, token, say) if settings.role != "api" else []
