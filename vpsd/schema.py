@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from vpsd.core.db import metadata, sqlite_path
 from vpsd.errors import Misconfigured
@@ -31,6 +30,8 @@ async def run(url: str, work: Callable[[Connection], T]) -> T:
     """Do something in one transaction that keeps other migrations out."""
     if url.startswith("sqlite"):
         return await asyncio.to_thread(_run_sqlite, sqlite_path(url), work)
+    from sqlalchemy.ext.asyncio import create_async_engine  # brings the ORM with it, which nobody else needs
+
     engine = create_async_engine("postgresql+asyncpg" + url[url.index("://") :])
     try:
         async with engine.begin() as connection:

@@ -8,7 +8,6 @@ from vpsd.hypervisor.protocol import Progress
 from vpsd.images import debian, tiny
 from vpsd.images.disks import describe, require_boot_record, to_qcow2
 from vpsd.images.programs import require
-from vpsd.images.pull import pull
 from vpsd.images.recipes import Build, Parts, Recipe
 
 
@@ -48,6 +47,8 @@ def _pull_of(recipe: Recipe) -> Build:
         raise Misconfigured(f"The image {recipe.slug} has no url to be pulled from.")
 
     async def build(work: Path, log: Path, progress: Progress) -> Parts:
+        from vpsd.images.pull import pull  # its HTTP client is slow to import, and mostly not needed
+
         require("qemu-img")
         # outside the work folder, which does not outlive a failed build: what has arrived is kept
         part = log.parent / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}.part"
