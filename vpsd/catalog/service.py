@@ -114,14 +114,6 @@ async def find_location(tx: Tx, code: str) -> Location | None:
     return await tx.first(Location, _LOCATION, the_code=code)
 
 
-async def get_plan(tx: Tx, plan_id: int) -> Plan:
-    """A plan by its id; raises `NotFound`."""
-    plan = await find_plan(tx, plan_id)
-    if plan is None:
-        raise NotFound(f"There is no plan {plan_id}.")
-    return plan
-
-
 async def get_image_source(tx: Tx, slug: str) -> OperatingSystem:
     """An operating system by its slug; raises `NotFound`."""
     found = [system for system in await list_operating_systems(tx) if system.slug == slug]

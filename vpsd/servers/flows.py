@@ -255,11 +255,15 @@ async def _answers(job: Job, timeout_seconds: int) -> bool:
             return True
         if clock.now_ms() - checked_ms >= 1000:
             checked_ms = clock.now_ms()
-            guest = await job.world.hypervisor.guest(job.name)
-            if guest is None or guest.power in (Power.OFF, Power.CRASHED):
+            if await _is_down(job):
                 return False
         await job.pause()
     return False
+
+
+async def _is_down(job: Job) -> bool:
+    guest = await job.world.hypervisor.guest(job.name)
+    return guest is None or guest.power in (Power.OFF, Power.CRASHED)
 
 
 async def _note_up(job: Job) -> None:
@@ -275,8 +279,7 @@ async def shut_down(job: Job) -> None:
     until_ms = clock.now_ms() + timeout_seconds * 1000
     press_ms = clock.now_ms()
     while clock.now_ms() < until_ms:
-        guest = await hypervisor.guest(job.name)
-        if guest is None or guest.power in (Power.OFF, Power.CRASHED):
+        if await _is_down(job):
             job.result = "shut down by ACPI"
             return
         if clock.now_ms() >= press_ms:
