@@ -24,13 +24,16 @@ from sqlalchemy import insert
 
 from vpsd import schema
 from vpsd.accounts import service as accounts
+from vpsd.accounts import tokens
 from vpsd.api.app import make_app
 from vpsd.api.cloud import Cloud, HostStatus
+from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
-from vpsd.core import db
+from vpsd.core import db, money
 from vpsd.core.clock import SystemClock
 from vpsd.core.ids import Ids
 from vpsd.servers.models import servers
+from vpsd.settings import Settings
 
 SERVERS = 10_000
 
@@ -142,7 +145,8 @@ async def seed(database_url: str, known: int = SERVERS) -> str:
     async with database.write() as tx:
         await catalog.apply(tx, offered)
         account = await accounts.add_account(tx, ids, clock, "bench")
-        token = await accounts.add_token(tx, ids, clock, account.id, "bench")
+        await billing.add_credit(tx, ids, clock, account, 10**6 * money.MICROS, "for the measurement")
+        _, token = await tokens.add(tx, ids, clock, accounts.operator(account.id), "bench")
         for number in range(known):
             await tx.run(
                 _ADD,
@@ -186,7 +190,9 @@ def serve(database_url: str, listener: int) -> None:
 
     async def run() -> None:
         database = await db.connect(database_url)
-        app = make_app(Cloud(database, SystemClock(), Ids(), HostStatus("ok")))
+        app = make_app(
+            Cloud(database, SystemClock(), Ids(), HostStatus("ok"), Settings(rate_limit=0, address_rate_limit=0))
+        )
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", http="httptools")
         await uvicorn.Server(config).serve([socket.socket(fileno=listener)])
         await database.close()

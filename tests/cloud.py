@@ -8,18 +8,24 @@ import random
 from typing import Any
 
 import httpx
+import msgspec
 
 from vpsd.accounts import service as accounts
+from vpsd.accounts import tokens
+from vpsd.accounts.models import Account
 from vpsd.addresses import service as addresses
 from vpsd.addresses.service import Assignment
 from vpsd.api.app import make_app
 from vpsd.api.cloud import Cloud as ApiCloud
 from vpsd.api.cloud import HostStatus
+from vpsd.api.edge import Asgi
+from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.core.clock import FakeClock
 from vpsd.core.db import Database
 from vpsd.core.ids import Ids
+from vpsd.core.money import MICROS
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.images.simulated import SimulatedImages
@@ -29,6 +35,7 @@ from vpsd.servers.flows import Images, World
 from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import Server
 from vpsd.settings import Settings
+from vpsd.worker.biller import Biller
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
@@ -61,12 +68,19 @@ class Cloud:
             self.instance = await accounts.instance(tx, self.ids)
             for name in ("alice", "charlie"):
                 account = await accounts.add_account(tx, self.ids, self.clock, name)
-                self.tokens[name] = await accounts.add_token(tx, self.ids, self.clock, account.id, "test")
+                await billing.add_credit(tx, self.ids, self.clock, account, 1000 * MICROS, "to begin with")
+                actor = accounts.operator(account.id)
+                _, self.tokens[name] = await tokens.add(tx, self.ids, self.clock, actor, "test")
         self.world = World(
             self.database, self.hypervisor, images or SimulatedImages(), self.clock, self.settings, self.instance
         )
-        app = make_app(ApiCloud(self.database, self.clock, self.ids, HostStatus("ok")))
+        app = self.app()
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vpsd.test")
+
+    def app(self, **settings: Any) -> Asgi:
+        """The API, with the settings of this vpsd or some of one's own."""
+        own = msgspec.structs.replace(self.settings, **settings)
+        return make_app(ApiCloud(self.database, self.clock, self.ids, HostStatus("ok"), own))
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -88,6 +102,9 @@ class Cloud:
 
     def reconciler(self) -> Reconciler:
         return Reconciler(self.world, self.ids)
+
+    def biller(self) -> Biller:
+        return Biller(self.world, self.ids)
 
     def sampler(self) -> Sampler:
         return Sampler(self.world)
@@ -148,6 +165,34 @@ class Cloud:
     async def addresses(self) -> list[Assignment]:
         async with self.database.read() as tx:
             return await addresses.assignments(tx)
+
+    async def account(self, who: str = "alice") -> Account:
+        async with self.database.read() as tx:
+            return await accounts.find_account(tx, who)
+
+    async def balance(self, who: str = "alice") -> int:
+        """In micros."""
+        async with self.database.read() as tx:
+            return await billing.balance(tx, (await accounts.find_account(tx, who)).id)
+
+    async def have_balance(self, micros: int, who: str = "alice") -> None:
+        """Book what it takes for the balance to be that."""
+        missing = micros - await self.balance(who)
+        if not missing:
+            return
+        async with self.database.write() as tx:
+            account = await accounts.find_account(tx, who)
+            await billing.add_credit(tx, self.ids, self.clock, account, missing, "for a test")
+
+    async def token(self, *permissions: str, who: str = "alice", **options: Any) -> str:
+        """A token with these permissions, under a name that `who=` takes."""
+        name = f"{who}: {' '.join(permissions)}"
+        async with self.database.write() as tx:
+            actor = accounts.operator((await accounts.find_account(tx, who)).id)
+            _, self.tokens[name] = await tokens.add(
+                tx, self.ids, self.clock, actor, name, permissions or ("*:*",), **options
+            )
+        return name
 
     def guest(self, server_id: int) -> str:
         return guest_name(self.instance, server_id)

@@ -79,7 +79,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture
 async def cloud(database_url: str, tmp_path: Path, offered: Catalog) -> AsyncIterator[Cloud]:
     """vpsd with a simulated host."""
-    made = Cloud(await db.connect(database_url), Settings(data_dir=tmp_path, hypervisor="simulator"))
+    made = Cloud(
+        await db.connect(database_url),
+        Settings(data_dir=tmp_path, hypervisor="simulator", rate_limit=0, address_rate_limit=0, login_failures=0),
+    )
     await made.open(offered)
     yield made
     await made.close()

@@ -18,6 +18,46 @@ class Unauthenticated(VpsdError):
     code = "unauthenticated"
 
 
+class Forbidden(VpsdError):
+    """The token is valid and may not do this; the text names the permission that is missing."""
+
+    code = "forbidden"
+
+
+class PaymentRequired(VpsdError):
+    """The balance does not cover it; the text says what is missing."""
+
+    code = "payment_required"
+
+
+class OverQuota(VpsdError):
+    """The account may not have that much; the text says the limit."""
+
+    code = "over_quota"
+
+
+class TooMany(VpsdError):
+    """Too many requests, or too many failed logins."""
+
+    code = "too_many_requests"
+
+    def __init__(self, text: str, retry_seconds: int) -> None:
+        super().__init__(text)
+        self.retry_seconds = retry_seconds
+
+
+class KeyReused(VpsdError):
+    """An idempotency key came again with another request."""
+
+    code = "idempotency_key_reused"
+
+
+class StillRunning(VpsdError):
+    """The first request with this idempotency key has not ended yet."""
+
+    code = "still_running"
+
+
 class NotFound(VpsdError):
     """The thing does not exist, or is none of the caller's business: both read the same."""
 

@@ -15,18 +15,22 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvicorn
 
 from vpsd import schema
 from vpsd.accounts import service as accounts
+from vpsd.accounts import tokens
 from vpsd.api.app import make_app
 from vpsd.api.cloud import Cloud, HostStatus
+from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.core import db
-from vpsd.core.clock import Clock, SystemClock
+from vpsd.core.clock import Clock, SystemClock, iso_utc
 from vpsd.core.db import Database
 from vpsd.core.ids import Ids
 from vpsd.errors import Misconfigured, Unavailable
+from vpsd.hosts import service as hosts
 from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import Hypervisor
 from vpsd.hypervisor.simulator import Simulator
@@ -37,6 +41,7 @@ from vpsd.migrations import HEAD
 from vpsd.servers.flows import Images, World
 from vpsd.settings import Settings
 from vpsd.welcome import first_server
+from vpsd.worker.biller import Biller
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
@@ -98,16 +103,25 @@ async def open_database(settings: Settings, say: Say = lambda _: None) -> AsyncI
     database = await db.connect(settings.url)
     try:
         if came_from == "nothing":
-            await apply_catalog(database, settings)
+            await apply_catalog(database, catalog_file(settings))
         yield database
     finally:
         await database.close()
 
 
-async def apply_catalog(database: Database, settings: Settings) -> list[str]:
-    """Take over what the catalogue file says and tell what changed; raises `Misconfigured` or `Invalid`."""
+async def apply_catalog(database: Database, path: Path) -> list[str]:
+    """Take over what a catalogue file says and tell what changed; raises `Misconfigured` or `Invalid`."""
+    offered, clock = catalog.read_file(path), SystemClock()
     async with database.write() as tx:
-        return await catalog.apply(tx, catalog.read_file(catalog_file(settings)))
+        changes = await catalog.apply(tx, offered)
+        for entry in offered.plans:
+            plan = await catalog.find_plan(tx, entry.id)
+            if plan is not None and entry.price_for_all_from is not None:
+                from_ms = round(entry.price_for_all_from.timestamp() * 1000)
+                count = await billing.reprice(tx, clock, plan, from_ms)
+                if count:
+                    changes.append(f"plans {plan.id}: {count} servers pay the new price from {iso_utc(from_ms)}")
+        return changes
 
 
 def catalog_file(settings: Settings) -> Path:
@@ -157,10 +171,10 @@ async def first_token(database: Database, settings: Settings) -> str | None:
     clock, ids = SystemClock(), Ids()
     path = settings.data_dir / "token"
     async with database.write() as tx:
-        if await accounts.any_token(tx):
+        if await tokens.any_token(tx):
             return None
-        account = await accounts.add_account(tx, ids, clock, "default")
-        token = await accounts.add_token(tx, ids, clock, account.id, "first")
+        account = await accounts.add_account(tx, ids, clock, "default", credit_limit_micros=None)  # the operator's own
+        _, token = await tokens.add(tx, ids, clock, accounts.operator(account.id), "first")
         path.unlink(missing_ok=True)
         # Written before the commit: a token that nobody can read would be worse than one that is not valid yet.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -172,10 +186,10 @@ async def serve(settings: Settings, say: Say) -> None:
     """Run API, worker or both until SIGINT or SIGTERM; servers go on running."""
     with sole_user(settings), _listening(settings) as listener:
         async with open_world(settings, say) as world:
-            for change in await apply_catalog(world.database, settings):
+            for change in await apply_catalog(world.database, catalog_file(settings)):
                 log.info("catalogue: %s", change)
             host = HostStatus()
-            app = make_app(Cloud(world.database, world.clock, Ids(), host))
+            app = make_app(Cloud(world.database, world.clock, Ids(), host, settings))
             token = await first_token(world.database, settings) if settings.role != "worker" else None
             if token is not None:
                 say(f"token (also in {settings.data_dir / 'token'}): {token}")
@@ -192,6 +206,7 @@ def _workers(world: World, host: HostStatus, token: str | None, say: Say) -> lis
         asyncio.create_task(Runner(world, Ids(), owner).run()),
         asyncio.create_task(Reconciler(world, Ids()).run()),
         asyncio.create_task(Sampler(world).run()),
+        asyncio.create_task(Biller(world, Ids()).run()),
     ]
 
 
@@ -201,6 +216,9 @@ async def _keep_host(world: World, host: HostStatus, token: str | None, say: Say
         try:
             facts = await world.hypervisor.facts()
             if host.facts != facts:
+                async with world.database.write() as tx:
+                    await hosts.note(tx, world.clock, facts)
+            if host.facts is None or msgspec.structs.replace(host.facts, storage_gb=facts.storage_gb) != facts:
                 say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
                 say(f"guests: {facts.virt_type} ({facts.virt_reason})")
             if token is not None:
@@ -242,7 +260,14 @@ async def _until_stopped(
     server = None
     if listener is not None:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", http="httptools", timeout_graceful_shutdown=5
+            app,
+            log_config=None,
+            access_log=False,  # vpsd writes its own
+            lifespan="on",
+            http="httptools",
+            timeout_graceful_shutdown=5,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
         )
         server = _Server(config)
         tasks.insert(0, asyncio.create_task(server.serve([listener])))

@@ -109,7 +109,10 @@ def all_tables() -> Any:
     """The metadata with every room's tables in it."""
     import vpsd.accounts.models
     import vpsd.addresses.models
+    import vpsd.billing.models
     import vpsd.catalog.models
+    import vpsd.hosts.models
+    import vpsd.idempotency.models
     import vpsd.operations.models
     import vpsd.servers.models
     import vpsd.ssh_keys.models  # noqa: F401

@@ -4,13 +4,16 @@ An unknown `VPSD_…` variable or a value that cannot be used refuses to start: 
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from vpsd.core import money
 from vpsd.errors import Misconfigured
 
 _PREFIX = "VPSD_"
@@ -52,6 +55,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=0, le=600, description="How long a simulated guest takes to answer.")
     ] = 0.5
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="How much is logged.")] = "info"
+    log_format: Annotated[Literal["text", "json"], Meta(description="Log lines for people or for programs.")] = "text"
+    trusted_proxies: Annotated[
+        str, Meta(description="Addresses, by commas, of proxies whose X-Forwarded-For is believed.")
+    ] = ""
+    rate_limit: Annotated[
+        int, Meta(ge=0, description="Requests a minute for each token, in each API process; 0: no limit.")
+    ] = 1200
+    address_rate_limit: Annotated[
+        int, Meta(ge=0, description="Requests a minute from each address, in each API process; 0: no limit.")
+    ] = 2400
+    login_failures: Annotated[
+        int, Meta(ge=0, description="Wrong tokens in ten minutes from an address before it has to wait; 0: no limit.")
+    ] = 20
+    currency: Annotated[str, Meta(description="What a credit is: an ISO 4217 code.")] = "USD"
+    cover_hours: Annotated[
+        int,
+        Meta(ge=0, le=8760, description="Hours for which the balance has to cover an account's servers at a create."),
+    ] = 24
+    grace_hours: Annotated[
+        int,
+        Meta(ge=0, le=8760, description="Hours from the last credit's end until an account's servers are suspended."),
+    ] = 72
+    delete_unpaid_after_days: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Days after suspension until servers are deleted; unset: never."),
+    ] = None
+    transfer_price: Annotated[Decimal, Meta(description="Price of a GB of transfer beyond the plan's; 0: free.")] = (
+        Decimal("0.01")
+    )
+    vcpu_overcommit: Annotated[float, Meta(gt=0, description="vCPUs to hand out for each CPU of the host.")] = 8.0
+    memory_overcommit: Annotated[float, Meta(gt=0, description="Memory to hand out, as a multiple of the host's.")] = (
+        1.0
+    )
+    storage_overcommit: Annotated[
+        float, Meta(gt=0, description="Disk space to hand out, as a multiple of the pool's: disks grow as they fill.")
+    ] = 4.0
 
     @property
     def url(self) -> str:
@@ -70,6 +109,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         extra = dict.fromkeys(int(port) for port in self.forward_ports.split(",") if port.strip())
         extra.pop(22, None)
         return (22, *extra)
+
+    @property
+    def transfer_price_micros(self) -> int:
+        """`transfer_price`, in micros."""
+        return money.parse(self.transfer_price)
 
     @property
     def network(self) -> ipaddress.IPv4Network:
@@ -121,9 +165,20 @@ def _refuse_nonsense(settings: Settings) -> None:
         raise Misconfigured(f"VPSD_ADDRESS_POOL={settings.address_pool}: {error}") from None
     if not network.is_loopback or network.num_addresses < 4:
         raise Misconfigured(f"VPSD_ADDRESS_POOL={network}: give a network inside 127.0.0.0/8, like 127.10.0.0/16")
+    _refuse_odd_money(settings)
     url = settings.database_url
     if url is not None and not url.startswith(("postgresql://", "postgres://", "sqlite:///")):
         # its text is no part of the error: it may hold a password
         raise Misconfigured("VPSD_DATABASE_URL: give an address like postgresql://user@host/name; unset: SQLite")
     if settings.role != "all" and settings.database_url is None:
         raise Misconfigured("VPSD_ROLE: several processes need PostgreSQL; set VPSD_DATABASE_URL")
+
+
+def _refuse_odd_money(settings: Settings) -> None:
+    if not re.fullmatch("[A-Z]{3}", settings.currency):
+        raise Misconfigured(f"VPSD_CURRENCY={settings.currency}: give a code of three capitals, like USD")
+    try:
+        if settings.transfer_price_micros < 0:
+            raise ValueError("give a price from 0")
+    except ValueError as error:
+        raise Misconfigured(f"VPSD_TRANSFER_PRICE={settings.transfer_price}: {error}") from None

@@ -8,9 +8,6 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 
 from tests.cloud import Cloud
-from vpsd.api.app import make_app
-from vpsd.api.cloud import Cloud as ApiCloud
-from vpsd.api.cloud import HostStatus
 
 
 class _Server(uvicorn.Server):
@@ -22,8 +19,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def serving(cloud: Cloud) -> AsyncIterator[str]:
     """Answer at the URL that is given."""
-    app = make_app(ApiCloud(cloud.database, cloud.clock, cloud.ids, HostStatus("ok")))
-    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, http="httptools"))
+    server = _Server(uvicorn.Config(cloud.app(), log_config=None, access_log=False, http="httptools"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         task = asyncio.create_task(server.serve([listener]))
         while not server.started:

@@ -1,10 +1,16 @@
-"""Who may do what, asked of every route that is described."""
+"""Who may do what, asked of every route that is described: as nobody, as a stranger, as read-only, as each role."""
 
 from typing import Any
 
 import msgspec
+import pytest
+from litestar import get
 
 from tests.cloud import Cloud
+from vpsd.accounts import service as accounts
+from vpsd.accounts.permissions import KNOWN, OF_ROLE, Role, covers
+from vpsd.accounts.service import NewPerson
+from vpsd.api import app as api
 from vpsd.api.app import openapi_json
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(openapi_json())
@@ -13,21 +19,72 @@ ROUTES = [
 ]
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKXAUNfJY/JyqXeO35s/xoksDoq86DgTYmivuCURdqkV laptop"
 
+# What each route needs, word for word: a change here is a change of who may do what.
+NEEDS = {
+    "server_list": "servers:read",
+    "server_create": "servers:*",
+    "server_get": "servers:read",
+    "server_update": "servers:*",
+    "server_patch": "servers:*",
+    "server_delete": "servers:*",
+    "server_start": "servers:*",
+    "server_stop": "servers:*",
+    "server_reboot": "servers:*",
+    "server_operations": "servers:read",
+    "ssh_key_list": "ssh_keys:read",
+    "ssh_key_create": "ssh_keys:*",
+    "ssh_key_get": "ssh_keys:read",
+    "ssh_key_delete": "ssh_keys:*",
+    "plan_list": "servers:read",
+    "plan_get": "servers:read",
+    "operating_system_list": "servers:read",
+    "location_list": "servers:read",
+    "token_list": "tokens:read",
+    "token_create": "tokens:*",
+    "token_delete": "tokens:*",
+    "event_list": "tokens:read",
+    "account_balance": "billing:read",
+    "transaction_list": "billing:read",
+    "account_usage": "billing:read",
+}
+FOR_EVERYBODY = {"account_me"}  # any valid token
+
 
 def body(operation: dict[str, Any]) -> dict[str, Any]:
     content = operation.get("requestBody", {}).get("content", {})
     return {"json": content["application/json"]["example"]} if content else {}
 
 
+async def ask(cloud: Cloud, route: tuple[str, str, dict[str, Any]], who: str | None, **ids: int) -> Any:
+    method, path, operation = route
+    filled = path.format(**{"server_id": 1, "key_id": 1, "token_id": 1, "plan_id": 1, **ids})
+    return await cloud.ask(method, filled, who=who, **body(operation))
+
+
+def test_every_route_has_its_line_in_the_table() -> None:
+    named = {operation["operationId"] for _, _, operation in ROUTES if operation.get("security") != []}
+    assert named == set(NEEDS) | FOR_EVERYBODY
+
+
+def test_a_route_that_forgot_to_say_what_it_needs_makes_no_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    @get("/forgotten/")
+    async def forgotten() -> None:
+        """Anybody's."""
+
+    monkeypatch.setattr(api, "health", forgotten)
+    with pytest.raises(TypeError, match="which permission it needs"):
+        openapi_json()
+
+
 async def test_every_route_but_the_public_ones_asks_for_a_token(cloud: Cloud) -> None:
     open_to_all = []
-    for method, path, operation in ROUTES:
-        answer = await cloud.ask(method, path.format(server_id=1, key_id=1), who=None, **body(operation))
-        if operation.get("security") == []:
-            open_to_all.append(path)
+    for route in ROUTES:
+        answer = await ask(cloud, route, None)
+        if route[2].get("security") == []:
+            open_to_all.append(route[1])
             assert answer.status_code == 200
         else:
-            assert answer.status_code == 401, (method, path)
+            assert answer.status_code == 401, route[1]
             assert "WWW-Authenticate" in answer.headers
     assert open_to_all == ["/health"]
 
@@ -36,23 +93,32 @@ async def test_what_belongs_to_another_account_does_not_exist(cloud: Cloud) -> N
     server_id = await cloud.have_server()
     key = await cloud.post("/api/v1/ssh-keys/", {"name": "laptop", "public_key": PUBLIC_KEY})
     assert key.status_code == 201
-    owned = [route for route in ROUTES if "{" in route[1]]
-    assert len(owned) == 10
-    for method, path, operation in owned:
-        path = path.format(server_id=server_id, key_id=key.json()["id"])
-        answer = await cloud.ask(method, path, who="charlie", **body(operation))
-        assert answer.status_code == 404, (method, path)
+    token_id = (await cloud.get("/api/v1/account/me/")).json()["token"]["id"]
+    owned = [route for route in ROUTES if "{" in route[1] and "plan_id" not in route[1]]
+    assert len(owned) == 11
+    for route in owned:
+        answer = await ask(cloud, route, "charlie", server_id=server_id, key_id=key.json()["id"], token_id=token_id)
+        assert answer.status_code == 404, route[:2]
         assert answer.json()["code"] == "not_found"
     assert await cloud.status(server_id) == "active"
     assert (await cloud.get("/api/v1/ssh-keys/")).json()["count"] == 1
+    assert (await cloud.get("/api/v1/account/me/")).status_code == 200
 
 
 async def test_lists_show_ones_own_things_only(cloud: Cloud) -> None:
     await cloud.create()
     await cloud.post("/api/v1/ssh-keys/", {"name": "laptop", "public_key": PUBLIC_KEY})
-    for path in ("/api/v1/servers/", "/api/v1/ssh-keys/"):
-        assert (await cloud.get(path, who="charlie")).json()["count"] == 0
-        assert (await cloud.get(path)).json()["count"] == 1
+    await cloud.post("/api/v1/account/tokens/", {"name": "one more", "permissions": ["servers:read"]})
+    for path, theirs, mine in (
+        ("servers/", 0, 1),
+        ("ssh-keys/", 0, 1),
+        ("account/tokens/", 1, 2),
+        ("account/events/", 3, 6),
+        ("account/transactions/", 1, 1),
+    ):
+        assert (await cloud.get(f"/api/v1/{path}", who="charlie")).json()["count"] == theirs, path
+        assert (await cloud.get(f"/api/v1/{path}")).json()["count"] == mine, path
+    assert (await cloud.get("/api/v1/account/usage/", who="charlie")).json()["servers"] == []
 
 
 async def test_anothers_key_cannot_be_installed(cloud: Cloud) -> None:
@@ -61,3 +127,55 @@ async def test_anothers_key_cannot_be_installed(cloud: Cloud) -> None:
     answer = await cloud.post("/api/v1/servers/", wish, who="charlie")
     assert answer.status_code == 400
     assert set(answer.json()) == {"ssh_key_id"}
+
+
+async def _refused(cloud: Cloud, who: str) -> set[str]:
+    """The operations that somebody may not do; each refusal names what is missing."""
+    refused = set()
+    for route in ROUTES:
+        name = route[2]["operationId"]
+        answer = await ask(cloud, route, who, token_id=999)
+        if answer.status_code == 403 and "hand it on" not in answer.json()["detail"]:
+            refused.add(name)
+            assert answer.json() == {
+                "detail": f"This token lacks the permission {NEEDS[name]}.",
+                "code": "forbidden",
+            }
+    return refused
+
+
+async def test_a_token_that_may_only_read_reads_everything_and_does_nothing(cloud: Cloud) -> None:
+    server_id = await cloud.have_server()
+    before = await cloud.row(server_id)
+    reads = {operation["operationId"] for method, _, operation in ROUTES if method == "GET"}
+    refused = await _refused(cloud, await cloud.token("*:read"))
+    assert refused == set(NEEDS) - reads
+    assert await cloud.row(server_id) == before
+
+
+@pytest.mark.parametrize("permission", [name for name in KNOWN if name not in ("*:*", "*:read")])
+async def test_a_permission_opens_what_it_names_and_nothing_else(cloud: Cloud, permission: str) -> None:
+    refused = await _refused(cloud, await cloud.token(permission))
+    assert refused == {name for name, need in NEEDS.items() if not covers([permission], need)}
+    assert refused
+
+
+@pytest.mark.parametrize("role", list(Role))
+async def test_a_role_bounds_what_its_persons_tokens_may_do(cloud: Cloud, role: Role) -> None:
+    async with cloud.database.write() as tx:
+        account = await accounts.find_account(tx, "alice")
+        await accounts.add_person(tx, cloud.clock, account, NewPerson("bob@example.com", "Bob", "B", role))
+        rows = await accounts.find_person(tx, account, "bob@example.com")
+    bob = await cloud.token("*:*", person_id=rows.id)
+    refused = await _refused(cloud, bob)
+    assert refused == {name for name, need in NEEDS.items() if not covers(OF_ROLE[role], need)}
+
+
+async def test_a_token_of_a_read_only_person_cannot_be_made_to_do_more(cloud: Cloud) -> None:
+    who = await cloud.token("tokens:*", "servers:read")
+    for wanted, missing in (("servers:*", "servers:*"), ("*:*", "*:*"), ("billing:read", "billing:read")):
+        answer = await cloud.post("/api/v1/account/tokens/", {"name": "more", "permissions": [wanted]}, who=who)
+        assert answer.status_code == 403
+        assert missing in answer.json()["detail"]
+    answer = await cloud.post("/api/v1/account/tokens/", {"name": "less", "permissions": ["servers:read"]}, who=who)
+    assert answer.status_code == 201

@@ -6,6 +6,7 @@ import pytest
 
 from tests.cloud import Cloud
 from vpsd.core.ids import Ids
+from vpsd.core.money import MICROS
 from vpsd.operations.service import LEASE_SECONDS
 from vpsd.servers.lifecycle import Command, Status
 from vpsd.worker.check import Check
@@ -37,12 +38,27 @@ async def _told(cloud: Cloud, command: Command) -> int:
         await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
     elif command is Command.CONFIGURE:
         await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "new.example.com"})
+    elif command in (Command.SUSPEND, Command.RESUME):
+        await _suspend(cloud)
+        if command is Command.RESUME:
+            await cloud.work()
+            await cloud.have_balance(1000 * MICROS)
+            await cloud.biller().bill()
     elif command is Command.RECOVER:
         cloud.hypervisor.vanishes(cloud.guest(server))
         await cloud.reconciler().reconcile()
     else:
         await cloud.post(f"/api/v1/servers/{server}/{command}/")
     return server
+
+
+async def _suspend(cloud: Cloud) -> None:
+    await cloud.have_balance(0)
+    await cloud.biller().bill()  # charges nothing yet: an account is looked at when it is charged
+    cloud.clock.advance(3600)
+    await cloud.biller().bill()
+    cloud.clock.advance(cloud.settings.grace_hours * 3600)
+    await cloud.biller().bill()
 
 
 async def _calls_of(cloud: Cloud, command: Command) -> int:
@@ -55,6 +71,7 @@ async def _calls_of(cloud: Cloud, command: Command) -> int:
 
 
 async def _delete(cloud: Cloud, server: int) -> None:
+    await cloud.have_balance(1000 * MICROS)
     await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
     await cloud.settle()
 
@@ -64,7 +81,7 @@ async def _delete(cloud: Cloud, server: int) -> None:
 async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leaked(
     cloud: Cloud, command: Command, moment: str
 ) -> None:
-    arrives = Status.STOPPED if command is Command.STOP else Status.ACTIVE
+    arrives = {Command.STOP: Status.STOPPED, Command.SUSPEND: Status.SUSPENDED}.get(command, Status.ACTIVE)
     calls = await _calls_of(cloud, command)
     assert calls > 0
     for number in range(1, calls + 1):

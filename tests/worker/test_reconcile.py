@@ -133,4 +133,4 @@ async def test_a_host_that_does_not_answer_changes_no_row(cloud: Cloud) -> None:
 
 
 def test_only_servers_at_rest_are_judged() -> None:
-    assert {status for status, _ in VERDICTS} == {Status.ACTIVE, Status.STOPPED, Status.ERROR}
+    assert {status for status, _ in VERDICTS} == {Status.ACTIVE, Status.STOPPED, Status.ERROR, Status.SUSPENDED}

@@ -1,8 +1,9 @@
-"""Tables of accounts and tokens, and this installation's own id."""
+"""Tables of accounts, their people, tokens and events, and this installation's own id."""
 
 import msgspec
-from sqlalchemy import BigInteger, Column, ForeignKey, Integer, String, Table
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint
 
+from vpsd.accounts.permissions import OF_ROLE, Role, covers
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
 
@@ -18,8 +19,28 @@ accounts = Table(
     metadata,
     identity(),
     Column("uuid", String(36), nullable=False, unique=True),
-    Column("name", String(255), nullable=False, unique=True),
+    Column("name", String(255), nullable=False, unique=True),  # the company
+    Column("credit_limit_micros", BigInteger),  # how far below zero the balance may go; None: as far as it likes
+    Column("max_servers", Integer),  # None: as many as there is room for
+    Column("max_vcpus", Integer),
+    Column("max_memory_mb", Integer),
+    Column("max_storage_gb", Integer),
+    Column("exhausted_at_ms", BigInteger),  # since when there is no credit left
     Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+people = Table(
+    "people",
+    metadata,
+    identity(),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("email", String(254), nullable=False),
+    Column("first_name", String(255), nullable=False),
+    Column("last_name", String(255), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("account_id", "email"),
     sqlite_autoincrement=True,
 )
 
@@ -29,20 +50,61 @@ tokens = Table(
     identity(),
     Column("uuid", String(36), nullable=False, unique=True),
     Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False, index=True),
+    Column("person_id", BigInteger, ForeignKey("people.id")),  # whose role bounds it
     Column("name", String(255), nullable=False),
+    Column("lookup", String(16), nullable=False, index=True),  # the hash's first digits; the rest is compared in Python
     Column("hash", String(64), nullable=False, unique=True),
+    Column("permissions", String(1000), nullable=False),  # by spaces
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger),
+    Column("last_used_at_ms", BigInteger),  # to the minute
     Column("revoked_at_ms", BigInteger),
     sqlite_autoincrement=True,
 )
 
+events = Table(  # append-only: triggers refuse to change or delete a row
+    "events",
+    metadata,
+    identity(),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", String(16), nullable=False),  # token | operator | vpsd
+    Column("token_id", BigInteger, ForeignKey("tokens.id")),
+    Column("address", String(45)),
+    Column("request_id", String(64)),
+    Column("action", String(32), nullable=False),  # server.create
+    Column("target", String(16)),  # server
+    Column("target_id", BigInteger),
+    Column("detail", Text),
+    sqlite_autoincrement=True,
+)
+Index("ix_events_account_id_id", events.c.account_id, events.c.id)
+
 
 class Account(msgspec.Struct, frozen=True):
-    """Who owns servers and keys."""
+    """Who owns servers and keys, and pays for them; field for column."""
 
     id: int
     uuid: str
     name: str
+    credit_limit_micros: int | None
+    max_servers: int | None
+    max_vcpus: int | None
+    max_memory_mb: int | None
+    max_storage_gb: int | None
+    exhausted_at_ms: int | None
+    created_at_ms: int
+
+
+class Person(msgspec.Struct, frozen=True):
+    """Somebody who belongs to an account."""
+
+    id: int
+    account: str
+    email: str
+    first_name: str
+    last_name: str
+    role: str
     created_at_ms: int
 
 
@@ -52,13 +114,49 @@ class Token(msgspec.Struct, frozen=True):
     id: int
     uuid: str
     account: str
+    person: str | None
     name: str
+    permissions: list[str]
     created_at_ms: int
+    expires_at_ms: int | None
+    last_used_at_ms: int | None
     revoked_at_ms: int | None
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """Who is asking."""
+class Event(msgspec.Struct, frozen=True):
+    """Something that was done in an account."""
+
+    id: int
+    at_ms: int
+    actor: str
+    token_id: int | None
+    token_name: str | None
+    address: str | None
+    request_id: str | None
+    action: str
+    target: str | None
+    target_id: int | None
+    detail: str | None
+
+
+class Actor(msgspec.Struct, frozen=True, kw_only=True):
+    """Who does something in an account: for its events."""
 
     account_id: int
+    kind: str  # token | operator | vpsd
+    token_id: int | None = None
+    address: str | None = None
+    request_id: str | None = None
+
+
+class Caller(Actor, frozen=True, kw_only=True):
+    """Who is asking over the API."""
+
+    kind: str = "token"
     token_id: int
+    permissions: frozenset[str] = frozenset(("*:*",))
+    role: Role | None = None  # of the person whose token it is
+
+    def may(self, needed: str) -> bool:
+        """Whether both the token and its person's role allow it."""
+        return covers(self.permissions, needed) and (self.role is None or covers(OF_ROLE[self.role], needed))

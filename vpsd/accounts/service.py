@@ -1,46 +1,52 @@
-"""Accounts and tokens: who may knock at all."""
+"""Accounts and their people."""
 
-from sqlalchemy import bindparam, func, insert, select, update
+import re
+from functools import cache
 
-from vpsd.accounts.models import Account, Caller, Token, accounts, installation, tokens
+import msgspec
+from sqlalchemy import bindparam, delete, func, insert, select, update
+
+from vpsd.accounts import events
+from vpsd.accounts.models import Account, Actor, Person, accounts, installation, people, tokens
+from vpsd.accounts.permissions import Role
 from vpsd.core.clock import Clock
 from vpsd.core.db import Statement, Tx, UniqueViolation
-from vpsd.core.ids import Ids, token_hash
-from vpsd.errors import Invalid, NotFound, Unauthenticated
+from vpsd.core.ids import Ids
+from vpsd.errors import Invalid, NotFound
 
-_CALLER = Statement(
-    select(tokens.c.account_id, tokens.c.id).where(
-        tokens.c.hash == bindparam("the_hash"), tokens.c.revoked_at_ms.is_(None)
-    )
-)
-_ACCOUNT_COLUMNS = (accounts.c.id, accounts.c.uuid, accounts.c.name, accounts.c.created_at_ms)
-_ACCOUNTS = Statement(select(*_ACCOUNT_COLUMNS).order_by(accounts.c.id))
-_ACCOUNT = Statement(select(*_ACCOUNT_COLUMNS).where(accounts.c.name == bindparam("the_name")))
-_ADD_ACCOUNT = Statement(insert(accounts).returning(*_ACCOUNT_COLUMNS), ("uuid", "name", "created_at_ms"))
-_TOKEN_COLUMNS = (
-    tokens.c.id,
-    tokens.c.uuid,
-    accounts.c.name,
-    tokens.c.name,
-    tokens.c.created_at_ms,
-    tokens.c.revoked_at_ms,
-)
-_TOKENS = Statement(select(*_TOKEN_COLUMNS).join_from(tokens, accounts).order_by(tokens.c.id))
-_ADD_TOKEN = Statement(insert(tokens), ("uuid", "account_id", "name", "hash", "created_at_ms"))
-_REVOKE = Statement(
-    update(tokens).where(tokens.c.id == bindparam("the_id"), tokens.c.revoked_at_ms.is_(None)), ("revoked_at_ms",)
-)
+_ACCOUNTS = Statement(select(accounts).order_by(accounts.c.id))
+_BY_NAME = Statement(select(accounts).where(accounts.c.name == bindparam("the_name")))
+_BY_ID = select(accounts).where(accounts.c.id == bindparam("the_id"))
+_ONE = Statement(_BY_ID)
+_LOCK = Statement(_BY_ID.with_for_update(key_share=True))  # rows that point to it may still be added
+_ADD_ACCOUNT = Statement(insert(accounts).returning(accounts), ("uuid", "name", "credit_limit_micros", "created_at_ms"))
 _INSTANCE = Statement(select(installation.c.instance))
 _ADD_INSTANCE = Statement(insert(installation), ("id", "instance"))
-_COUNT_TOKENS = Statement(select(func.count()).select_from(tokens))
+_PERSON_COLUMNS = (
+    *(people.c.id, accounts.c.name, people.c.email, people.c.first_name, people.c.last_name, people.c.role),
+    people.c.created_at_ms,
+)
+_PEOPLE = Statement(
+    select(*_PERSON_COLUMNS)
+    .join_from(people, accounts)
+    .where(people.c.account_id == bindparam("the_account"))
+    .order_by(people.c.id)
+)
+_ADD_PERSON = Statement(
+    insert(people).returning(people.c.id),
+    ("account_id", "email", "first_name", "last_name", "role", "created_at_ms"),
+)
+_REMOVE_PERSON = Statement(delete(people).where(people.c.id == bindparam("the_id")))
+_TOKENS_OF_PERSON = Statement(select(func.count()).select_from(tokens).where(tokens.c.person_id == bindparam("the_id")))
+_FREE_TOKENS = Statement(
+    update(tokens)
+    .where(tokens.c.person_id == bindparam("the_id"))
+    .values(person_id=None, revoked_at_ms=func.coalesce(tokens.c.revoked_at_ms, bindparam("b_now")))
+)
+_SET_EXHAUSTED = Statement(update(accounts).where(accounts.c.id == bindparam("the_id")), ("exhausted_at_ms",))
 
-
-async def authenticate(tx: Tx, token: str) -> Caller:
-    """Find who a token speaks for; raises `Unauthenticated`."""
-    caller = await tx.first(Caller, _CALLER, the_hash=token_hash(token))
-    if caller is None:
-        raise Unauthenticated("This token is not valid. Check that it was copied whole and was not revoked.")
-    return caller
+LIMITS = ("credit_limit_micros", "max_servers", "max_vcpus", "max_memory_mb", "max_storage_gb")
+_LARGEST_INT = 2**31 - 1
 
 
 async def instance(tx: Tx, ids: Ids) -> str:
@@ -57,51 +63,124 @@ async def list_accounts(tx: Tx) -> list[Account]:
     return await tx.all(Account, _ACCOUNTS)
 
 
-async def add_account(tx: Tx, ids: Ids, clock: Clock, name: str) -> Account:
-    """Open an account; raises `Invalid` when the name is taken."""
+async def add_account(tx: Tx, ids: Ids, clock: Clock, name: str, *, credit_limit_micros: int | None = 0) -> Account:
+    """Open an account, prepaid unless a credit limit is given (None: no limit); raises `Invalid` for a taken name."""
     if not 0 < len(name) <= 255:
         raise Invalid({"name": ["Give a name of 1 to 255 characters."]})
     try:
-        account = await tx.first(Account, _ADD_ACCOUNT, uuid=ids.uuid(), name=name, created_at_ms=clock.now_ms())
+        account = await tx.first(
+            Account,
+            _ADD_ACCOUNT,
+            uuid=ids.uuid(),
+            name=name,
+            credit_limit_micros=credit_limit_micros,
+            created_at_ms=clock.now_ms(),
+        )
     except UniqueViolation:
         raise Invalid({"name": [f"There is an account {name!r} already."]}) from None
     assert account is not None
+    await events.add(tx, clock, operator(account.id), "account.open")
     return account
 
 
-async def get_account(tx: Tx, name: str) -> Account:
+def operator(account_id: int) -> Actor:
+    """The operator, at work in an account."""
+    return Actor(account_id=account_id, kind="operator")
+
+
+async def find_account(tx: Tx, name: str) -> Account:
     """An account by its name; raises `NotFound`."""
-    account = await tx.first(Account, _ACCOUNT, the_name=name)
+    account = await tx.first(Account, _BY_NAME, the_name=name)
     if account is None:
         raise NotFound(f"There is no account {name!r}; `vpsd account list` shows them.")
     return account
 
 
-async def list_tokens(tx: Tx) -> list[Token]:
-    """All tokens, oldest first; never their values."""
-    return await tx.all(Token, _TOKENS)
+async def get_account(tx: Tx, account_id: int) -> Account:
+    """An account that must exist."""
+    account = await tx.first(Account, _ONE, the_id=account_id)
+    assert account is not None
+    return account
 
 
-async def add_token(tx: Tx, ids: Ids, clock: Clock, account_id: int, name: str) -> str:
-    """Make a token and return its value: the only time that it is to be seen."""
-    token = ids.token()
-    await tx.run(
-        _ADD_TOKEN,
-        uuid=ids.uuid(),
-        account_id=account_id,
-        name=name,
-        hash=token_hash(token),
-        created_at_ms=clock.now_ms(),
-    )
-    return token
+async def lock_account(tx: Tx, account_id: int) -> Account:
+    """An account that must exist, kept from others that lock it until the transaction ends."""
+    account = await tx.first(Account, _LOCK, the_id=account_id)
+    assert account is not None
+    return account
 
 
-async def revoke_token(tx: Tx, clock: Clock, token_id: int) -> None:
-    """Make a token worthless from now on; raises `NotFound`."""
-    if not await tx.run(_REVOKE, the_id=token_id, revoked_at_ms=clock.now_ms()):
-        raise NotFound(f"There is no valid token {token_id}; `vpsd token list` shows them.")
+@cache
+def _change(columns: tuple[str, ...]) -> Statement:
+    return Statement(update(accounts).where(accounts.c.id == bindparam("the_id")), columns)
 
 
-async def any_token(tx: Tx) -> bool:
-    """Whether a token was ever made."""
-    return bool(await tx.first(int, _COUNT_TOKENS))
+async def set_limits(tx: Tx, clock: Clock, account: Account, limits: dict[str, int | None]) -> None:
+    """Change some of `LIMITS`; None takes a limit away. Raises `Invalid` for a limit below zero."""
+    for name, limit in limits.items():
+        if limit is not None and not 0 <= limit <= (2**62 if name == "credit_limit_micros" else _LARGEST_INT):
+            raise Invalid({name: ["Give a number from 0, or `none` for no limit."]})
+    if limits:
+        await tx.run(_change(tuple(limits)), the_id=account.id, **limits)
+        detail = ", ".join(f"{name} {'none' if limit is None else limit}" for name, limit in limits.items())
+        await events.add(tx, clock, operator(account.id), "account.limit", detail=detail)
+
+
+async def set_exhausted(tx: Tx, account_id: int, at_ms: int | None) -> None:
+    """Since when the account has no credit left; None: it has some."""
+    await tx.run(_SET_EXHAUSTED, the_id=account_id, exhausted_at_ms=at_ms)
+
+
+async def list_people(tx: Tx, account_id: int) -> list[Person]:
+    """Who belongs to an account, in the order in which they came."""
+    return await tx.all(Person, _PEOPLE, the_account=account_id)
+
+
+async def find_person(tx: Tx, account: Account, email: str) -> Person:
+    """Somebody of the account; raises `NotFound`."""
+    found = [person for person in await list_people(tx, account.id) if person.email == email.lower()]
+    if not found:
+        raise NotFound(f"{email} does not belong to {account.name!r}; `vpsd account show` lists who does.")
+    return found[0]
+
+
+class NewPerson(msgspec.Struct, frozen=True):
+    """Somebody to take into an account."""
+
+    email: str
+    first_name: str = ""
+    last_name: str = ""
+    role: Role = Role.OWNER
+
+
+async def add_person(tx: Tx, clock: Clock, account: Account, person: NewPerson) -> Person:
+    """Take somebody in; raises `Invalid` for an address that is none or that belongs to the account already."""
+    email = person.email.lower()
+    if len(email) > 254 or not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s.]+", email):
+        raise Invalid({"email": [f"{person.email!r} is no e-mail address."]})
+    if max(len(person.first_name), len(person.last_name)) > 255:
+        raise Invalid({"first_name": ["Give names of at most 255 characters."]})
+    try:
+        await tx.run(
+            _ADD_PERSON,
+            account_id=account.id,
+            email=email,
+            first_name=person.first_name,
+            last_name=person.last_name,
+            role=person.role,
+            created_at_ms=clock.now_ms(),
+        )
+    except UniqueViolation:
+        raise Invalid({"email": [f"{email} belongs to {account.name!r} already."]}) from None
+    await events.add(tx, clock, operator(account.id), "person.add", detail=f"{email} as {person.role}")
+    return await find_person(tx, account, email)
+
+
+async def remove_person(tx: Tx, clock: Clock, account: Account, email: str) -> int:
+    """Take somebody out, and revoke their tokens; says how many tokens they had. Raises `NotFound`."""
+    person = await find_person(tx, account, email)
+    count = await tx.first(int, _TOKENS_OF_PERSON, the_id=person.id) or 0
+    await tx.run(_FREE_TOKENS, the_id=person.id, b_now=clock.now_ms())
+    await tx.run(_REMOVE_PERSON, the_id=person.id)
+    await events.add(tx, clock, operator(account.id), "person.remove", detail=person.email)
+    return count

@@ -1,22 +1,20 @@
 """The application: every section under /api/v1, and /health."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from litestar import Litestar, Request, Router, get
 from litestar.datastructures import State
 from litestar.exceptions import NotFoundException
 from litestar.middleware import DefineMiddleware
 
-from vpsd.api import catalog, servers, ssh_keys
-from vpsd.api.access import BearerToken
+from vpsd.api import account, catalog, servers, ssh_keys
+from vpsd.api.access import BearerToken, Gates, needed
 from vpsd.api.cloud import Cloud, CloudRequest
+from vpsd.api.edge import Asgi, Edge
 from vpsd.api.errors import HANDLERS, LARGEST_BODY_BYTES
 from vpsd.api.health import health
 from vpsd.api.openapi import describe
 from vpsd.core.forms import Form
-
-Asgi: TypeAlias = Callable[..., Awaitable[None]]
 
 _LARGEST_ID = 2**63 - 1  # that a database can look for
 
@@ -33,7 +31,7 @@ async def openapi(request: CloudRequest) -> bytes:
 
 def make_app(cloud: Cloud) -> Asgi:
     """The application for a cloud."""
-    return _HeadAsGet(_make_litestar(cloud))
+    return Edge(_make_litestar(cloud), cloud.ids)
 
 
 def openapi_json() -> bytes:
@@ -42,21 +40,28 @@ def openapi_json() -> bytes:
 
 
 def _make_litestar(cloud: Cloud | None) -> Litestar:
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             health,
-            Router("/api/v1", route_handlers=[servers.router, ssh_keys.router, catalog.router, openapi]),
+            Router(
+                "/api/v1", route_handlers=[servers.router, ssh_keys.router, catalog.router, account.router, openapi]
+            ),
         ],
         request_class=CloudRequest,
         middleware=[DefineMiddleware(BearerToken, exclude_from_auth_key="public")],
         before_request=_refuse_odd_ids,
         exception_handlers=HANDLERS,
         type_decoders=[(_is_form, _decode_form)],
-        state=State({"cloud": cloud}),
+        state=State({"cloud": cloud, "gates": None if cloud is None else Gates.of(cloud)}),
         request_max_body_size=LARGEST_BODY_BYTES,
         openapi_config=None,
         logging_config=None,
     )
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            if handler.http_methods != {"OPTIONS"} and not handler.opt.get("public"):  # the framework adds that one
+                needed(handler)  # raises where a route forgot to say
+    return app
 
 
 async def _refuse_odd_ids(request: Request[Any, Any, Any]) -> None:
@@ -65,18 +70,6 @@ async def _refuse_odd_ids(request: Request[Any, Any, Any]) -> None:
     for number in numbers.values():
         if number > _LARGEST_ID or f"/{number}/" not in f"{request.scope['path']}/":
             raise NotFoundException
-
-
-class _HeadAsGet:
-    """Answers HEAD like GET; the server leaves the body out."""
-
-    def __init__(self, app: Asgi) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await self._app(scope, receive, send)
 
 
 def _is_form(kind: Any) -> bool:

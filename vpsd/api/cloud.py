@@ -15,6 +15,7 @@ from vpsd.core.forms import Form
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
 from vpsd.hypervisor.protocol import HostFacts
+from vpsd.settings import Settings
 
 
 class HostStatus(msgspec.Struct):
@@ -32,6 +33,7 @@ class Cloud(msgspec.Struct, frozen=True):
     clock: Clock
     ids: Ids
     host: HostStatus
+    settings: Settings
 
 
 class CloudRequest(Request[Caller, Any, State]):
@@ -52,6 +54,12 @@ class CloudRequest(Request[Caller, Any, State]):
     def query_form(self) -> Form[Any]:
         """The query, as the struct that the handler names in `opt["query"]`."""
         return Form.of_texts(self.route_handler.opt["query"], dict(self._query()))
+
+    def page(self) -> Page:
+        """The page of a list that is asked for; raises `Invalid`."""
+        asked = self.query_form()
+        asked.done()
+        return Page.of(asked)
 
     def address_of_page(self, number: int) -> str:
         """This very request, for another page."""

@@ -19,7 +19,13 @@ log = logging.getLogger(__name__)
 
 STATUS_CODES: dict[type[errors.VpsdError], int] = {
     errors.Unauthenticated: 401,
+    errors.PaymentRequired: 402,
+    errors.Forbidden: 403,
+    errors.OverQuota: 403,
     errors.NotFound: 404,
+    errors.StillRunning: 409,
+    errors.KeyReused: 422,
+    errors.TooMany: 429,
     errors.Invalid: 400,
     errors.WrongStatus: 400,
     errors.Busy: 400,
@@ -31,10 +37,16 @@ STATUS_CODES: dict[type[errors.VpsdError], int] = {
 CODES = {
     400: "bad_request",
     401: "unauthenticated",
+    402: "payment_required",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    409: "still_running",
     413: "too_large",
     415: "unsupported_media_type",
+    422: "idempotency_key_reused",
+    429: "too_many_requests",
+    503: "unavailable",
 }
 
 LARGEST_BODY_BYTES = 256 * 1024  # larger than any body that makes sense
@@ -55,6 +67,8 @@ def of_vpsd(_: AnyRequest, error: errors.VpsdError) -> Response[Any]:
     if isinstance(error, errors.Invalid):
         return Response(error.fields, status_code=status_code)
     headers = {"WWW-Authenticate": CHALLENGE} if status_code == 401 else {}
+    if isinstance(error, errors.TooMany):
+        headers["Retry-After"] = str(error.retry_seconds)
     return Response(Problem(str(error), error.code), status_code=status_code, headers=headers)
 
 

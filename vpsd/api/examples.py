@@ -5,11 +5,33 @@ The answers are made of the structs that go over the wire, so that they cannot h
 
 from typing import Any
 
+import msgspec
+
+from vpsd.api.account import (
+    AccountView,
+    Balance,
+    BandwidthUsage,
+    EventList,
+    EventTarget,
+    EventToken,
+    EventView,
+    Me,
+    NamedServer,
+    TokenCreated,
+    TokenList,
+    TokenView,
+    Transaction,
+    TransactionList,
+    Usage,
+    UsageOfServer,
+)
+from vpsd.api.carrying import DryRun, Placement, Price
 from vpsd.api.catalog import LocationList, LocationView, OperatingSystemList, OperatingSystemView, PlanList, PlanView
 from vpsd.api.errors import Problem
 from vpsd.api.health import Health, HypervisorHealth
 from vpsd.api.servers import OperationList, ServerList
 from vpsd.api.ssh_keys import SshKeyList, SshKeyView
+from vpsd.core.money import amount
 from vpsd.servers.lifecycle import Command, Status, refusal
 from vpsd.servers.schemas import (
     ActionAccepted,
@@ -103,6 +125,23 @@ def _accepted(command: Command, status: Status) -> ActionAccepted:
     return ActionAccepted("success", MESSAGES[command], ServerState(12345, "web-server-01", status))
 
 
+_PLAN = PlanView(
+    *(1, "5ad6fbd4-53b7-5d61-ae1c-1f2bca2fd1fa", "Standard VPS", "standard", 2, 4096, 80, 2048),
+    *(amount(10_000_000), amount(15_000), True, ["us-west", "us-east", "eu-central"]),
+    "For web sites and small applications",
+)
+_TOKEN = TokenView(
+    *(3, _UUIDS[3], "backup-script", ["servers:read"], "john@example.com"),
+    *("2025-01-10T14:00:00Z", None, "2025-01-16T15:30:00Z"),
+)
+DRY_RUN = DryRun(
+    dry_run=True,
+    answer=msgspec.to_builtins(_CREATED) | {"id": None, "uuid": None, "password": None},
+    price=Price(amount(10_000_000), amount(15_000), "USD"),
+    placement=Placement("us-west", "host-1"),
+)
+
+
 BODIES: dict[str, dict[str, Any]] = {
     "server_create": {
         "name": "web-server-02",
@@ -119,6 +158,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "server_patch": {"name": "new-server-name"},
     "ssh_key_create": {"name": "laptop", "public_key": _KEY},
+    "token_create": {"name": "backup-script", "permissions": ["servers:read"], "expires_in_days": 90},
 }
 
 ANSWERS: dict[str, Any] = {
@@ -134,21 +174,74 @@ ANSWERS: dict[str, Any] = {
     "ssh_key_list": SshKeyList(1, None, None, [_SSH_KEY]),
     "ssh_key_create": _SSH_KEY,
     "ssh_key_get": _SSH_KEY,
-    "plan_list": PlanList(
-        1,
-        None,
-        None,
-        [
-            PlanView(
-                *(1, "Standard VPS", "standard", 2, 4096, 80, 2048, True),
-                "For web sites and small applications",
-            )
-        ],
-    ),
+    "plan_list": PlanList(1, None, None, [_PLAN]),
+    "plan_get": _PLAN,
     "operating_system_list": OperatingSystemList(
         1, None, None, [OperatingSystemView(5, "Ubuntu 22.04 LTS", "ubuntu-22.04")]
     ),
     "location_list": LocationList(1, None, None, [LocationView(1, "us-west", "US West", "United States", "US")]),
+    "account_me": Me(AccountView("john@example.com", "John", "Doe", "Acme Inc.", "2024-06-15"), _TOKEN),
+    "token_list": TokenList(1, None, None, [_TOKEN]),
+    "token_create": TokenCreated(**msgspec.structs.asdict(_TOKEN), token="vps_" + "x" * 40),  # as long as it is
+    "event_list": EventList(
+        1,
+        None,
+        None,
+        [
+            EventView(
+                id=42,
+                at="2025-01-16T15:30:00Z",
+                action="server.create",
+                actor="token",
+                token=EventToken(3, "backup-script"),
+                address="203.0.113.7",
+                request_id=_UUIDS[1],
+                target=EventTarget("server", 12347),
+                detail="web-server-02: Standard VPS, Ubuntu 22.04 LTS",
+            )
+        ],
+    ),
+    "account_balance": Balance(
+        balance=amount(42_500_000),
+        currency="USD",
+        credit_limit=amount(0),
+        price_monthly=amount(10_000_000),
+        runs_out_at="2025-05-15T15:30:00Z",
+        exhausted_since=None,
+        suspends_at=None,
+    ),
+    "transaction_list": TransactionList(
+        2,
+        None,
+        None,
+        [
+            Transaction(
+                *(8, _UUIDS[2], "usage", amount(-14_880), amount(49_985_120)),
+                *("1 server, 2025-01-16T15:00:00Z to 2025-01-16T16:00:00Z", None, "2025-01-16T16:00:04Z"),
+            ),
+            Transaction(
+                *(7, _UUIDS[1], "credit", amount(50_000_000), amount(50_000_000)),
+                *("paid by card", "INV-2025-0017", "2025-01-16T15:00:00Z"),
+            ),
+        ],
+    ),
+    "account_usage": Usage(
+        month="2025-01",
+        currency="USD",
+        cost=amount(5_000_000),
+        forecast=amount(10_000_000),
+        servers=[
+            UsageOfServer(
+                server=NamedServer(12345, "web-server-01"),
+                plan_id=1,
+                price_monthly=amount(10_000_000),
+                hours=336.0,
+                cost=amount(5_000_000),
+                forecast=amount(10_000_000),
+                bandwidth=BandwidthUsage(450.0, 2048.0, amount(0)),
+            )
+        ],
+    ),
     "health": Health(
         "ok",
         "1.0.0",
@@ -161,6 +254,25 @@ PROBLEMS = {
     for problem in (
         Problem("Send your token with the request: Authorization: Bearer YOUR_API_TOKEN", "unauthenticated"),
         Problem("There is no server 12345.", "not_found"),
+        Problem(
+            "A Standard VPS costs 10.00 USD a month. The balance is 0.10 and has to cover all your servers with this "
+            "one for 24 hours (0.357143): 0.257143 USD are missing. Add credit, or delete a server.",
+            "payment_required",
+        ),
+        Problem("This token lacks the permission servers:*.", "forbidden"),
+        Problem(
+            "The first request with this Idempotency-Key is still being carried out. Ask again in a moment.",
+            "still_running",
+        ),
+        Problem(
+            "This Idempotency-Key came with another request before. Use a new key for a new request.",
+            "idempotency_key_reused",
+        ),
+        Problem("This token has sent too many requests. Wait 12 seconds.", "too_many_requests"),
+        Problem(
+            "No host has room for a Standard VPS now: too little memory_mb. Choose a smaller plan, or try later.",
+            "unavailable",
+        ),
         Problem("The body is too large; 262144 bytes are the limit.", "too_large"),
         Problem("Send the body as JSON, with the header Content-Type: application/json.", "unsupported_media_type"),
         Problem("The body is no valid JSON: JSON is malformed: expected ',' or '}' (byte 24).", "bad_request"),

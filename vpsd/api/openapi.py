@@ -14,8 +14,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import BaseRoute
 
 from vpsd import errors
+from vpsd.api.access import EVERYBODY
+from vpsd.api.carrying import DryRun, DryRunQuery
 from vpsd.api.errors import CHALLENGE, CODES, STATUS_CODES, Problem
-from vpsd.api.examples import ANSWERS, BODIES, PROBLEMS, WRONG_FIELDS, WRONG_QUERY
+from vpsd.api.examples import ANSWERS, BODIES, DRY_RUN, PROBLEMS, WRONG_FIELDS, WRONG_QUERY
 from vpsd.core.forms import Form
 
 _ABOUT = {
@@ -23,14 +25,16 @@ _ABOUT = {
     "version": "1",
     "summary": "A VPS cloud that anyone can run on their own machines",
     "description": "Send your token with every request: `Authorization: Bearer YOUR_API_TOKEN`. Bodies are JSON, times "
-    "are UTC, memory is in MB, storage and bandwidth in GB. A request only begins slow work: the server's `status` "
-    "tells when it is done, its operations how far it has come. Paths without the trailing slash work too.",
+    "are UTC, memory is in MB, storage and bandwidth in GB, money is in credits. A request only begins slow work: the "
+    "server's `status` tells when it is done, its operations how far it has come. Paths without the trailing slash "
+    "work too.",
     "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
 }
 _TAGS = {
     "Servers": "Create, change, start, stop and delete virtual servers.",
     "SSH keys": "Public keys, to be installed on servers that are made with them.",
     "Catalogue": "What can be ordered.",
+    "Account": "Who one is, tokens, events, and money.",
     "Service": "vpsd itself.",
 }
 _FIELD_ERRORS = {
@@ -41,9 +45,27 @@ _FIELD_ERRORS = {
 }
 _REFUSALS = {
     401: "The token is missing or not valid",
+    402: "The balance does not cover it",
+    403: "The token lacks the permission, or the account's limits do not allow it",
+    409: "The first request with this Idempotency-Key has not ended",
+    422: "This Idempotency-Key came with another request before",
+    429: "Too many requests, or too many wrong tokens",
+    503: "No host has room for it now",
     404: "There is nothing with this id",
     413: "The body is too large",
     415: "The body is not sent as application/json",
+}
+_IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Any text of at most 255 printable ASCII characters, best a random UUID. The same key and request "
+    "within 24 hours, with the same token, get the same answer and are carried out once.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+_RATE_HEADERS = {
+    "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}, "example": 12},
+    "RateLimit-Policy": {"schema": {"type": "string"}, "example": '"address";q=2400;w=60, "token";q=1200;w=60'},
+    "RateLimit": {"schema": {"type": "string"}, "example": '"address";r=1200;t=30, "token";r=0;t=60'},
 }
 _ID = {"type": "integer", "format": "int64", "minimum": 1}
 
@@ -70,6 +92,8 @@ def describe(routes: Sequence[BaseRoute]) -> bytes:
         "paths": paths,
         "components": {
             "schemas": dict(sorted(schemas.components.items())),
+            "responses": {CODES[status]: _refusal(status, schemas) for status in sorted(_REFUSALS)},
+            "parameters": {"idempotency_key": _IDEMPOTENCY_KEY},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token of an account"}},
         },
     }
@@ -102,16 +126,22 @@ class _Traits:
         self.public = handler.opt.get("public", False)
         self.raises: Sequence[type[errors.VpsdError]] = handler.opt.get("raises", ())
         self.further = handler.responses or {}
-        kinds = (self.answer, self.body, *(spec.data_container for spec in self.further.values()))
+        self.posts = "POST" in handler.http_methods
+        self.may_be_dry = self.query is DryRunQuery
+        dry = DryRun if self.may_be_dry else None
+        kinds = (self.answer, self.body, dry, *(spec.data_container for spec in self.further.values()))
         self.kinds = [kind for kind in kinds if kind not in (None, type(None))]
 
     @property
     def refusals(self) -> list[int]:
         """Status codes that follow from what it takes; 400 is another matter."""
         return [
-            *([] if self.public else [401]),
+            *([] if self.public else [401, 429]),
+            *([] if self.public or self.handler.opt["needs"] == EVERYBODY else [403]),
             *([404] if self.ids else []),
+            *([409, 422] if self.posts else []),
             *([413, 415] if self.body else []),
+            *(STATUS_CODES[error] for error in self.raises if STATUS_CODES[error] in (402, 503)),
         ]
 
 
@@ -146,12 +176,14 @@ class _Schemas:
 def _operation(traits: _Traits, schemas: _Schemas) -> dict[str, Any]:
     handler = traits.handler
     name = str(handler.operation_id)
-    parameters = [
+    parameters: list[dict[str, Any]] = [
         {"name": key, "in": "path", "required": True, "description": text, "schema": _ID}
         for key, text in traits.ids.items()
     ]
     if traits.query:
         parameters += schemas.parameters(traits.query)
+    if traits.posts:
+        parameters.append({"$ref": "#/components/parameters/idempotency_key"})
     return {
         "operationId": name,
         "tags": handler.resolve_tags(),
@@ -174,14 +206,37 @@ def _responses(name: str, traits: _Traits, schemas: _Schemas) -> dict[int, dict[
     else:
         content = schemas.content(traits.answer, ANSWERS[name])
         answers = {traits.handler.status_code: {"description": inspect.getdoc(traits.answer), "content": content}}
+    if traits.may_be_dry:
+        _add_dry_run(answers, schemas)
     for status, spec in traits.further.items():
         answers[status] = {"description": spec.description, "content": schemas.content(spec.data_container)}
-    for status in traits.refusals:
-        content = schemas.content(Problem, PROBLEMS[CODES[status]])
-        answers[status] = {"description": _REFUSALS[status], "content": content}
-    if 401 in answers:
-        answers[401]["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}, "example": CHALLENGE}}
+    answers |= {status: {"$ref": f"#/components/responses/{CODES[status]}"} for status in traits.refusals}
     return answers | _bad_request(traits)
+
+
+def _refusal(status: int, schemas: _Schemas) -> dict[str, Any]:
+    headers: dict[int, dict[str, Any]] = {
+        401: {"WWW-Authenticate": {"schema": {"type": "string"}, "example": CHALLENGE}},
+        429: _RATE_HEADERS,
+    }
+    return {
+        "description": _REFUSALS[status],
+        **({"headers": headers[status]} if status in headers else {}),
+        "content": schemas.content(Problem, PROBLEMS[CODES[status]]),
+    }
+
+
+def _add_dry_run(answers: dict[int, dict[str, Any]], schemas: "_Schemas") -> None:
+    """With `dry_run=1` the status is 200, for a command beside its real answer."""
+    content = schemas.content(DryRun, DRY_RUN)
+    if 200 not in answers:
+        answers[200] = {"description": inspect.getdoc(DryRun), "content": content}
+        return
+    real = answers[200]["content"]["application/json"]
+    answers[200]["content"]["application/json"] = {
+        "schema": {"oneOf": [real["schema"], content["application/json"]["schema"]]},
+        "examples": {"done": {"value": real["example"]}, "dry_run": {"value": DRY_RUN}},
+    }
 
 
 def _bad_request(traits: _Traits) -> dict[int, dict[str, Any]]:

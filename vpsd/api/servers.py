@@ -1,14 +1,21 @@
 """The servers section."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import Router, delete, get, patch, post, put
+import msgspec
+from litestar import Response, Router, delete, get, patch, post, put
 from litestar.params import FromPath, JSONBody, Parameter
 
+from vpsd.api.carrying import DryRun, DryRunQuery, Placement, Price, carry_out
 from vpsd.api.cloud import CloudRequest, Listing, cloud_of, neighbours
+from vpsd.billing import prices
+from vpsd.billing import service as billing
+from vpsd.core import money
+from vpsd.core.db import Tx
 from vpsd.core.forms import Form
 from vpsd.core.pages import Page, PageQuery
-from vpsd.errors import Busy, WrongStatus
+from vpsd.errors import Busy, OverQuota, PaymentRequired, Unavailable, WrongStatus
+from vpsd.hosts import service as hosts
 from vpsd.servers import service
 from vpsd.servers.lifecycle import Command
 from vpsd.servers.schemas import (
@@ -38,10 +45,10 @@ class OperationList(Listing):
 
 ServerId = FromPath[Annotated[int, Parameter(description="Id of the server")]]
 
-_COMMAND = {"raises": (WrongStatus, Busy)}
+_COMMAND = {"needs": "servers:*", "raises": (WrongStatus, Busy), "query": DryRunQuery}
 
 
-@get("/", operation_id="server_list", summary="List all servers", opt={"query": ServerQuery})
+@get("/", operation_id="server_list", summary="List all servers", opt={"needs": "servers:read", "query": ServerQuery})
 async def list_servers(request: CloudRequest) -> ServerList:
     """All servers of the account, newest last."""
     asked = request.query_form()
@@ -50,15 +57,43 @@ async def list_servers(request: CloudRequest) -> ServerList:
     return ServerList(count, *neighbours(request, Page.of(asked), count), results)
 
 
-@post("/", operation_id="server_create", summary="Create a server")
-async def create(request: CloudRequest, data: JSONBody[Form[ServerCreate]]) -> ServerCreated:
+@post(
+    "/",
+    operation_id="server_create",
+    summary="Create a server",
+    opt={
+        "needs": "servers:*",
+        "raises": (PaymentRequired, OverQuota, Unavailable),
+        "query": DryRunQuery,
+    },
+)
+async def create(request: CloudRequest, data: JSONBody[Form[ServerCreate]]) -> Response[ServerCreated]:
     """Deploy a server with the given configuration; it is `provisioning` until it answers."""
     cloud = cloud_of(request)
-    async with cloud.database.write() as tx:
-        return await service.create(tx, request.user, cloud.ids, cloud.clock, data)
+
+    async def work(tx: Tx) -> ServerCreated:
+        return await service.create(tx, request.user, cloud.ids, cloud.clock, cloud.settings, data)
+
+    async def preview(tx: Tx, created: ServerCreated) -> DryRun:
+        answer = msgspec.to_builtins(created)
+        return await _dry_run(request, tx, created.id, {**answer, "id": None, "uuid": None, "password": None})
+
+    return await carry_out(request, work, 201, preview)
 
 
-@get("/{server_id:int}/", operation_id="server_get", summary="Get a server")
+async def _dry_run(request: CloudRequest, tx: Tx, server_id: int, answer: dict[str, Any]) -> DryRun:
+    settings = cloud_of(request).settings
+    server = await service.get(tx, request.user, cloud_of(request).clock, server_id)
+    monthly = await billing.price_of(tx, server_id)
+    return DryRun(
+        dry_run=True,
+        answer=answer,
+        price=Price(money.amount(monthly), money.amount(prices.price_hourly(monthly)), settings.currency),
+        placement=Placement(server.location, (await hosts.room(tx, settings)).host),
+    )
+
+
+@get("/{server_id:int}/", operation_id="server_get", summary="Get a server", opt={"needs": "servers:read"})
 async def detail(request: CloudRequest, server_id: ServerId) -> ServerDetail:
     """One server in full, with what it uses."""
     cloud = cloud_of(request)
@@ -66,13 +101,16 @@ async def detail(request: CloudRequest, server_id: ServerId) -> ServerDetail:
         return await service.get(tx, request.user, cloud.clock, server_id)
 
 
-@put("/{server_id:int}/", operation_id="server_update", summary="Update a server", opt={"raises": (Busy,)})
+_CHANGE = {"needs": "servers:*", "raises": (Busy,)}
+
+
+@put("/{server_id:int}/", operation_id="server_update", summary="Update a server", opt=_CHANGE)
 async def replace(request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerUpdate]]) -> ServerDetail:
     """Change name, hostname and backups; a new hostname reaches the guest at its next boot."""
     return await _change(request, server_id, data)
 
 
-@patch("/{server_id:int}/", operation_id="server_patch", summary="Update parts of a server", opt={"raises": (Busy,)})
+@patch("/{server_id:int}/", operation_id="server_patch", summary="Update parts of a server", opt=_CHANGE)
 async def change(request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerPatch]]) -> ServerDetail:
     """Change only what is sent."""
     return await _change(request, server_id, data)
@@ -85,7 +123,7 @@ async def _change(request: CloudRequest, server_id: int, data: Form[ServerUpdate
         return await service.get(tx, request.user, cloud.clock, server_id)
 
 
-@delete("/{server_id:int}/", operation_id="server_delete", summary="Delete a server")
+@delete("/{server_id:int}/", operation_id="server_delete", summary="Delete a server", opt={"needs": "servers:*"})
 async def remove(request: CloudRequest, server_id: ServerId) -> None:
     """Delete a server for ever, whatever its status. It cannot be undone."""
     cloud = cloud_of(request)
@@ -93,14 +131,20 @@ async def remove(request: CloudRequest, server_id: ServerId) -> None:
         await service.delete(tx, request.user, cloud.ids, cloud.clock, server_id)
 
 
-@post("/{server_id:int}/start/", operation_id="server_start", summary="Start a server", status_code=200, opt=_COMMAND)
-async def start(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
+@post(
+    "/{server_id:int}/start/",
+    operation_id="server_start",
+    summary="Start a server",
+    status_code=200,
+    opt={**_COMMAND, "raises": (WrongStatus, Busy, PaymentRequired)},
+)
+async def start(request: CloudRequest, server_id: ServerId) -> Response[ActionAccepted]:
     """Power on a stopped server."""
     return await _tell(request, server_id, Command.START)
 
 
 @post("/{server_id:int}/stop/", operation_id="server_stop", summary="Stop a server", status_code=200, opt=_COMMAND)
-async def stop(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
+async def stop(request: CloudRequest, server_id: ServerId) -> Response[ActionAccepted]:
     """Shut a running server down gracefully; after a time limit its plug is pulled."""
     return await _tell(request, server_id, Command.STOP)
 
@@ -108,29 +152,33 @@ async def stop(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
 @post(
     "/{server_id:int}/reboot/", operation_id="server_reboot", summary="Reboot a server", status_code=200, opt=_COMMAND
 )
-async def reboot(request: CloudRequest, server_id: ServerId) -> ActionAccepted:
+async def reboot(request: CloudRequest, server_id: ServerId) -> Response[ActionAccepted]:
     """Shut a running server down gracefully and power it on again."""
     return await _tell(request, server_id, Command.REBOOT)
 
 
-async def _tell(request: CloudRequest, server_id: int, command: Command) -> ActionAccepted:
+async def _tell(request: CloudRequest, server_id: int, command: Command) -> Response[ActionAccepted]:
     cloud = cloud_of(request)
-    async with cloud.database.write() as tx:
-        state = await service.tell(tx, request.user, cloud.ids, cloud.clock, server_id, command)
-    return ActionAccepted("success", service.MESSAGES[command], state)
+
+    async def work(tx: Tx) -> ActionAccepted:
+        state = await service.tell(tx, request.user, cloud.ids, cloud.clock, cloud.settings, server_id, command)
+        return ActionAccepted("success", service.MESSAGES[command], state)
+
+    async def preview(tx: Tx, accepted: ActionAccepted) -> DryRun:
+        return await _dry_run(request, tx, server_id, msgspec.to_builtins(accepted))
+
+    return await carry_out(request, work, 200, preview)
 
 
 @get(
     "/{server_id:int}/operations/",
     operation_id="server_operations",
     summary="List a server's operations",
-    opt={"query": PageQuery},
+    opt={"needs": "servers:read", "query": PageQuery},
 )
 async def operations(request: CloudRequest, server_id: ServerId) -> OperationList:
     """What was done with the server and how far what is being done has come, oldest first."""
-    asked = request.query_form()
-    asked.done()
-    wanted = Page.of(asked)
+    wanted = request.page()
     async with cloud_of(request).database.read() as tx:
         count, found = await service.history(tx, request.user, server_id, wanted)
     return OperationList(

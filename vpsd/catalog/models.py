@@ -1,5 +1,7 @@
 """Tables of plans, operating systems and locations. Ids never change their meaning."""
 
+import uuid
+
 import msgspec
 from sqlalchemy import BigInteger, Boolean, Column, Integer, String, Table
 
@@ -15,6 +17,7 @@ plans = Table(
     Column("memory_mb", Integer, nullable=False),
     Column("storage_gb", Integer, nullable=False),
     Column("bandwidth_gb", Integer, nullable=False),
+    Column("price_monthly_micros", BigInteger, nullable=False),  # for servers that are made from now on
     Column("description", String(1000), nullable=False),
     Column("available", Boolean, nullable=False),
 )
@@ -54,8 +57,14 @@ class Plan(msgspec.Struct, frozen=True):
     memory_mb: int
     storage_gb: int
     bandwidth_gb: int  # a month
+    price_monthly_micros: int
     description: str
     available: bool
+
+    @property
+    def uuid(self) -> str:
+        """The plan's id in the official client's dialect: the same wherever vpsd offers a plan of this slug."""
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"vpsd:plan:{self.slug}"))
 
 
 class OperatingSystem(msgspec.Struct, frozen=True):

@@ -2,6 +2,8 @@
 
 import tomllib
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +13,7 @@ from msgspec import Meta
 from sqlalchemy import Table, bindparam, insert, select, update
 
 from vpsd.catalog.models import Location, OperatingSystem, Plan, locations, operating_systems, plans
+from vpsd.core import money
 from vpsd.core.db import Statement, Tx
 from vpsd.errors import Invalid, Misconfigured, NotFound
 
@@ -34,7 +37,18 @@ class PlanEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     memory_mb: Annotated[int, Meta(ge=96)]
     storage_gb: Positive
     bandwidth_gb: Positive
+    price_monthly: Decimal = Decimal(0)
+    price_for_all_from: Annotated[datetime, Meta(tz=True)] | None = (
+        None  # servers that have the plan pay it from then on
+    )
     description: Annotated[str, Meta(max_length=1000)] = ""
+
+    @property
+    def price_monthly_micros(self) -> int:
+        """The price, exactly; raises ValueError for one that is finer than a millionth or below zero."""
+        if self.price_monthly < 0:
+            raise ValueError(f"price_monthly {self.price_monthly} is below zero")
+        return money.parse(self.price_monthly)
 
 
 class OperatingSystemEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,6 +128,12 @@ async def find_location(tx: Tx, code: str) -> Location | None:
     return await tx.first(Location, _LOCATION, the_code=code)
 
 
+async def no_location(tx: Tx, code: str) -> str:
+    """What to say of a location code that there is not."""
+    offered = ", ".join(location.code for location in await list_locations(tx) if location.available)
+    return f"There is no location {code!r}. The locations are {offered}."
+
+
 async def get_image_source(tx: Tx, slug: str) -> OperatingSystem:
     """An operating system by its slug; raises `NotFound`."""
     found = [system for system in await list_operating_systems(tx) if system.slug == slug]
@@ -130,9 +150,15 @@ def default_text() -> str:
 def read_file(path: Path) -> Catalog:
     """Read a catalogue file; raises `Misconfigured` that names the entry and the field."""
     try:
-        catalog = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Catalog)
+        text = path.read_text(encoding="utf-8")
+        catalog = msgspec.convert(tomllib.loads(text, parse_float=Decimal), Catalog)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise Misconfigured(f"catalogue {path}: {error}") from error
+    for plan in catalog.plans:
+        try:
+            _ = plan.price_monthly_micros
+        except ValueError as error:
+            raise Misconfigured(f"catalogue {path}: plan {plan.id}: {error}") from None
     for entry in catalog.operating_systems:
         if (entry.source == "pull") != (entry.url is not None):
             raise Misconfigured(f'catalogue {path}: operating system {entry.id}: `url` goes with source "pull"')

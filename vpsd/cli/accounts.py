@@ -1,111 +1,207 @@
-"""Accounts and tokens."""
+"""Accounts and their people."""
 
-from typing import Annotated
+from decimal import Decimal
+from typing import Annotated, Any
 
 import typer
 
 from vpsd.accounts import service
-from vpsd.accounts.models import Account, Token
-from vpsd.cli.output import print_json, print_rows
+from vpsd.accounts.models import Account, Person
+from vpsd.accounts.permissions import Role
+from vpsd.accounts.service import NewPerson
+from vpsd.billing import service as billing
+from vpsd.cli.output import console, print_json, print_rows
 from vpsd.cli.run import Json, with_database
+from vpsd.core import money
 from vpsd.core.clock import SystemClock, iso_utc, iso_utc_or_none
-from vpsd.core.db import Database
+from vpsd.core.db import Database, Tx
 from vpsd.core.ids import Ids
+from vpsd.errors import Invalid
 
-account_app = typer.Typer(no_args_is_help=True, help="Accounts: who owns servers and keys.")
-token_app = typer.Typer(no_args_is_help=True, help="API tokens: what speaks for an account.")
+app = typer.Typer(no_args_is_help=True, help="Accounts: who owns servers and keys, and pays for them.")
 
 AccountName = Annotated[str, typer.Argument(help="Name of the account.")]
+Email = Annotated[str, typer.Argument(help="E-mail address of the person.")]
 
 
-@account_app.command("list")
+def _shown(account: Account, balance_micros: int) -> dict[str, Any]:
+    """An account for programs: money as text, so that no digit is lost."""
+    limit = account.credit_limit_micros
+    return {
+        "id": account.id,
+        "uuid": account.uuid,
+        "name": account.name,
+        "balance": money.text(balance_micros),
+        "credit_limit": None if limit is None else money.text(limit),
+        **{name: getattr(account, name) for name in service.LIMITS[1:]},
+        "exhausted_at": iso_utc_or_none(account.exhausted_at_ms),
+        "created_at": iso_utc(account.created_at_ms),
+    }
+
+
+@app.command("list")
 def list_accounts(json: Json = False) -> None:
-    """List all accounts. Example: `vpsd account list --json`."""
+    """List all accounts with their balances. Example: `vpsd account list --json`."""
 
-    async def work(database: Database) -> list[Account]:
+    async def work(database: Database) -> list[dict[str, Any]]:
         async with database.read() as tx:
-            return await service.list_accounts(tx)
+            balances = await billing.balances(tx)
+            return [_shown(account, balances.get(account.id, 0)) for account in await service.list_accounts(tx)]
 
     found = with_database(work)
     if json:
         print_json(found)
     else:
-        rows = [(account.id, account.name, iso_utc(account.created_at_ms)) for account in found]
-        print_rows(("id", "name", "created"), rows, "There are no accounts; `vpsd account add NAME` opens one.")
+        columns = ("id", "name", "balance", "credit_limit", "exhausted_at", "created_at")
+        rows = [[account[column] for column in columns] for account in found]
+        print_rows(columns, rows, "There are no accounts; `vpsd account add NAME` opens one.")
 
 
-@account_app.command("add")
-def add_account(name: AccountName, json: Json = False) -> None:
-    """Open an account. Then `vpsd token add NAME` makes a token for it."""
+@app.command("show")
+def show_account(name: AccountName, json: Json = False) -> None:
+    """Show an account: balance, limits, people. Example: `vpsd account show acme`."""
+
+    async def work(database: Database) -> dict[str, Any]:
+        async with database.read() as tx:
+            account = await service.find_account(tx, name)
+            shown = _shown(account, await billing.balance(tx, account.id))
+            return {**shown, "people": await service.list_people(tx, account.id)}
+
+    found = with_database(work)
+    if json:
+        print_json(found)
+        return
+    people: list[Person] = found.pop("people")
+    for key, value in found.items():
+        console.print(f"{key:16}{'none' if value is None else value}", markup=False)
+    rows = [(person.email, person.first_name, person.last_name, person.role) for person in people]
+    print_rows(("email", "first name", "last name", "role"), rows, f"No people; `vpsd account invite {name} EMAIL`.")
+
+
+@app.command("add")
+def add_account(
+    name: AccountName,
+    email: Annotated[str | None, typer.Option(help="E-mail address of its owner.")] = None,
+    first_name: Annotated[str, typer.Option(help="First name of its owner.")] = "",
+    last_name: Annotated[str, typer.Option(help="Last name of its owner.")] = "",
+    json: Json = False,
+) -> None:
+    """Open an account, prepaid. Then `vpsd credit add NAME 50` gives it credit, `vpsd token add NAME` makes a token."""
 
     async def work(database: Database) -> Account:
         async with database.write() as tx:
-            return await service.add_account(tx, Ids(), SystemClock(), name)
+            account = await service.add_account(tx, Ids(), SystemClock(), name)
+            if email is not None:
+                await service.add_person(tx, SystemClock(), account, NewPerson(email, first_name, last_name))
+            return account
 
     account = with_database(work)
     if json:
-        print_json(account)
+        print_json(_shown(account, 0))
     else:
-        typer.echo(f"Account {account.id} ({account.name}) is open; `vpsd token add {account.name}` makes a token.")
+        typer.echo(
+            f"Account {account.id} ({account.name}) is open; `vpsd credit add {account.name} AMOUNT` gives it credit, "
+            f"`vpsd token add {account.name}` makes a token."
+        )
 
 
-@token_app.command("list")
-def list_tokens(json: Json = False) -> None:
-    """List all tokens, without their values: those are shown only once.
-
-    `vpsd token revoke ID` makes one worthless; `vpsd token add ACCOUNT` makes a new one.
-    """
-
-    async def work(database: Database) -> list[Token]:
-        async with database.read() as tx:
-            return await service.list_tokens(tx)
-
-    found = with_database(work)
-    if json:
-        print_json(found)
-    else:
-        rows = [
-            (token.id, token.account, token.name, iso_utc(token.created_at_ms), iso_utc_or_none(token.revoked_at_ms))
-            for token in found
-        ]
-        print_rows(("id", "account", "name", "created", "revoked"), rows, "There are no tokens.")
+_LIMIT = "; `none` takes it away."
+Limit = str | None
 
 
-@token_app.command("add")
-def add_token(
-    account: AccountName,
-    name: Annotated[str, typer.Option(help="What the token is for.")] = "token",
+@app.command("limit")
+def limit_account(
+    name: AccountName,
+    credit: Annotated[Limit, typer.Option(help=f"How far below zero the balance may go{_LIMIT}")] = None,
+    servers: Annotated[Limit, typer.Option(help=f"Most servers{_LIMIT}")] = None,
+    vcpus: Annotated[Limit, typer.Option(help=f"Most vCPUs together{_LIMIT}")] = None,
+    memory_mb: Annotated[Limit, typer.Option(help=f"Most memory together{_LIMIT}")] = None,
+    storage_gb: Annotated[Limit, typer.Option(help=f"Most disk space together{_LIMIT}")] = None,
     json: Json = False,
 ) -> None:
-    """Make a token for an account, and print it: this is the only time.
+    """Limit what an account may have, or owe: `vpsd account limit acme --servers 10 --credit 25.00`.
 
-    Example: `vpsd token add default --name backup-script`. Requests carry it as `Authorization: Bearer TOKEN`.
+    What it has already stays. `vpsd account show acme` shows the limits.
+    """
+    given = {"max_servers": servers, "max_vcpus": vcpus, "max_memory_mb": memory_mb, "max_storage_gb": storage_gb}
+    limits: dict[str, int | None] = {key: _whole(key, text) for key, text in given.items() if text is not None}
+    if credit is not None:
+        limits["credit_limit_micros"] = None if credit == "none" else parse_amount("credit", credit)
+
+    async def work(database: Database) -> dict[str, Any]:
+        async with database.write() as tx:
+            await service.set_limits(tx, SystemClock(), await service.find_account(tx, name), limits)
+            account = await service.find_account(tx, name)
+            return _shown(account, await billing.balance(tx, account.id))
+
+    shown = with_database(work)
+    if json:
+        print_json(shown)
+    else:
+        words = ", ".join(f"{key} {'none' if shown[key] is None else shown[key]}" for key in _LIMIT_NAMES)
+        typer.echo(f"Limits of {name}: {words}.")
+
+
+_LIMIT_NAMES = ("credit_limit", *service.LIMITS[1:])
+
+
+def _whole(name: str, text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdecimal():
+        raise Invalid({name: ["Give a whole number, or `none` for no limit."]})
+    return int(text)
+
+
+def parse_amount(name: str, text: str) -> int:
+    """An amount of money from the command line, in micros; raises `Invalid`."""
+    try:
+        return money.parse(text if text.isascii() else Decimal("NaN"))
+    except ValueError as error:
+        raise Invalid({name: [f"{error}."]}) from None
+
+
+@app.command("invite")
+def add_person(
+    name: AccountName,
+    email: Email,
+    first_name: Annotated[str, typer.Option(help="First name.")] = "",
+    last_name: Annotated[str, typer.Option(help="Last name.")] = "",
+    role: Annotated[Role, typer.Option(help="What they may do at most.")] = Role.MEMBER,
+    json: Json = False,
+) -> None:
+    """Take a person into an account. Then `vpsd token add ACCOUNT --person EMAIL` makes a token for them.
+
+    Roles: owner (everything), member (servers and keys, sees the money), read-only.
     """
 
-    async def work(database: Database) -> str:
+    async def work(database: Database) -> Person:
         async with database.write() as tx:
-            owner = await service.get_account(tx, account)
-            return await service.add_token(tx, Ids(), SystemClock(), owner.id, name)
+            account = await service.find_account(tx, name)
+            person = NewPerson(email, first_name, last_name, role)
+            return await service.add_person(tx, SystemClock(), account, person)
 
-    token = with_database(work)
+    person = with_database(work)
     if json:
-        print_json({"account": account, "name": name, "token": token})
+        print_json(person)
     else:
-        typer.echo(token)
+        typer.echo(f"{person.email} belongs to {name} as {person.role}.")
 
 
-@token_app.command("revoke")
-def revoke_token(
-    token_id: Annotated[int, typer.Argument(help="Id, from `vpsd token list`.")], json: Json = False
-) -> None:
-    """Make a token worthless from now on: requests that carry it get 401. Example: `vpsd token revoke 2`."""
+@app.command("dismiss")
+def remove_person(name: AccountName, email: Email, json: Json = False) -> None:
+    """Take a person out of an account and revoke their tokens: `vpsd account dismiss acme bob@acme.example`."""
 
-    async def work(database: Database) -> None:
+    async def work(database: Database) -> int:
         async with database.write() as tx:
-            await service.revoke_token(tx, SystemClock(), token_id)
+            return await _remove(tx, name, email)
 
-    with_database(work)
+    count = with_database(work)
     if json:
-        print_json({"id": token_id, "revoked": True})
+        print_json({"account": name, "email": email, "tokens_revoked": count})
     else:
-        typer.echo(f"Token {token_id} is revoked.")
+        typer.echo(f"{email} is gone from {name}; tokens revoked: {count}.")
+
+
+async def _remove(tx: Tx, name: str, email: str) -> int:
+    return await service.remove_person(tx, SystemClock(), await service.find_account(tx, name), email)

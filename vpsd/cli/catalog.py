@@ -9,6 +9,7 @@ from vpsd import main
 from vpsd.catalog import service
 from vpsd.cli.output import console, print_json, print_rows
 from vpsd.cli.run import Json, read_settings, with_database
+from vpsd.core import money
 from vpsd.core.db import Database
 
 app = typer.Typer(no_args_is_help=True, help="What this vpsd offers: plans, operating systems, locations.")
@@ -31,12 +32,16 @@ def show(json: Json = False) -> None:
         print_json(found)
         return
     for title, columns in (
-        ("plans", ("id", "name", "vcpus", "memory_mb", "storage_gb", "bandwidth_gb", "available")),
+        ("plans", ("id", "name", "vcpus", "memory_mb", "storage_gb", "bandwidth_gb", "price_monthly", "available")),
         ("operating_systems", ("id", "name", "slug", "source", "available")),
         ("locations", ("id", "code", "name", "country_name", "available")),
     ):
         console.print(f"\n{title.replace('_', ' ')}", style="bold")
-        print_rows(columns, [[getattr(row, name) for name in columns] for row in found[title]], "none")
+        print_rows(columns, [[_cell(row, name) for name in columns] for row in found[title]], "none")
+
+
+def _cell(row: Any, name: str) -> object:
+    return money.text(row.price_monthly_micros) if name == "price_monthly" else getattr(row, name)
 
 
 @app.command()
@@ -48,16 +53,11 @@ def apply(
 
     Without a file, catalog.toml of the data folder is read, as at every start. Ids keep their meaning: a plan's size, a
     system's source and a location's code do not change under an id; what the file no longer names is no longer offered.
+    A new price is for new servers; `price_for_all_from` says from when those that have the plan pay it.
     `vpsd catalog show` shows what came of it.
     """
     path = file or main.catalog_file(read_settings())
-    offered = service.read_file(path)
-
-    async def work(database: Database) -> list[str]:
-        async with database.write() as tx:
-            return await service.apply(tx, offered)
-
-    changes = with_database(work)
+    changes = with_database(lambda database: main.apply_catalog(database, path))
     if json:
         print_json({"file": str(path), "changes": changes})
     else:

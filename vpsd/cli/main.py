@@ -10,7 +10,7 @@ import typer
 
 from vpsd import __version__
 from vpsd import main as composition
-from vpsd.cli import accounts, catalog, doctor, images, servers
+from vpsd.cli import accounts, billing, catalog, doctor, images, servers, tokens
 from vpsd.cli.output import print_json, print_rows
 from vpsd.cli.run import Json, fail, read_settings, with_world
 from vpsd.core.ids import Ids
@@ -27,8 +27,10 @@ app = typer.Typer(
     Begin with `vpsd up`: it serves the API and makes servers. `vpsd doctor` says what this machine can do and lists the
     settings (VPSD_… variables), `vpsd check` says whether everything has its owner.""",
 )
-app.add_typer(accounts.account_app, name="account")
-app.add_typer(accounts.token_app, name="token")
+app.add_typer(accounts.app, name="account")
+app.add_typer(tokens.app, name="token")
+app.add_typer(billing.credit_app, name="credit")
+app.add_typer(billing.billing_app, name="billing")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(images.app, name="image")
 app.add_typer(servers.app, name="server")

@@ -1,7 +1,6 @@
 """What every command shares: settings, the event loop, and failures said in one line."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
@@ -9,6 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from vpsd import main, settings
+from vpsd.core import logs
 from vpsd.core.db import Database
 from vpsd.errors import VpsdError
 from vpsd.servers.flows import World
@@ -22,11 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 def read_settings() -> Settings:
     """The settings of the environment; logging is set up by them."""
     found = settings.load(os.environ)
-    logging.basicConfig(
-        level=found.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    for chatty in ("httpx", "httpcore", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logs.set_up(found.log_level, found.log_format)
     return found
 
 

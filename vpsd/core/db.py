@@ -9,8 +9,8 @@ A transaction belongs to the edge: a request handler, a worker step, a command. 
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -111,6 +111,9 @@ class Tx(Protocol):
     async def run(self, statement: Statement, **values: Any) -> int:
         """Execute and say how many rows it touched."""
 
+    async def many(self, statement: Statement, rows: Sequence[dict[str, Any]]) -> None:
+        """Execute once for each row of values, in one go."""
+
     async def notify(self) -> None:
         """Tell the workers, once the transaction is committed, that there is an operation to do."""
 
@@ -131,6 +134,18 @@ class Database(Protocol):
         """Let go of the connections."""
 
 
+@contextmanager
+def _unique_violations() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
+            raise UniqueViolation(str(error)) from error
+        raise
+    except asyncpg.UniqueViolationError as error:
+        raise UniqueViolation(str(error)) from error
+
+
 class _SqliteTx:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -138,12 +153,8 @@ class _SqliteTx:
 
     def _execute(self, statement: Statement, values: dict[str, Any]) -> tuple[_Compiled, sqlite3.Cursor]:
         compiled = statement.compiled(_SQLITE)
-        try:
+        with _unique_violations():
             return compiled, self._connection.execute(compiled.sql, compiled.arguments(values))
-        except sqlite3.IntegrityError as error:
-            if error.sqlite_errorcode in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
-                raise UniqueViolation(str(error)) from error
-            raise
 
     async def all(self, into: Callable[..., Row], statement: Statement, **values: Any) -> list[Row]:
         compiled, cursor = self._execute(statement, values)
@@ -156,6 +167,11 @@ class _SqliteTx:
 
     async def run(self, statement: Statement, **values: Any) -> int:
         return self._execute(statement, values)[1].rowcount
+
+    async def many(self, statement: Statement, rows: Sequence[dict[str, Any]]) -> None:
+        compiled = statement.compiled(_SQLITE)
+        with _unique_violations():
+            self._connection.executemany(compiled.sql, [compiled.arguments(values) for values in rows])
 
     async def notify(self) -> None:
         self.notified = True
@@ -215,10 +231,8 @@ class _PostgresTx:
 
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> tuple[_Compiled, list[Any]]:
         compiled = statement.compiled(_POSTGRESQL)
-        try:
+        with _unique_violations():
             return compiled, await self._connection.fetch(compiled.sql, *compiled.arguments(values))
-        except asyncpg.UniqueViolationError as error:
-            raise UniqueViolation(str(error)) from error
 
     async def all(self, into: Callable[..., Row], statement: Statement, **values: Any) -> list[Row]:
         compiled, rows = await self._fetch(statement, values)
@@ -230,11 +244,14 @@ class _PostgresTx:
 
     async def run(self, statement: Statement, **values: Any) -> int:
         compiled = statement.compiled(_POSTGRESQL)
-        try:
+        with _unique_violations():
             done: str = await self._connection.execute(compiled.sql, *compiled.arguments(values))
-        except asyncpg.UniqueViolationError as error:
-            raise UniqueViolation(str(error)) from error
         return int(done.rsplit(" ", 1)[-1])  # "UPDATE 1", "INSERT 0 1"
+
+    async def many(self, statement: Statement, rows: Sequence[dict[str, Any]]) -> None:
+        compiled = statement.compiled(_POSTGRESQL)
+        with _unique_violations():
+            await self._connection.executemany(compiled.sql, [compiled.arguments(values) for values in rows])
 
     async def notify(self) -> None:
         await self._connection.execute("NOTIFY vpsd_operations")
@@ -296,6 +313,21 @@ class PostgresDatabase:
             self._listener.cancel()
             await asyncio.wait({self._listener})
         await self._pool.close()
+
+
+class _Rehearsed(Exception):
+    pass
+
+
+@asynccontextmanager
+async def rehearse(database: Database) -> AsyncIterator[Tx]:
+    """A transaction that is undone at its end: it sees what it does, and nobody else ever will."""
+    try:
+        async with database.write() as tx:
+            yield tx
+            raise _Rehearsed
+    except _Rehearsed:
+        return
 
 
 async def connect(url: str) -> Database:

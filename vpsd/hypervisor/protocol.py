@@ -107,8 +107,10 @@ class HostFacts(msgspec.Struct, frozen=True):
     virt_type: str  # kvm | qemu (emulation) | none
     virt_reason: str  # why that one
     version: str
+    name: str  # what the host calls itself
     cpus: int
     memory_mb: int
+    storage_gb: int | None  # of the pool that the disks lie in, used and free; None while there is none
     low_ports: bool = True  # whether guests can have ports below 1024 of their addresses, as far as is known
 
 

@@ -97,7 +97,8 @@ class Simulator:
     async def facts(self) -> HostFacts:
         with self._call("facts"):
             await self._delay()
-            return HostFacts("simulator", "simulator:", "none", "nothing runs: guests are simulated", "1", 64, 1 << 20)
+            reason = "nothing runs: guests are simulated"
+            return HostFacts("simulator", "simulator:", "none", reason, "1", "simulator", 1024, 1 << 20, 1 << 17)
 
     async def guests(self) -> Mapping[str, Guest]:
         with self._call("guests"):

@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from vpsd.addresses import service as addresses
+from vpsd.billing import service as billing
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.clock import Clock
 from vpsd.core.db import Database, Tx, UniqueViolation
@@ -57,9 +58,10 @@ class World(msgspec.Struct, frozen=True):
 class Job:
     """One operation in a worker's hands."""
 
-    def __init__(self, world: World, lease: Lease, server: Server) -> None:
+    def __init__(self, world: World, lease: Lease, server: Server, asked_at_ms: int) -> None:
         self.world = world
         self.server = server
+        self.asked_at_ms = asked_at_ms  # when the operation was queued
         self.name = guest_name(world.instance, server.id)
         self.result: str | None = None
         self.step = (0, 1)  # which of how many
@@ -270,6 +272,8 @@ async def _note_up(job: Job) -> None:
     async with job.write() as tx:
         address = await addresses.assign(tx, job.world.clock, job.world.settings.network, job.server.id)
         await rows.set_up(tx, job.server.id, address, job.world.clock.now_ms())
+        if job.server.provisioned_at_ms is None:
+            await billing.confirm_rental(tx, job.world.clock, job.server.id, job.asked_at_ms)
 
 
 async def shut_down(job: Job) -> None:
@@ -322,4 +326,6 @@ FLOWS: dict[Command, tuple[Step, ...]] = {
     Command.REBOOT: (shut_down, *_BOOT),
     Command.DELETE: (remove_guest, release_address),
     Command.CONFIGURE: (write_seed,),
+    Command.SUSPEND: (shut_down,),
+    Command.RESUME: _BOOT,
 }

@@ -29,6 +29,8 @@ class Command(StrEnum):
     DELETE = "delete"
     RECOVER = "recover"  # vpsd's own: bring a guest back that should run, or take in one that runs
     CONFIGURE = "configure"  # vpsd's own: hand the guest's seed a new hostname
+    SUSPEND = "suspend"  # vpsd's own: stop a server for which there is no credit
+    RESUME = "resume"  # vpsd's own: bring a suspended server back that ran before
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -52,6 +54,8 @@ RULES: dict[Command, Rule] = {
     Command.DELETE: Rule(frozenset(_S), _S.DELETING, _S.DELETING, _S.DELETING, None),
     Command.RECOVER: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 30, False),
     Command.CONFIGURE: Rule(frozenset({_S.ACTIVE}), None, None, None, 15, False),
+    Command.SUSPEND: Rule(frozenset({_S.ACTIVE, _S.SUSPENDED}), _S.STOPPING, _S.SUSPENDED, _S.ACTIVE, 15, False),
+    Command.RESUME: Rule(frozenset({_S.SUSPENDED}), _S.STARTING, _S.ACTIVE, _S.ERROR, 60, False),
 }
 
 

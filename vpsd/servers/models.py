@@ -22,6 +22,7 @@ servers = Table(
     Column("ip_address", String(45)),  # set when it works
     Column("ssh_port", Integer),
     Column("error", Text),  # why it rests in `error`
+    Column("suspended_from", String(16)),  # the status that it goes back to when there is credit again
     # What the guest is made from; the key is a copy, so that deleting a key changes no server.
     Column("authorized_key", Text),
     Column("root_password_hash", String(255)),
@@ -64,7 +65,10 @@ traffic = Table(
     Column("month", String(7), primary_key=True),  # 2026-11
     Column("received_bytes", BigInteger, nullable=False),
     Column("sent_bytes", BigInteger, nullable=False),
+    Column("settled_at_ms", BigInteger),  # when what is beyond the plan was charged: nothing is added after that
 )
+_unsettled = traffic.c.settled_at_ms.is_(None)
+Index("ix_traffic_unsettled", traffic.c.month, sqlite_where=_unsettled, postgresql_where=_unsettled)
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -83,6 +87,7 @@ class Server(msgspec.Struct, frozen=True):
     ip_address: str | None
     ssh_port: int | None
     error: str | None
+    suspended_from: str | None
     authorized_key: str | None
     root_password_hash: str | None
     base: str | None

@@ -9,7 +9,7 @@ from vpsd.servers.models import Server, servers
 _c = servers.c
 _SERVER = select(servers, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb).join_from(servers, plans)
 _BY_ID = Statement(_SERVER.where(_c.id == bindparam("the_id")))
-_LOCK = Statement(_SERVER.where(_c.id == bindparam("the_id")).with_for_update(of=servers))
+_LOCK = Statement(_SERVER.where(_c.id == bindparam("the_id")).with_for_update(of=servers, key_share=True))
 _PRESENT = Statement(_SERVER.where(_c.gone_at_ms.is_(None)).order_by(_c.id))
 _SYSTEM = Statement(select(operating_systems).join_from(servers, operating_systems).where(_c.id == bindparam("the_id")))
 
@@ -23,6 +23,13 @@ _SET_BASE = _set("base", "kernel_cmdline")
 _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
 _SET_GONE = _set("gone_at_ms")
+_SET_SUSPENDED_FROM = _set("suspended_from")
+_OF_ACCOUNT = Statement(
+    _SERVER.where(_c.account_id == bindparam("the_account"), _c.deleted_at_ms.is_(None)).order_by(_c.id)
+)
+_WITH_STATUS = Statement(
+    select(_c.account_id).where(_c.status == bindparam("the_status"), _c.deleted_at_ms.is_(None)).distinct()
+)
 _SET_UP = Statement(
     update(servers)
     .where(_c.id == bindparam("the_id"))
@@ -51,6 +58,16 @@ async def present(tx: Tx) -> list[Server]:
     return await tx.all(Server, _PRESENT)
 
 
+async def of_account(tx: Tx, account_id: int) -> list[Server]:
+    """Every server of an account that it has not deleted."""
+    return await tx.all(Server, _OF_ACCOUNT, the_account=account_id)
+
+
+async def accounts_with(tx: Tx, status: str) -> list[int]:
+    """Accounts that have a server in that status."""
+    return await tx.all(int, _WITH_STATUS, the_status=status)
+
+
 async def operating_system(tx: Tx, server_id: int) -> OperatingSystem:
     """What the server starts from."""
     system = await tx.first(OperatingSystem, _SYSTEM, the_id=server_id)
@@ -61,6 +78,11 @@ async def operating_system(tx: Tx, server_id: int) -> OperatingSystem:
 async def set_status(tx: Tx, server_id: int, status: str, error: str | None, now_ms: int) -> None:
     """Where the server came to rest, and why if that is `error`."""
     await tx.run(_SET_STATUS, the_id=server_id, status=status, error=error, updated_at_ms=now_ms)
+
+
+async def set_suspended_from(tx: Tx, server_id: int, status: str) -> None:
+    """The status that the server goes back to when there is credit again."""
+    await tx.run(_SET_SUSPENDED_FROM, the_id=server_id, suspended_from=status)
 
 
 async def set_base(tx: Tx, server_id: int, base: str, kernel_cmdline: str | None) -> None:

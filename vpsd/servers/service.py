@@ -10,7 +10,9 @@ import msgspec
 from passlib.hash import sha256_crypt
 from sqlalchemy import Select, and_, bindparam, func, insert, select, update
 
-from vpsd.accounts.models import Caller
+from vpsd.accounts import events
+from vpsd.accounts.models import Actor, Caller
+from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan, operating_systems, plans
 from vpsd.core.clock import Clock, iso_utc
@@ -18,7 +20,8 @@ from vpsd.core.db import Statement, Tx
 from vpsd.core.forms import Form
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
-from vpsd.errors import NotFound, WrongStatus
+from vpsd.errors import NotFound, Unavailable, WrongStatus
+from vpsd.hosts import service as hosts
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers.lifecycle import RULES, Command, Status, refusal
@@ -37,6 +40,7 @@ from vpsd.servers.schemas import (
     ServerSummary,
     ServerUpdate,
 )
+from vpsd.settings import Settings
 from vpsd.ssh_keys import service as ssh_keys
 
 # A figure older than this says nothing about now.
@@ -66,7 +70,7 @@ _DETAIL = Statement(
     .where(_ONE)
 )
 _EXISTS = Statement(select(_c.id).where(_ONE))
-_STATE = Statement(select(_c.id, _c.name, _c.status).where(_ONE).with_for_update())
+_STATE = Statement(select(_c.id, _c.name, _c.status).where(_ONE).with_for_update(key_share=True))
 _ADD = Statement(
     insert(servers).returning(_c.id),
     ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
@@ -116,7 +120,7 @@ async def list_servers(tx: Tx, caller: Caller, asked: Form[ServerQuery]) -> tupl
     """How many servers the account has, and a page of them, newest last; raises `Invalid` for a query that is none."""
     status, location = asked.get("status"), asked.get("location")
     if location is not None and await catalog.find_location(tx, location) is None:
-        asked.wrong("location", await _no_location(tx, location))
+        asked.wrong("location", await catalog.no_location(tx, location))
     asked.done()
     kinds = (status is not None, location is not None)
     page = Page.of(asked)
@@ -202,8 +206,14 @@ def ssh_line(ip_address: str | None, ssh_port: int | None) -> str | None:
     return f"ssh root@{ip_address}" if ssh_port in (None, 22) else f"ssh -p {ssh_port} root@{ip_address}"
 
 
-async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[ServerCreate]) -> ServerCreated:
-    """Write a server down and queue its making; raises `Invalid` with everything that is wrong."""
+async def create(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, form: Form[ServerCreate]
+) -> ServerCreated:
+    """Write a server down and queue its making.
+
+    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, or `Unavailable` where no host has
+    room.
+    """
     plan = await _chosen_plan(tx, form)
     system = await _chosen_system(tx, form)
     await _check_location(tx, form)
@@ -211,6 +221,8 @@ async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[Serv
     form.done()
     assert plan is not None
     assert system is not None
+    await billing.check_create(tx, settings, caller.account_id, plan)
+    await _check_room(tx, settings, plan)
     now = clock.now_ms()
     name = form.get("name")
     password = None if key else ids.password()
@@ -235,7 +247,9 @@ async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[Serv
         updated_at_ms=now,
     )
     assert server_id is not None
+    await billing.open_rental(tx, caller.account_id, server_id, plan, now)
     await operations.add(tx, ids, clock, server_id, Command.CREATE)
+    await events.add(tx, clock, caller, "server.create", "server", server_id, f"{name}: {plan.name}, {system.name}")
     return ServerCreated(
         id=server_id,
         **values,  # the columns are those of the answer
@@ -247,6 +261,15 @@ async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[Serv
         message="Server is being provisioned. This may take 2-5 minutes.",
         password=msgspec.UNSET if password is None else password,
     )
+
+
+async def _check_room(tx: Tx, settings: Settings, plan: Plan) -> None:
+    lacking = (await hosts.room(tx, settings, reserve=True)).lacks(plan)
+    if lacking:
+        raise Unavailable(
+            f"No host has room for a {plan.name} now: too little {', '.join(lacking)}. "
+            "Choose a smaller plan, or try later."
+        )
 
 
 # The password has 116 random bits: rounds that slow down guessing would only slow down the request.
@@ -277,12 +300,7 @@ async def _check_location(tx: Tx, form: Form[ServerCreate]) -> None:
     if form.has("location"):
         location = await catalog.find_location(tx, form.get("location"))
         if location is None or not location.available:
-            form.wrong("location", await _no_location(tx, form.get("location")))
-
-
-async def _no_location(tx: Tx, code: str) -> str:
-    offered = ", ".join(location.code for location in await catalog.list_locations(tx) if location.available)
-    return f"There is no location {code!r}. The locations are {offered}."
+            form.wrong("location", await catalog.no_location(tx, form.get("location")))
 
 
 async def _chosen_key(tx: Tx, caller: Caller, form: Form[ServerCreate]) -> str | None:
@@ -313,6 +331,8 @@ async def change(
     if not changes:
         return
     await tx.run(_update(tuple(changes)), the_id=server_id, updated_at_ms=clock.now_ms(), **changes)
+    detail = ", ".join(f"{name} {value}" for name, value in changes.items())
+    await events.add(tx, clock, caller, "server.change", "server", server_id, detail)
     # While another operation is open the seed is written by it, or brought up to date by reconcile.
     if (
         "hostname" in changes
@@ -322,13 +342,18 @@ async def change(
         await operations.add(tx, ids, clock, server_id, Command.CONFIGURE)
 
 
-async def tell(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int, command: Command) -> ServerState:
-    """Give a server a command; raises `NotFound`, `WrongStatus` or `Busy`."""
+async def tell(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int, command: Command
+) -> ServerState:
+    """Give a server a command; raises `NotFound`, `PaymentRequired`, `WrongStatus` or `Busy`."""
     state = await _state(tx, caller, server_id)
+    if command is Command.START and state.status != Status.ACTIVE:
+        await billing.check_start(tx, settings, caller.account_id)
     refused = refusal(state.status, command)
     if refused is not None:
         raise WrongStatus(refused)
     await begin(tx, ids, clock, server_id, command)
+    await events.add(tx, clock, caller, f"server.{command}", "server", server_id)
     working = RULES[command].working
     assert working is not None
     return ServerState(state.id, state.name, working)
@@ -345,8 +370,15 @@ async def begin(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command
 async def delete(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int) -> None:
     """Make a server vanish: for its owner now, from the host when the worker has been there. Raises `NotFound`."""
     await _state(tx, caller, server_id)
+    await vanish(tx, caller, ids, clock, server_id)
+
+
+async def vanish(tx: Tx, actor: Actor, ids: Ids, clock: Clock, server_id: int) -> None:
+    """Delete a server that exists and that the caller has locked."""
     now = clock.now_ms()
+    await billing.end_rental(tx, server_id, now)
     await operations.add(tx, ids, clock, server_id, Command.DELETE)
+    await events.add(tx, clock, actor, "server.delete", "server", server_id)
     await tx.run(_DELETE, the_id=server_id, status=Status.DELETING, updated_at_ms=now, deleted_at_ms=now)
 
 

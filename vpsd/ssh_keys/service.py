@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 from sqlalchemy import bindparam, delete, func, insert, select
 
+from vpsd.accounts import events
 from vpsd.accounts.models import Caller
 from vpsd.core.clock import Clock
 from vpsd.core.db import Statement, Tx, UniqueViolation
@@ -100,13 +101,15 @@ async def add(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[SshKeyC
     except UniqueViolation:
         raise Invalid({"public_key": [f"The account has this key already ({fingerprint})."]}) from None
     assert key is not None
+    await events.add(tx, clock, caller, "ssh_key.add", "ssh_key", key.id, f"{key.name} {fingerprint}")
     return key
 
 
-async def delete_key(tx: Tx, caller: Caller, key_id: int) -> None:
+async def delete_key(tx: Tx, caller: Caller, clock: Clock, key_id: int) -> None:
     """Forget a key; servers that were made with it keep it. Raises `NotFound`."""
     if not await tx.run(_DELETE, the_account=caller.account_id, the_id=key_id):
         raise NotFound(f"There is no SSH key {key_id}.")
+    await events.add(tx, clock, caller, "ssh_key.delete", "ssh_key", key_id)
 
 
 def parse(text: str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ class Verdict(StrEnum):
 
     STOPPED = "stopped"  # the guest went down on purpose
     RECOVER = "recover"  # it should run and does not, or runs and was not known to
+    SUSPEND = "suspend"  # it runs, and there is no credit for it
 
 
 # Status and the host's word (None: the host knows no such guest). Pairs that are not here are in order.
@@ -41,6 +42,7 @@ VERDICTS: Mapping[tuple[Status, Power | None], Verdict] = {
     (Status.ACTIVE, None): Verdict.RECOVER,
     (Status.STOPPED, Power.RUNNING): Verdict.RECOVER,
     (Status.ERROR, Power.RUNNING): Verdict.RECOVER,
+    (Status.SUSPENDED, Power.RUNNING): Verdict.SUSPEND,
 }
 
 
@@ -110,6 +112,9 @@ class Reconciler:
                     await rows.set_status(tx, server_id, Status.STOPPED, None, self._world.clock.now_ms())
                 elif verdict is Verdict.RECOVER:
                     await self._recover(tx, server, guest)
+                elif verdict is Verdict.SUSPEND:
+                    log.warning("server %s is suspended and its guest runs: stopping it", server_id)
+                    await service.begin(tx, self._ids, self._world.clock, server_id, Command.SUSPEND)
                 elif server.seed_hostname != server.hostname:
                     await operations.add(tx, self._ids, self._world.clock, server_id, Command.CONFIGURE)
         except Busy:

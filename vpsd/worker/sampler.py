@@ -76,8 +76,8 @@ class Sampler:
                 continue
             try:
                 async with self._world.database.write() as tx:
-                    await rows.lock(tx, server.id)
-                    await self._save(tx, server, measured)
+                    if (await rows.lock(tx, server.id)).deleted_at_ms is None:  # its transfer may be charged by now
+                        await self._save(tx, server, measured)
             except UniqueViolation:
                 continue  # another worker wrote the first row at the same moment
 

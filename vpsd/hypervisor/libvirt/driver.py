@@ -76,8 +76,10 @@ class LibvirtHypervisor:
                 virt_type=virt_type,
                 virt_reason=reason,
                 version=f"libvirt {_version(host.getLibVersion())}, QEMU {_version(host.getVersion())}",
+                name=host.getHostname(),
                 cpus=host.getInfo()[2],
                 memory_mb=memory["total"] // 1024,
+                storage_gb=self._pool.capacity_gb(host),
                 low_ports=connect.may_open_low_ports(self._choice),
             )
 

@@ -78,6 +78,17 @@ class Pool:
             )
         return present
 
+    def capacity_gb(self, host: libvirt.virConnect) -> int | None:
+        """Size of the file system that the pool lies in; None while there is no pool yet. Makes none."""
+        try:
+            pool = host.storagePoolLookupByName(self._name)
+            capacity: int = pool.info()[1]
+        except libvirt.libvirtError as error:
+            if is_absent(error):
+                return None
+            raise
+        return capacity >> 30 or None  # nothing is known of a pool that was never started
+
     def list(self, host: libvirt.virConnect) -> Volumes:
         """Everything in the pool, as the host's file system has it."""
         pool = self.open(host)

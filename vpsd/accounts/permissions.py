@@ -1,0 +1,37 @@
+"""What a token may do: names like the official client's, and what each role may at most.
+
+A permission is `section:what`: `servers:read`, `servers:*`, `*:*`. What a request may is what its token names and,
+where the token is a person's, what the person's role allows: both have to say yes.
+"""
+
+from collections.abc import Collection
+from enum import StrEnum
+
+SECTIONS = ("servers", "ssh_keys", "billing", "tokens")
+KNOWN = ("*:*", "*:read", *(f"{section}:{what}" for section in SECTIONS for what in ("*", "read")))
+
+
+class Role(StrEnum):
+    """What a person is in an account."""
+
+    OWNER = "owner"
+    MEMBER = "member"
+    READ_ONLY = "read-only"
+
+
+OF_ROLE: dict[Role, tuple[str, ...]] = {
+    Role.OWNER: ("*:*",),
+    Role.MEMBER: ("servers:*", "ssh_keys:*", "billing:read"),
+    Role.READ_ONLY: ("servers:read", "ssh_keys:read", "billing:read"),
+}
+
+
+def covers(held: Collection[str], needed: str) -> bool:
+    """Whether permissions that are held include the needed one."""
+    section, _, what = needed.partition(":")
+    return any(name in held for name in ("*:*", f"*:{what}", f"{section}:*", needed))
+
+
+def unknown(names: Collection[str]) -> list[str]:
+    """Those that are no permissions."""
+    return [name for name in names if name not in KNOWN]

@@ -1,0 +1,116 @@
+"""Tables of money. Amounts are integers: millionths of a credit (micros).
+
+`rentals` say from when to when a server was had, on which plan, at which price: everything that a server costs follows
+from them. `charges` are what was asked for it, interval by interval. `ledger` is the account's own book: credits, and
+one row for the charges that were made together. The balance is the sum of the ledger.
+"""
+
+import msgspec
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint, and_, or_
+
+from vpsd.core.db import metadata
+from vpsd.core.tables import identity
+
+ledger = Table(  # append-only: triggers refuse to change or delete a row
+    "ledger",
+    metadata,
+    identity(),
+    Column("uuid", String(36), nullable=False, unique=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("kind", String(16), nullable=False),  # credit | usage
+    Column("amount_micros", BigInteger, nullable=False),  # what the balance gains
+    Column("description", Text, nullable=False),
+    Column("reference", String(255)),  # the operator's own, once an account
+    Column("created_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("account_id", "reference"),
+    sqlite_autoincrement=True,
+)
+Index("ix_ledger_account_id_id", ledger.c.account_id, ledger.c.id, ledger.c.amount_micros)  # a sum needs no rows
+
+rentals = Table(
+    "rentals",
+    metadata,
+    identity(),
+    Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, index=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("plan_id", BigInteger, ForeignKey("plans.id"), nullable=False),
+    Column("price_monthly_micros", BigInteger, nullable=False),
+    Column("bandwidth_gb", Integer, nullable=False),  # a month
+    Column("from_ms", BigInteger, nullable=False),
+    Column("to_ms", BigInteger),  # None: goes on
+    Column("confirmed_at_ms", BigInteger),  # when the server first worked; before that it costs nothing
+    Column("charged_until_ms", BigInteger, nullable=False),  # the meter's place, never a sum
+    sqlite_autoincrement=True,
+)
+Index("ix_rentals_account_id_to_ms", rentals.c.account_id, rentals.c.to_ms, rentals.c.price_monthly_micros)
+uncharged = and_(
+    rentals.c.confirmed_at_ms.is_not(None),
+    or_(rentals.c.to_ms.is_(None), rentals.c.charged_until_ms < rentals.c.to_ms),
+)
+Index(
+    "ix_rentals_uncharged",
+    rentals.c.charged_until_ms,
+    rentals.c.account_id,
+    sqlite_where=uncharged,
+    postgresql_where=uncharged,
+)
+
+charges = Table(  # append-only
+    "charges",
+    metadata,
+    identity(),
+    Column("ledger_id", BigInteger, ForeignKey("ledger.id"), nullable=False, index=True),
+    Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False),
+    Column("plan_id", BigInteger, ForeignKey("plans.id"), nullable=False),
+    Column("kind", String(16), nullable=False),  # server | transfer
+    Column("from_ms", BigInteger, nullable=False),
+    Column("to_ms", BigInteger, nullable=False),
+    Column("quantity", BigInteger, nullable=False),  # milliseconds; for transfer, bytes over the plan's
+    Column("rate_micros", BigInteger, nullable=False),  # for 672 hours; for transfer, for a GB
+    Column("amount_micros", BigInteger, nullable=False),
+    UniqueConstraint("server_id", "kind", "from_ms"),  # an interval is charged once, whatever happens
+    sqlite_autoincrement=True,
+)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A row of the ledger, and the balance after it."""
+
+    id: int
+    uuid: str
+    kind: str
+    amount_micros: int
+    description: str
+    reference: str | None
+    created_at_ms: int
+    balance_micros: int
+
+
+class Rental(msgspec.Struct, frozen=True):
+    """From when to when a server was had on a plan, field for column."""
+
+    id: int
+    server_id: int
+    account_id: int
+    plan_id: int
+    price_monthly_micros: int
+    bandwidth_gb: int
+    from_ms: int
+    to_ms: int | None
+    confirmed_at_ms: int | None
+    charged_until_ms: int
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """An interval that was charged, field for column; `id` 0 before it is written."""
+
+    id: int
+    ledger_id: int
+    server_id: int
+    plan_id: int
+    kind: str
+    from_ms: int
+    to_ms: int
+    quantity: int
+    rate_micros: int
+    amount_micros: int

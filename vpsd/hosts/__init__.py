@@ -1,0 +1,1 @@
+"""What runs the servers, and how much room it has."""

@@ -1,0 +1,123 @@
+"""Charges what servers cost, and holds accounts against their balance.
+
+An account without credit is warned; after the grace its servers are suspended: stopped, with disk and address kept.
+With credit again they go back to what they were. Nothing is deleted for lack of money unless the operator has set a
+time for it.
+"""
+
+import asyncio
+import logging
+from enum import StrEnum
+
+from vpsd.accounts import events
+from vpsd.accounts import service as accounts
+from vpsd.accounts.models import Account, Actor
+from vpsd.billing import meter
+from vpsd.billing import service as billing
+from vpsd.core.clock import iso_utc
+from vpsd.core.db import Tx
+from vpsd.core.ids import Ids
+from vpsd.errors import Busy
+from vpsd.operations import service as operations
+from vpsd.servers import rows, service
+from vpsd.servers.flows import World
+from vpsd.servers.lifecycle import Command, Status
+from vpsd.servers.models import Server
+
+log = logging.getLogger(__name__)
+
+_PERIOD_SECONDS = 10.0
+_HOUR_MS = 3_600_000
+
+
+class Wish(StrEnum):
+    """What is to become of an account's servers."""
+
+    RESUME = "resume"  # there is credit: what was suspended comes back
+    WAIT = "wait"  # there is none, and the grace lasts
+    SUSPEND = "suspend"
+    DELETE = "delete"
+
+
+class Biller:
+    """Looks at the clock now and then, and at every account that may have run out."""
+
+    def __init__(self, world: World, ids: Ids) -> None:
+        self._world = world
+        self._ids = ids
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            try:
+                await self.bill()
+            except Exception:
+                log.exception("billing met an error; it goes on")
+            await asyncio.sleep(_PERIOD_SECONDS)
+
+    async def bill(self) -> None:
+        """Charge what is due, and see to the accounts that it concerns."""
+        world = self._world
+        concerned = await meter.charge(world.database, world.settings, self._ids, world.clock)
+        async with world.database.read() as tx:
+            concerned |= {account.id for account in await accounts.list_accounts(tx) if account.exhausted_at_ms}
+            concerned |= set(await rows.accounts_with(tx, Status.SUSPENDED))
+        for account_id in sorted(concerned):
+            await self._settle(account_id)
+
+    async def _settle(self, account_id: int) -> None:
+        async with self._world.database.write() as tx:
+            wish = await self._weigh(tx, await accounts.lock_account(tx, account_id))
+            servers = await rows.of_account(tx, account_id)
+        if wish is not Wish.WAIT:
+            for server in servers:
+                try:
+                    async with self._world.database.write() as tx:
+                        await self._carry_out(tx, wish, await rows.lock(tx, server.id))
+                except Busy:
+                    log.debug("server %s is busy; the next look finds it again", server.id)
+
+    async def _weigh(self, tx: Tx, account: Account) -> Wish:
+        clock, settings = self._world.clock, self._world.settings
+        now = clock.now_ms()
+        if await billing.note_credit(tx, clock, account):
+            return Wish.RESUME
+        since = now if account.exhausted_at_ms is None else account.exhausted_at_ms
+        suspend_at_ms = since + settings.grace_hours * _HOUR_MS
+        if account.exhausted_at_ms is None:
+            log.warning("account %s has no credit left; grace until %s", account.id, iso_utc(suspend_at_ms))
+            await accounts.set_exhausted(tx, account.id, now)
+            detail = f"Servers are suspended at {iso_utc(suspend_at_ms)} unless there is credit by then."
+            await events.add(tx, clock, _self(account.id), "credit.exhausted", detail=detail)
+        if now < suspend_at_ms:
+            return Wish.WAIT
+        days = settings.delete_unpaid_after_days
+        return Wish.DELETE if days is not None and now >= suspend_at_ms + days * 24 * _HOUR_MS else Wish.SUSPEND
+
+    async def _carry_out(self, tx: Tx, wish: Wish, server: Server) -> None:
+        if server.deleted_at_ms is not None:
+            return
+        clock, actor = self._world.clock, _self(server.account_id)
+        if wish is Wish.DELETE:
+            await service.vanish(tx, actor, self._ids, clock, server.id)
+        elif await operations.open_operation(tx, server.id) is not None:
+            return
+        elif wish is Wish.SUSPEND and server.status in (Status.ACTIVE, Status.STOPPED):
+            await rows.set_suspended_from(tx, server.id, server.status)
+            await self._turn(tx, server, Status.SUSPENDED, Command.SUSPEND, runs=server.status == Status.ACTIVE)
+            await events.add(tx, clock, actor, "server.suspend", "server", server.id)
+        elif wish is Wish.RESUME and server.status == Status.SUSPENDED:
+            runs = server.suspended_from != Status.STOPPED
+            await self._turn(tx, server, Status.STOPPED, Command.RESUME, runs=runs)
+            await events.add(tx, clock, actor, "server.resume", "server", server.id)
+
+    async def _turn(self, tx: Tx, server: Server, rests: Status, command: Command, *, runs: bool) -> None:
+        """A guest that runs, or ran, takes a command; for one that is off a word is enough."""
+        if runs:
+            await service.begin(tx, self._ids, self._world.clock, server.id, command)
+        else:
+            await rows.set_status(tx, server.id, rests, None, self._world.clock.now_ms())
+
+
+def _self(account_id: int) -> Actor:
+    return Actor(account_id=account_id, kind="vpsd")
