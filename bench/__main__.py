@@ -6,7 +6,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import boot, http
+from bench import boot, http, money
 
 _ROOT = Path(__file__).parent.parent
 _BEGIN, _END = "<!-- bench: copied from docs/bench.md, a test compares -->\n", "<!-- /bench -->"
@@ -22,7 +22,9 @@ def measure_http() -> list[http.Figure]:
             return asyncio.run(http.measure(url, token, pid))
 
 
-def table(requests: list[http.Figure], guest: boot.Figures) -> str:
+def table(
+    requests: list[http.Figure], token_check_us: float, metering: list[money.Figures], guest: boot.Figures
+) -> str:
     """The figures and what they are held against, as Markdown."""
     ours, direct = statistics.median(guest.vpsd_seconds), statistics.median(guest.direct_seconds)
     rows = [
@@ -39,6 +41,19 @@ def table(requests: list[http.Figure], guest: boot.Figures) -> str:
             )
             for figure in requests
         ),
+        (
+            f"token check, of {money.TOKENS:,} tokens",
+            f"{token_check_us:.0f} µs of CPU, {token_check_us / requests[0].cpu_us:.0%} of a detail",
+            "at most 60 µs",
+        ),
+        *(
+            (
+                f"charging {money.SERVERS:,} servers for an hour on {figures.database}, against inserting the rows alone",
+                f"{figures.seconds:.1f} s / {figures.rows_seconds:.1f} s = {figures.seconds / figures.rows_seconds:.1f}",
+                "at most 10 s",
+            )
+            for figures in metering
+        ),
         ("memory at rest, connected to libvirt", f"{guest.memory_mb:.0f} MB", "at most 150 MB"),
         ("second start until /health answers", f"{guest.health_seconds:.1f} s", "at most 3 s"),
     ]
@@ -50,9 +65,11 @@ def main() -> None:
     """Measure, print, write."""
     print("requests: CPU of the serving process …", flush=True)
     requests = measure_http()
+    print("money: the token check, and an hour of many servers …", flush=True)
+    token_check_us, metering = money.measure_token_check(), money.measure_metering()
     print("guests: five creates and five of QEMU alone, in turn …", flush=True)
     guest = boot.measure()
-    text = table(requests, guest)
+    text = table(requests, token_check_us, metering, guest)
     print("\n" + text)
     day = datetime.now(UTC).date().isoformat()
     head = (

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -37,13 +38,11 @@ from vpsd.settings import Settings
 
 SERVERS = 10_000
 
-_ADD = db.Statement(
-    insert(servers),
-    [
-        *("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled"),
-        *("ip_address", "created_at_ms", "updated_at_ms"),
-    ],
+SERVER_COLUMNS = (
+    *("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled"),
+    *("ip_address", "created_at_ms", "updated_at_ms"),
 )
+_ADD = db.Statement(insert(servers), SERVER_COLUMNS)
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -147,24 +146,32 @@ async def seed(database_url: str, known: int = SERVERS) -> str:
         account = await accounts.add_account(tx, ids, clock, "bench")
         await billing.add_credit(tx, ids, clock, account, 10**6 * money.MICROS, "for the measurement")
         _, token = await tokens.add(tx, ids, clock, accounts.operator(account.id), "bench")
-        for number in range(known):
-            await tx.run(
-                _ADD,
-                uuid=ids.uuid(),
-                account_id=account.id,
-                name=f"server-{number}",
-                hostname=f"server-{number}.example.com",
-                status="active",
-                plan_id=4,
-                os_id=1,
-                location="us-west",
-                backups_enabled=False,
-                ip_address=f"127.10.{number // 250}.{number % 250 + 2}",
-                created_at_ms=now,
-                updated_at_ms=now,
-            )
+        await tx.many(_ADD, [server_row(ids, account.id, number, now) for number in range(known)])
+        plan = await catalog.find_plan(tx, 4)
+        assert plan is not None
+        for server_id in range(1, known + 1):
+            await billing.open_rental(tx, account.id, server_id, plan, now)
+            await billing.confirm_rental(tx, clock, server_id, now)
     await database.close()
     return token
+
+
+def server_row(ids: Ids, account_id: int, number: int, now_ms: int) -> dict[str, Any]:
+    """An active server, for `SERVER_COLUMNS`."""
+    return {
+        "uuid": ids.uuid(),
+        "account_id": account_id,
+        "name": f"server-{number}",
+        "hostname": f"server-{number}.example.com",
+        "status": "active",
+        "plan_id": 4,
+        "os_id": 1,
+        "location": "us-west",
+        "backups_enabled": False,
+        "ip_address": f"127.10.{number // 250 % 250}.{number % 250 + 2}",
+        "created_at_ms": now_ms,
+        "updated_at_ms": now_ms,
+    }
 
 
 @contextmanager

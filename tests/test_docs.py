@@ -1,5 +1,6 @@
 """The papers are true: their examples run, their table is the measured one, their links lead somewhere."""
 
+import doctest
 import re
 import subprocess
 from collections.abc import Iterator
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.test_access import NEEDS
 from tests.running import PROGRAM, Vpsd
+from vpsd.accounts.permissions import OF_ROLE, Role, covers
+from vpsd.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+PERMISSIONS = (ROOT / "docs/permissions.md").read_text(encoding="utf-8")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl me@laptop"
 
 
@@ -23,23 +28,24 @@ def vpsd() -> Iterator[Vpsd]:
     made.discard()
 
 
-def _blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def _blocks(paper: str, language: str) -> list[str]:
+    text = (ROOT / paper).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_the_readmes_commands_work_one_after_the_other(vpsd: Vpsd, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("paper", "count"), [("README.md", 6), ("docs/money.md", 4), ("docs/permissions.md", 3)])
+def test_a_papers_commands_work_one_after_the_other(vpsd: Vpsd, tmp_path: Path, paper: str, count: int) -> None:
     key = tmp_path / "id_ed25519.pub"
     key.write_text(KEY + "\n")
-    blocks = _blocks("sh")
-    assert len(blocks) == 5
+    blocks = _blocks(paper, "sh")
+    assert len(blocks) == count
     preface = 'set -euo pipefail\ncurl() { command curl -sS --fail-with-body "$@"; }\n'
     for block in blocks:
         script = block.replace("http://127.0.0.1:8000", f"http://{vpsd.listen}").replace("var/token", "$DATA/token")
         script = script.replace("~/.ssh/id_ed25519.pub", str(key)).replace(".venv/bin/vpsd", str(PROGRAM))
         done = subprocess.run(
             ["bash", "-c", preface + 'TOKEN=$(cat "$DATA/token")\n' + script],
-            env={**vpsd.environment, "DATA": str(vpsd.data)},
+            env={**vpsd.environment, "DATA": str(vpsd.data), "API": f"http://{vpsd.listen}/api/v1"},
             capture_output=True,
             text=True,
             timeout=120,
@@ -47,8 +53,26 @@ def test_the_readmes_commands_work_one_after_the_other(vpsd: Vpsd, tmp_path: Pat
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         for server in vpsd.get("servers/")["results"]:
             vpsd.until_status(server["id"], "active")
-    assert [operation["command"] for operation in vpsd.operations(1)] == ["create"]
-    assert vpsd.ask("GET", "servers/2/").status_code == 404
+    left = {server["name"] for server in vpsd.get("servers/")["results"]}
+    assert left == {"README.md": {"first"}, "docs/permissions.md": {"once"}}.get(paper, set())
+
+
+def test_moneys_worked_example_comes_out_as_written() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/money.md"), module_relative=False)
+    assert (failed, tried > 10) == (0, True)
+
+
+def test_the_papers_table_of_roles_is_the_true_one() -> None:
+    rows = re.findall(r"^\| `([a-z_:*]+)` \|.*\| (yes|–) \| (yes|–) \| (yes|–) \|$", PERMISSIONS, re.MULTILINE)
+    assert {name for name, *_ in rows} == set(NEEDS.values())
+    for name, *said in rows:
+        assert said == ["yes" if covers(OF_ROLE[role], name) else "–" for role in Role], name
+
+
+def test_the_papers_name_every_setting_about_money_and_limits_by_its_true_name() -> None:
+    for paper in PAPERS:
+        named = set(re.findall(r"VPSD_[A-Z_]+", paper.read_text(encoding="utf-8"))) - {"VPSD_"}
+        assert named <= {f"VPSD_{field.upper()}" for field in Settings.__struct_fields__}, paper
 
 
 def test_the_commands_of_make_that_the_papers_name_exist() -> None:
