@@ -33,6 +33,8 @@ from vpsd.catalog import service as catalog
 from vpsd.core import db, money
 from vpsd.core.clock import SystemClock
 from vpsd.core.ids import Ids
+from vpsd.hosts import service as hosts
+from vpsd.hypervisor.protocol import HostFacts
 from vpsd.servers.models import servers
 from vpsd.settings import Settings
 
@@ -147,6 +149,7 @@ async def seed(database_url: str, known: int = SERVERS) -> str:
         await billing.add_credit(tx, ids, clock, account, 10**6 * money.MICROS, "for the measurement")
         _, token = await tokens.add(tx, ids, clock, accounts.operator(account.id), "bench")
         await tx.many(_ADD, [server_row(ids, account.id, number, now) for number in range(known)])
+        await hosts.note(tx, clock, HostFacts("none", "none:", "none", "", "1", "bench", 10**6, 10**9, 10**9))
         plan = await catalog.find_plan(tx, 4)
         assert plan is not None
         for server_id in range(1, known + 1):

@@ -23,6 +23,7 @@ from vpsd.settings import Settings
 log = logging.getLogger(__name__)
 
 _BATCH = 1000  # rentals a transaction; more would keep requests waiting
+_MOST_MS = 4 * prices.HOUR_MS  # of a rental in a batch, when many hours are late
 _LATEST_SAMPLE_MS = 600_000  # a month's transfer is complete this long after its end
 
 _r = rentals.c
@@ -96,11 +97,11 @@ async def charge(database: Database, settings: Settings, ids: Ids, clock: Clock)
     for first, last in _ranges(due):
         while True:
             async with database.write() as tx:
-                accounts, count = await _charge_batch(tx, ids, clock, first, last, times)
+                accounts = await _charge_batch(tx, ids, clock, first, last, times)
+            if not accounts:
+                break
             charged |= accounts
             await asyncio.sleep(0)
-            if count < _BATCH:
-                break
     while True:
         async with database.write() as tx:
             accounts, count = await _charge_transfers(tx, settings, ids, clock, now)
@@ -120,32 +121,29 @@ def _ranges(due: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             first, together = 0, 0
 
 
-async def _charge_batch(
-    tx: Tx, ids: Ids, clock: Clock, first: int, last: int, times: dict[str, int]
-) -> tuple[set[int], int]:
+async def _charge_batch(tx: Tx, ids: Ids, clock: Clock, first: int, last: int, times: dict[str, int]) -> set[int]:
     among = {"the_first": first, "the_last": last}
     due = await tx.all(Rental, _DUE_RENTALS, **among, **times, the_limit=_BATCH)
     if not due:
-        return set(), 0
+        return set()
     since = prices.month_of(min(rental.charged_until_ms for rental in due)).start_ms
     of_server: dict[int, list[Rental]] = {}
     for rental in await tx.all(Rental, _ENDED, **among, the_time=since):
         of_server.setdefault(rental.server_id, []).append(rental)
     of_account: dict[int, list[Charge]] = {}
+    places = []
     for rental in due:
         alone = [rental]
         others = of_server.get(rental.server_id, alone)
         if rental not in others:  # what goes on comes after all that has ended
             others = [*others, rental]
-        until_ms = prices.charge_until(rental, times["the_now"])
+        until_ms = min(prices.charge_until(rental, times["the_now"]), rental.charged_until_ms + _MOST_MS)
+        places.append({"the_id": rental.id, "charged_until_ms": until_ms})
         of_account.setdefault(rental.account_id, []).extend(prices.server_charges(rental, others, until_ms))
     for account_id, made in of_account.items():
         await _book(tx, ids, clock, account_id, made, _period(made))
-    await tx.many(
-        _MOVE,
-        [{"the_id": rental.id, "charged_until_ms": prices.charge_until(rental, times["the_now"])} for rental in due],
-    )
-    return set(of_account), len(due)
+    await tx.many(_MOVE, places)
+    return set(of_account)
 
 
 def _period(made: list[Charge]) -> str:

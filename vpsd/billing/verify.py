@@ -64,7 +64,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 async def verify(tx: Tx) -> list[Verdict]:
-    """Recompute every account."""
+    """Recompute every account; the transaction has to be a snapshot, or what is charged meanwhile looks wrong."""
     credit = dict(await tx.all(lambda account, total: (account, int(total)), _CREDITS, the_kind="usage"))
     balances = await service.balances(tx)
     unbalanced: dict[int, list[str]] = {}

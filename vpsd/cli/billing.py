@@ -91,7 +91,7 @@ def verify_balances(json: Json = False) -> None:
     """
 
     async def work(database: Database) -> list[Verdict]:
-        async with database.write() as tx:  # one view of everything: nothing is charged meanwhile
+        async with database.snapshot() as tx:  # what is charged meanwhile is no difference
             return await verify(tx)
 
     verdicts = with_database(work)

@@ -127,6 +127,9 @@ class Database(Protocol):
     def write(self) -> AbstractAsyncContextManager[Tx]:
         """A transaction: committed at the end of the block, undone when it raises."""
 
+    def snapshot(self) -> AbstractAsyncContextManager[Tx]:
+        """Read everything as it was at one moment, without keeping others from writing."""
+
     def on_operation(self, wake: Callable[[], None]) -> None:
         """Call `wake` when a transaction notified, in this process or, where the database can tell, in another."""
 
@@ -181,6 +184,7 @@ class SqliteDatabase:
     """One file. Statements run on the event loop's thread: with no hop between threads a read costs microseconds."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._writer = _open_sqlite(path)
         self._reader = self._writer if path == ":memory:" else _open_sqlite(path)
         self._lock = asyncio.Lock()
@@ -204,6 +208,15 @@ class SqliteDatabase:
         if tx.notified:
             for wake in self._wakers:
                 wake()
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Tx]:
+        connection = _open_sqlite(self._path)  # its own: other readers go on seeing what is new
+        try:
+            connection.execute("BEGIN")
+            yield _SqliteTx(connection)
+        finally:
+            connection.close()
 
     def on_operation(self, wake: Callable[[], None]) -> None:
         self._wakers.append(wake)
@@ -281,6 +294,14 @@ class PostgresDatabase:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
         async with self._pool.acquire() as connection, connection.transaction():
+            yield _PostgresTx(connection)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Tx]:
+        async with (
+            self._pool.acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
             yield _PostgresTx(connection)
 
     def on_operation(self, wake: Callable[[], None]) -> None:

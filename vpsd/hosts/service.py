@@ -16,14 +16,18 @@ _HOST = Statement(select(hosts))
 _LOCK = Statement(select(hosts).with_for_update())
 _ADD = Statement(insert(hosts), ("id", *_COLUMNS))
 _CHANGE = Statement(update(hosts).where(hosts.c.id == bindparam("the_id")), _COLUMNS)
+_present = (
+    select(servers.c.plan_id, func.count().label("count"))
+    .where(servers.c.gone_at_ms.is_(None))
+    .group_by(servers.c.plan_id)
+    .subquery()
+)
 _USED = Statement(
     select(
-        func.coalesce(func.sum(plans.c.vcpus), 0),
-        func.coalesce(func.sum(plans.c.memory_mb), 0),
-        func.coalesce(func.sum(plans.c.storage_gb), 0),
-    )
-    .join_from(servers, plans)
-    .where(servers.c.gone_at_ms.is_(None))
+        func.coalesce(func.sum(_present.c.count * plans.c.vcpus), 0),
+        func.coalesce(func.sum(_present.c.count * plans.c.memory_mb), 0),
+        func.coalesce(func.sum(_present.c.count * plans.c.storage_gb), 0),
+    ).select_from(_present.join(plans, plans.c.id == _present.c.plan_id))
 )
 
 

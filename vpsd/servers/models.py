@@ -43,6 +43,13 @@ Index(  # it holds all that counting needs: SQLite then never opens the rows
     sqlite_where=_alive,
     postgresql_where=_alive,
 )
+_present = servers.c.gone_at_ms.is_(None)
+Index(  # what a host has handed out is counted from it alone
+    "ix_servers_present_plan",
+    *(servers.c.plan_id, servers.c.gone_at_ms),
+    sqlite_where=_present,
+    postgresql_where=_present,
+)
 
 usage = Table(
     "usage",

@@ -166,6 +166,13 @@ def upgrade() -> None:
         op.add_column("accounts", sa.Column(name, kind, nullable=True))
     op.add_column("plans", sa.Column("price_monthly_micros", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("servers", sa.Column("suspended_from", sa.String(length=16), nullable=True))
+    op.create_index(
+        "ix_servers_present_plan",
+        "servers",
+        ["plan_id", "gone_at_ms"],
+        sqlite_where=sa.text("gone_at_ms IS NULL"),
+        postgresql_where=sa.text("gone_at_ms IS NULL"),
+    )
     op.add_column("traffic", sa.Column("settled_at_ms", sa.BigInteger(), nullable=True))
     op.create_index(
         "ix_traffic_unsettled",
