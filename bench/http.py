@@ -146,7 +146,7 @@ async def seed(database_url: str, known: int = SERVERS) -> str:
     async with database.write() as tx:
         await catalog.apply(tx, offered)
         account = await accounts.add_account(tx, ids, clock, "bench")
-        await billing.add_credit(tx, ids, clock, account, 10**6 * money.MICROS, "for the measurement")
+        await billing.add_credit(tx, ids, clock, Settings(), account, 10**6 * money.MICROS, "for the measurement")
         _, token = await tokens.add(tx, ids, clock, accounts.operator(account.id), "bench")
         await tx.many(_ADD, [server_row(ids, account.id, number, now) for number in range(known)])
         await hosts.note(tx, clock, HostFacts("none", "none:", "none", "", "1", "bench", 10**6, 10**9, 10**9))

@@ -68,7 +68,8 @@ class Cloud:
             self.instance = await accounts.instance(tx, self.ids)
             for name in ("alice", "charlie"):
                 account = await accounts.add_account(tx, self.ids, self.clock, name)
-                await billing.add_credit(tx, self.ids, self.clock, account, 1000 * MICROS, "to begin with")
+                beginning = (1000 * MICROS, "to begin with")
+                await billing.add_credit(tx, self.ids, self.clock, self.settings, account, *beginning)
                 actor = accounts.operator(account.id)
                 _, self.tokens[name] = await tokens.add(tx, self.ids, self.clock, actor, "test")
         self.world = World(
@@ -182,7 +183,7 @@ class Cloud:
             return
         async with self.database.write() as tx:
             account = await accounts.find_account(tx, who)
-            await billing.add_credit(tx, self.ids, self.clock, account, missing, "for a test")
+            await billing.add_credit(tx, self.ids, self.clock, self.settings, account, missing, "for a test")
 
     async def token(self, *permissions: str, who: str = "alice", **options: Any) -> str:
         """A token with these permissions, under a name that `who=` takes."""

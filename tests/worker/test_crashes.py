@@ -54,9 +54,6 @@ async def _told(cloud: Cloud, command: Command) -> int:
 
 async def _suspend(cloud: Cloud) -> None:
     await cloud.have_balance(0)
-    await cloud.biller().bill()  # charges nothing yet: an account is looked at when it is charged
-    cloud.clock.advance(3600)
-    await cloud.biller().bill()
     cloud.clock.advance(cloud.settings.grace_hours * 3600)
     await cloud.biller().bill()
 

@@ -326,7 +326,7 @@ async def balance(request: CloudRequest) -> Balance:
         money.amount(price),
         iso_utc_or_none(runs_out_ms),
         iso_utc_or_none(since),
-        iso_utc_or_none(None if since is None else since + cloud.settings.grace_hours * _HOUR_MS),
+        None if since is None else iso_utc(billing.suspends_at_ms(cloud.settings, since)),
     )
 
 

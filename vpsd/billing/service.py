@@ -15,7 +15,7 @@ from vpsd.billing import prices
 from vpsd.billing.models import Entry, Rental, charges, ledger, rentals
 from vpsd.catalog.models import Plan, plans
 from vpsd.core import money
-from vpsd.core.clock import Clock
+from vpsd.core.clock import Clock, iso_utc
 from vpsd.core.db import Statement, Tx
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
@@ -173,7 +173,14 @@ async def add_entry(
 
 
 async def add_credit(
-    tx: Tx, ids: Ids, clock: Clock, account: Account, amount_micros: int, description: str, reference: str | None = None
+    tx: Tx,
+    ids: Ids,
+    clock: Clock,
+    settings: Settings,
+    account: Account,
+    amount_micros: int,
+    description: str,
+    reference: str | None = None,
 ) -> int:
     """Add credit, or with a negative amount take some back, and give the new balance.
 
@@ -189,22 +196,36 @@ async def add_credit(
     await add_entry(tx, ids, clock, account.id, "credit", amount_micros, description, reference)
     detail = f"{money.text(amount_micros)}: {description}"
     await events.add(tx, clock, accounts.operator(account.id), "credit.add", detail=detail)
-    await note_credit(tx, clock, await accounts.get_account(tx, account.id))
+    await note_credit(tx, clock, settings, await accounts.get_account(tx, account.id))
     return await balance(tx, account.id)
 
 
-async def note_credit(tx: Tx, clock: Clock, account: Account) -> bool:
-    """Whether there is credit, or nothing that needs any; an account that had run out is told when there is again.
+async def note_credit(tx: Tx, clock: Clock, settings: Settings, account: Account) -> int | None:
+    """Since when an account that needs credit has none left, in milliseconds; None: it has some, or needs none.
 
-    At once when credit is added, so that running out anew brings a grace of its own.
+    Its events tell when it runs out and when there is credit again. Called whenever its credit changes, so that each
+    running out brings a grace of its own.
     """
+    actor = Actor(account_id=account.id, kind="vpsd")
     have = await left(tx, account)
-    if have is not None and have <= 0 and await monthly_price(tx, account.id):
-        return False
+    if have is None or have > 0 or not await monthly_price(tx, account.id):
+        if account.exhausted_at_ms is not None:
+            await accounts.set_exhausted(tx, account.id, None)
+            await events.add(tx, clock, actor, "credit.restored")
+        return None
     if account.exhausted_at_ms is not None:
-        await accounts.set_exhausted(tx, account.id, None)
-        await events.add(tx, clock, Actor(account_id=account.id, kind="vpsd"), "credit.restored")
-    return True
+        return account.exhausted_at_ms
+    now = clock.now_ms()
+    await accounts.set_exhausted(tx, account.id, now)
+    suspends_at = iso_utc(suspends_at_ms(settings, now))
+    detail = f"Servers are suspended at {suspends_at} unless there is credit by then."
+    await events.add(tx, clock, actor, "credit.exhausted", detail=detail)
+    return now
+
+
+def suspends_at_ms(settings: Settings, exhausted_at_ms: int) -> int:
+    """When servers are suspended of an account that ran out at a moment."""
+    return exhausted_at_ms + settings.grace_hours * prices.HOUR_MS
 
 
 async def monthly_price(tx: Tx, account_id: int) -> int:

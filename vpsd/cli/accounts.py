@@ -11,7 +11,7 @@ from vpsd.accounts.permissions import Role
 from vpsd.accounts.service import NewPerson
 from vpsd.billing import service as billing
 from vpsd.cli.output import console, print_json, print_rows
-from vpsd.cli.run import Json, with_database
+from vpsd.cli.run import Json, read_settings, with_database
 from vpsd.core import money
 from vpsd.core.clock import SystemClock, iso_utc, iso_utc_or_none
 from vpsd.core.db import Database, Tx
@@ -128,9 +128,12 @@ def limit_account(
     if credit is not None:
         limits["credit_limit_micros"] = None if credit == "none" else parse_amount("credit", credit)
 
+    settings = read_settings()
+
     async def work(database: Database) -> dict[str, Any]:
         async with database.write() as tx:
             await service.set_limits(tx, SystemClock(), await service.find_account(tx, name), limits)
+            await billing.note_credit(tx, SystemClock(), settings, await service.find_account(tx, name))
             account = await service.find_account(tx, name)
             return _shown(account, await billing.balance(tx, account.id))
 

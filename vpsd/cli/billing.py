@@ -35,12 +35,12 @@ def add_credit(
     Example: `vpsd credit add acme 50 --note "paid by card" --reference INV-17`. `vpsd credit list acme` shows the
     ledger.
     """
-    micros = parse_amount("amount", amount)
+    micros, settings = parse_amount("amount", amount), read_settings()
 
     async def work(database: Database) -> int:
         async with database.write() as tx:
             owner = await accounts.find_account(tx, account)
-            return await service.add_credit(tx, Ids(), SystemClock(), owner, micros, note, reference)
+            return await service.add_credit(tx, Ids(), SystemClock(), settings, owner, micros, note, reference)
 
     balance = with_database(work)
     if json:

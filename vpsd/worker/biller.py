@@ -14,7 +14,6 @@ from vpsd.accounts import service as accounts
 from vpsd.accounts.models import Account, Actor
 from vpsd.billing import meter
 from vpsd.billing import service as billing
-from vpsd.core.clock import iso_utc
 from vpsd.core.db import Tx
 from vpsd.core.ids import Ids
 from vpsd.errors import Busy
@@ -27,7 +26,7 @@ from vpsd.servers.models import Server
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 10.0
-_HOUR_MS = 3_600_000
+_DAY_MS = 86_400_000
 
 
 class Wish(StrEnum):
@@ -79,20 +78,14 @@ class Biller:
 
     async def _weigh(self, tx: Tx, account: Account) -> Wish:
         clock, settings = self._world.clock, self._world.settings
-        now = clock.now_ms()
-        if await billing.note_credit(tx, clock, account):
+        since_ms = await billing.note_credit(tx, clock, settings, account)
+        if since_ms is None:
             return Wish.RESUME
-        since = now if account.exhausted_at_ms is None else account.exhausted_at_ms
-        suspend_at_ms = since + settings.grace_hours * _HOUR_MS
-        if account.exhausted_at_ms is None:
-            log.warning("account %s has no credit left; grace until %s", account.id, iso_utc(suspend_at_ms))
-            await accounts.set_exhausted(tx, account.id, now)
-            detail = f"Servers are suspended at {iso_utc(suspend_at_ms)} unless there is credit by then."
-            await events.add(tx, clock, _self(account.id), "credit.exhausted", detail=detail)
+        now, suspend_at_ms = clock.now_ms(), billing.suspends_at_ms(settings, since_ms)
         if now < suspend_at_ms:
             return Wish.WAIT
         days = settings.delete_unpaid_after_days
-        return Wish.DELETE if days is not None and now >= suspend_at_ms + days * 24 * _HOUR_MS else Wish.SUSPEND
+        return Wish.DELETE if days is not None and now >= suspend_at_ms + days * _DAY_MS else Wish.SUSPEND
 
     async def _carry_out(self, tx: Tx, wish: Wish, server: Server) -> None:
         if server.deleted_at_ms is not None:
