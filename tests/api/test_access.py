@@ -30,6 +30,9 @@ NEEDS = {
     "server_start": "servers:*",
     "server_stop": "servers:*",
     "server_reboot": "servers:*",
+    "server_power": "servers:*",
+    "server_resize": "servers:*",
+    "server_rebuild": "servers:*",
     "server_operations": "servers:read",
     "ssh_key_list": "ssh_keys:read",
     "ssh_key_create": "ssh_keys:*",
@@ -95,7 +98,7 @@ async def test_what_belongs_to_another_account_does_not_exist(cloud: Cloud) -> N
     assert key.status_code == 201
     token_id = (await cloud.get("/api/v1/account/me/")).json()["token"]["id"]
     owned = [route for route in ROUTES if "{" in route[1] and "plan_id" not in route[1]]
-    assert len(owned) == 11
+    assert len(owned) == 14
     for route in owned:
         answer = await ask(cloud, route, "charlie", server_id=server_id, key_id=key.json()["id"], token_id=token_id)
         assert answer.status_code == 404, route[:2]

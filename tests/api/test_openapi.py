@@ -12,7 +12,14 @@ from tests.cloud import Cloud
 from vpsd.accounts.tokens import TokenCreate
 from vpsd.api.app import openapi_json
 from vpsd.core.forms import Form
-from vpsd.servers.schemas import ServerCreate, ServerPatch, ServerUpdate
+from vpsd.servers.schemas import (
+    ServerCreate,
+    ServerPatch,
+    ServerPower,
+    ServerRebuild,
+    ServerResize,
+    ServerUpdate,
+)
 from vpsd.ssh_keys.service import SshKeyCreate
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +89,7 @@ def test_paths_are_written_as_published() -> None:
     assert servers == {
         *(("GET", "/api/v1/servers/"), ("POST", "/api/v1/servers/"), ("GET", f"{one}operations/")),
         *((method, one) for method in ("GET", "PUT", "PATCH", "DELETE")),
-        *(("POST", f"{one}{command}/") for command in ("start", "stop", "reboot")),
+        *(("POST", f"{one}{command}/") for command in ("start", "stop", "reboot", "power", "resize", "rebuild")),
     }
 
 
@@ -114,6 +121,9 @@ def test_the_status_codes_are_those_that_can_happen() -> None:
         "server_start": "200 400 401 402 403 404 409 422 429",
         "server_stop": "200 400 401 403 404 409 422 429",
         "server_reboot": "200 400 401 403 404 409 422 429",
+        "server_power": "200 400 401 402 403 404 409 413 415 422 429",
+        "server_resize": "200 400 401 402 403 404 409 413 415 422 429 503",
+        "server_rebuild": "200 400 401 403 404 409 413 415 422 429",
         "server_operations": "200 400 401 403 404 429",
         "ssh_key_list": "200 400 401 403 429",
         "ssh_key_create": "201 400 401 403 409 413 415 422 429",
@@ -157,6 +167,9 @@ def test_the_examples_of_bodies_are_accepted() -> None:
         ("server_create", ServerCreate),
         ("server_update", ServerUpdate),
         ("server_patch", ServerPatch),
+        ("server_power", ServerPower),
+        ("server_resize", ServerResize),
+        ("server_rebuild", ServerRebuild),
         ("ssh_key_create", SshKeyCreate),
         ("token_create", TokenCreate),
     ]

@@ -19,7 +19,11 @@ pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
 SEED = 7
 # Suspending and resuming, which are stopping and starting for another reason, are an account's affair: test_credit.
 COMMANDS = [command for command in Command if command not in (Command.SUSPEND, Command.RESUME)]
-ARRIVES = {**dict.fromkeys(COMMANDS, "active"), Command.STOP: "stopped"}
+ARRIVES: dict[Command, str] = {
+    **dict.fromkeys(COMMANDS, "active"),
+    Command.STOP: "stopped",
+    Command.HARD_STOP: "stopped",
+}
 
 
 def test_vpsd_killed_in_the_middle_of_every_flow_twice_brings_every_server_where_it_belongs(
@@ -50,7 +54,7 @@ def prepare(vpsd: Vpsd, key: Path, key_id: int) -> tuple[dict[Command, int], dic
     """A server for every command but create, in the status that the command wants; and their present boots."""
     wanted = [command for command in COMMANDS if command is not Command.CREATE]
     servers: dict[Command, int] = {
-        command: vpsd.create(f"told-{command}", ssh_key_id=key_id)["id"] for command in wanted
+        command: vpsd.create(f"told-{command.replace('_', '-')}", ssh_key_id=key_id)["id"] for command in wanted
     }
     boot_ids: dict[Command, str] = {}
     for command, server in servers.items():
@@ -65,6 +69,9 @@ def tell_all(vpsd: Vpsd, servers: dict[Command, int], key_id: int) -> None:
     servers[Command.CREATE] = vpsd.create("told-create", ssh_key_id=key_id)["id"]
     for command in (Command.START, Command.STOP, Command.REBOOT):
         vpsd.post(f"servers/{servers[command]}/{command}/")
+    vpsd.post(f"servers/{servers[Command.HARD_STOP]}/power/", {"action": "hard_stop"})
+    vpsd.post(f"servers/{servers[Command.RESIZE]}/resize/", {"plan_id": 3})
+    vpsd.post(f"servers/{servers[Command.REBUILD]}/rebuild/", {"os_id": 1})
     vpsd.delete(servers[Command.DELETE])
     changed = vpsd.ask("PATCH", f"servers/{servers[Command.CONFIGURE]}/", {"hostname": "configured.example.com"})
     assert changed.status_code == 200
@@ -108,7 +115,8 @@ def assert_arrived(
         detail = answer.json()
         assert detail["status"] == ARRIVES[command], (command, vpsd.operations(servers[command]))
         assert len(host.processes(servers[command])) == (detail["status"] == "active")
-    for command in (Command.CREATE, Command.START, Command.REBOOT, Command.RECOVER, Command.CONFIGURE):
+    stopped = (Command.STOP, Command.HARD_STOP)
+    for command in [command for command in details if command not in stopped]:
         boot_id = Login(details[command].json()["ssh"], key=key).boot_id
         assert (boot_id == boot_ids.get(command)) == (command is Command.CONFIGURE), command
     seed = vpsd.data / "pool" / f"{host.name(servers[Command.CONFIGURE])}-seed.iso"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -36,6 +37,9 @@ class Rig(Protocol):
 
     def read_seed(self) -> bytes:
         """The seed, as it lies on the host."""
+
+    def disk_bytes(self) -> int:
+        """The size of the guest's disk, as the guest sees it."""
 
 
 def make_spec(image: Image, address: str) -> GuestSpec:
@@ -75,6 +79,9 @@ class SimulatedRig:
     def read_seed(self) -> bytes:
         return self.simulator.seed(NAME)
 
+    def disk_bytes(self) -> int:
+        return self.simulator.disk_bytes(NAME)
+
 
 class RealRig:
     """A libvirtd of the test's own, as root."""
@@ -100,6 +107,12 @@ class RealRig:
 
     def read_seed(self) -> bytes:
         return (self.data / "pool" / f"{NAME}-seed.iso").read_bytes()
+
+    def disk_bytes(self) -> int:
+        disk = self.data / "pool" / f"{NAME}.qcow2"
+        told = subprocess.run(["qemu-img", "info", "-U", "--output=json", disk], capture_output=True, check=True)
+        size: int = json.loads(told.stdout)["virtual-size"]
+        return size
 
     def ssh(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run something in the guest."""

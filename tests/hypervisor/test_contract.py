@@ -65,6 +65,19 @@ async def test_names_that_the_host_does_not_know(rig: Rig) -> None:
         await host.ensure_disk(STRANGER, "nothing", DISK_BYTES)
 
 
+@pytest.mark.parametrize("runs", [False, True])
+async def test_a_disk_grows_and_never_shrinks(rig: Rig, runs: bool) -> None:
+    host = rig.hypervisor
+    await prepare(rig)
+    if runs:
+        await host.power_on(NAME)
+    for wanted, grown in ((2 * DISK_BYTES, 2 * DISK_BYTES), (2 * DISK_BYTES, 2 * DISK_BYTES), (1, 2 * DISK_BYTES)):
+        await host.grow_disk(NAME, wanted)
+        assert rig.disk_bytes() == grown
+    with pytest.raises(Unusable):
+        await host.grow_disk(STRANGER, DISK_BYTES)
+
+
 async def test_a_base_stays_while_a_disk_stands_on_it(rig: Rig) -> None:
     await prepare(rig)
     with pytest.raises(Unusable, match="stand"):

@@ -32,10 +32,12 @@ def test_delete_is_accepted_from_every_status(status: Status) -> None:
 
 def test_a_refusal_names_the_status_and_what_is_allowed_in_it() -> None:
     text = refusal(Status.ACTIVE, Command.START)
-    assert text == "The server is active; start needs it to be error or stopped. Allowed now: stop, reboot, delete."
+    may = "stop, hard_stop, reboot, resize, rebuild, delete"
+    assert text == f"The server is active; start needs it to be error or stopped. Allowed now: {may}."
 
 
 def test_delete_pushes_everything_aside_and_everything_pushes_the_seeds_rewriting_aside() -> None:
     assert all(supersedes(Command.DELETE, command) for command in Command)
     assert all(supersedes(command, Command.CONFIGURE) for command in Command)
     assert not supersedes(Command.STOP, Command.REBOOT)
+    assert supersedes(Command.HARD_STOP, Command.STOP)

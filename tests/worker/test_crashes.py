@@ -11,6 +11,12 @@ from vpsd.operations.service import LEASE_SECONDS
 from vpsd.servers.lifecycle import Command, Status
 from vpsd.worker.check import Check
 
+TOLD = {
+    Command.HARD_STOP: ("power", {"action": "hard_stop"}),
+    Command.RESIZE: ("resize", {"plan_id": 3}),
+    Command.REBUILD: ("rebuild", {"os_id": 3}),
+}
+
 
 class Killed(BaseException):
     """The process is gone: nothing catches it, nothing is saved after it."""
@@ -48,7 +54,9 @@ async def _told(cloud: Cloud, command: Command) -> int:
         cloud.hypervisor.vanishes(cloud.guest(server))
         await cloud.reconciler().reconcile()
     else:
-        await cloud.post(f"/api/v1/servers/{server}/{command}/")
+        path, body = TOLD.get(command, (command, None))
+        answer = await cloud.post(f"/api/v1/servers/{server}/{path}/", body)
+        assert answer.status_code == 200, answer.text
     return server
 
 
@@ -78,7 +86,8 @@ async def _delete(cloud: Cloud, server: int) -> None:
 async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leaked(
     cloud: Cloud, command: Command, moment: str
 ) -> None:
-    arrives = {Command.STOP: Status.STOPPED, Command.SUSPEND: Status.SUSPENDED}.get(command, Status.ACTIVE)
+    stops = {Command.STOP: Status.STOPPED, Command.HARD_STOP: Status.STOPPED, Command.SUSPEND: Status.SUSPENDED}
+    arrives = stops.get(command, Status.ACTIVE)
     calls = await _calls_of(cloud, command)
     assert calls > 0
     for number in range(1, calls + 1):

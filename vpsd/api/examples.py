@@ -42,6 +42,7 @@ from vpsd.servers.schemas import (
     ResourceUsage,
     ServerCreated,
     ServerDetail,
+    ServerRebuilt,
     ServerState,
     ServerSummary,
 )
@@ -157,6 +158,9 @@ BODIES: dict[str, dict[str, Any]] = {
         "backups_enabled": True,
     },
     "server_patch": {"name": "new-server-name"},
+    "server_power": {"action": "restart"},
+    "server_resize": {"plan_id": 2},
+    "server_rebuild": {"os_id": 3},
     "ssh_key_create": {"name": "laptop", "public_key": _KEY},
     "token_create": {"name": "backup-script", "permissions": ["servers:read"], "expires_in_days": 90},
 }
@@ -170,6 +174,12 @@ ANSWERS: dict[str, Any] = {
     "server_start": _accepted(Command.START, Status.STARTING),
     "server_stop": _accepted(Command.STOP, Status.STOPPING),
     "server_reboot": _accepted(Command.REBOOT, Status.REBOOTING),
+    "server_power": _accepted(Command.REBOOT, Status.REBOOTING),
+    "server_resize": _accepted(Command.RESIZE, Status.RESIZING),
+    "server_rebuild": ServerRebuilt(
+        *("success", MESSAGES[Command.REBUILD], ServerState(12345, "web-server-01", Status.REBUILDING)),
+        password="mT7wQzXk4vNc9HsRb2Ey",  # noqa: S106  # as it looks
+    ),
     "server_operations": OperationList(1, None, None, [_OPERATION]),
     "ssh_key_list": SshKeyList(1, None, None, [_SSH_KEY]),
     "ssh_key_create": _SSH_KEY,

@@ -1,5 +1,6 @@
 """The servers section."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -21,11 +22,16 @@ from vpsd.servers.lifecycle import Command
 from vpsd.servers.schemas import (
     ActionAccepted,
     OperationView,
+    Power,
     ServerCreate,
     ServerCreated,
     ServerDetail,
     ServerPatch,
+    ServerPower,
     ServerQuery,
+    ServerRebuild,
+    ServerRebuilt,
+    ServerResize,
     ServerSummary,
     ServerUpdate,
 )
@@ -161,13 +167,74 @@ async def _tell(request: CloudRequest, server_id: int, command: Command) -> Resp
     cloud = cloud_of(request)
 
     async def work(tx: Tx) -> ActionAccepted:
-        state = await service.tell(tx, request.user, cloud.ids, cloud.clock, cloud.settings, server_id, command)
-        return ActionAccepted("success", service.MESSAGES[command], state)
+        return await service.tell(tx, request.user, cloud.ids, cloud.clock, cloud.settings, server_id, command)
 
+    return await _act(request, server_id, work)
+
+
+async def _act(request: CloudRequest, server_id: int, work: Callable[[Tx], Awaitable[ActionAccepted]]) -> Response[Any]:
     async def preview(tx: Tx, accepted: ActionAccepted) -> DryRun:
-        return await _dry_run(request, tx, server_id, msgspec.to_builtins(accepted))
+        answer = msgspec.to_builtins(accepted)
+        return await _dry_run(request, tx, server_id, answer | ({"password": None} if "password" in answer else {}))
 
     return await carry_out(request, work, 200, preview)
+
+
+_POWER = {Power.START: Command.START, Power.STOP: Command.STOP, Power.RESTART: Command.REBOOT}
+_POWER |= {Power.HARD_STOP: Command.HARD_STOP}
+
+
+@post(
+    "/{server_id:int}/power/",
+    operation_id="server_power",
+    summary="Start, stop, restart or power off a server",
+    status_code=200,
+    opt={**_COMMAND, "raises": (WrongStatus, Busy, PaymentRequired)},
+)
+async def power(
+    request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerPower]]
+) -> Response[ActionAccepted]:
+    """The power actions in one place, as the official client asks for them; `hard_stop` pulls the plug at once."""
+    data.done()
+    return await _tell(request, server_id, _POWER[data.get("action")])
+
+
+@post(
+    "/{server_id:int}/resize/",
+    operation_id="server_resize",
+    summary="Resize a server",
+    status_code=200,
+    opt={**_COMMAND, "raises": (WrongStatus, Busy, PaymentRequired, OverQuota, Unavailable)},
+)
+async def resize(
+    request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerResize]]
+) -> Response[ActionAccepted]:
+    """Give a server another plan. One that runs reboots once, and the answer says so; a disk never shrinks."""
+    cloud = cloud_of(request)
+
+    async def work(tx: Tx) -> ActionAccepted:
+        return await service.resize(tx, request.user, cloud.ids, cloud.clock, cloud.settings, server_id, data)
+
+    return await _act(request, server_id, work)
+
+
+@post(
+    "/{server_id:int}/rebuild/",
+    operation_id="server_rebuild",
+    summary="Rebuild a server",
+    status_code=200,
+    opt=_COMMAND,
+)
+async def rebuild(
+    request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerRebuild]]
+) -> Response[ServerRebuilt]:
+    """Make a server anew: a new disk, the same id, address, plan and name. Everything on the old disk is lost."""
+    cloud = cloud_of(request)
+
+    async def work(tx: Tx) -> ServerRebuilt:
+        return await service.rebuild(tx, request.user, cloud.ids, cloud.clock, server_id, data)
+
+    return await _act(request, server_id, work)
 
 
 @get(
@@ -188,6 +255,7 @@ async def operations(request: CloudRequest, server_id: ServerId) -> OperationLis
 
 router = Router(
     "/servers",
-    route_handlers=[list_servers, create, detail, replace, change, remove, start, stop, reboot, operations],
+    route_handlers=[list_servers, create, detail, replace, change, remove, start, stop, reboot, power, resize, rebuild]
+    + [operations],
     tags=["Servers"],
 )

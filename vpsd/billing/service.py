@@ -238,16 +238,19 @@ async def price_of(tx: Tx, server_id: int) -> int:
     return (await tx.all(int, _PRICE, the_server=server_id) or [0])[-1]
 
 
-async def check_create(tx: Tx, settings: Settings, account_id: int, plan: Plan) -> None:
-    """Make sure that an account may have one more server of a plan, and keep others from its account meanwhile.
+async def check_create(
+    tx: Tx, settings: Settings, account_id: int, plan: Plan, instead_of: tuple[int, Plan] | None = None
+) -> None:
+    """Make sure that an account may have a server of a plan, one more or instead of one that has another plan.
 
-    Raises `PaymentRequired` or `OverQuota`.
+    Keeps others from the account until the transaction ends. Raises `PaymentRequired` or `OverQuota`.
     """
     account = await accounts.lock_account(tx, account_id)  # so that two creates cannot both spend the last credit
-    await _check_quota(tx, account, plan)
-    if account.credit_limit_micros is None:
+    await _check_quota(tx, account, plan, instead_of and instead_of[1])
+    more = plan.price_monthly_micros - (await price_of(tx, instead_of[0]) if instead_of else 0)
+    if account.credit_limit_micros is None or (instead_of and more <= 0):
         return
-    together = await monthly_price(tx, account_id) + plan.price_monthly_micros
+    together = await monthly_price(tx, account_id) + more
     needed = -(-together * settings.cover_hours // 672)
     have = await balance(tx, account_id)
     missing = needed - have - account.credit_limit_micros
@@ -276,17 +279,20 @@ async def left(tx: Tx, account: Account) -> int | None:
     return None if account.credit_limit_micros is None else await balance(tx, account.id) + account.credit_limit_micros
 
 
-async def _check_quota(tx: Tx, account: Account, plan: Plan) -> None:
+async def _check_quota(tx: Tx, account: Account, plan: Plan, instead_of: Plan | None) -> None:
     limits = (account.max_servers, account.max_vcpus, account.max_memory_mb, account.max_storage_gb)
     if limits == (None, None, None, None):
         return
     held = await tx.first(lambda *sums: tuple(map(int, sums)), _HELD, the_account=account.id) or (0, 0, 0, 0)
-    more = (1, plan.vcpus, plan.memory_mb, plan.storage_gb)
+    more = [1, plan.vcpus, plan.memory_mb, plan.storage_gb]
+    if instead_of is not None:
+        given_back = (1, instead_of.vcpus, instead_of.memory_mb, instead_of.storage_gb)
+        more = [wanted - back for wanted, back in zip(more, given_back, strict=True)]
     names = ("servers", "vCPUs", "MB of memory", "GB of storage")
     over = [
         f"{limit} {name} are the limit, and {have} are in use: {wanted} more are too many"
         for limit, have, wanted, name in zip(limits, held, more, names, strict=True)
-        if limit is not None and have + wanted > limit
+        if limit is not None and wanted > 0 and have + wanted > limit
     ]
     if over:
         raise OverQuota(f"{'; '.join(over)}. Delete a server, or ask for a higher limit.")
@@ -323,25 +329,30 @@ async def end_rental(tx: Tx, server_id: int, at_ms: int) -> list[Rental]:
     return ended
 
 
+async def change_plan(tx: Tx, server_id: int, plan: Plan, at_ms: int) -> None:
+    """Have a server cost a plan's present price from a moment on, or from where it has been charged beyond that."""
+    ended = await end_rental(tx, server_id, at_ms)
+    from_ms = max(at_ms, *(rental.charged_until_ms for rental in ended if rental.from_ms <= at_ms))
+    await tx.run(
+        _OPEN,
+        server_id=server_id,
+        account_id=ended[-1].account_id,
+        plan_id=plan.id,
+        price_monthly_micros=plan.price_monthly_micros,
+        bandwidth_gb=plan.bandwidth_gb,
+        from_ms=from_ms,
+        charged_until_ms=from_ms,
+        confirmed_at_ms=ended[-1].confirmed_at_ms,
+    )
+
+
 async def reprice(tx: Tx, clock: Clock, plan: Plan, from_ms: int) -> int:
     """Have every server of a plan cost the plan's price from a moment on, now at the earliest; how many it changes."""
     at_ms = max(from_ms, clock.now_ms())
     changed = await tx.all(Rental, _OF_PLAN, the_plan=plan.id, the_price=plan.price_monthly_micros)
     told: set[int] = set()
     for old in changed:
-        ended = await end_rental(tx, old.server_id, at_ms)
-        start_ms = max([at_ms, *(rental.charged_until_ms for rental in ended if rental.from_ms <= at_ms)])
-        await tx.run(
-            _OPEN,
-            server_id=old.server_id,
-            account_id=old.account_id,
-            plan_id=plan.id,
-            price_monthly_micros=plan.price_monthly_micros,
-            bandwidth_gb=plan.bandwidth_gb,
-            from_ms=start_ms,
-            charged_until_ms=start_ms,
-            confirmed_at_ms=old.confirmed_at_ms,
-        )
+        await change_plan(tx, old.server_id, plan, at_ms)
         if old.account_id not in told:
             told.add(old.account_id)
             actor = Actor(account_id=old.account_id, kind="operator")

@@ -40,11 +40,12 @@ class Room(msgspec.Struct, frozen=True):
     memory_mb: int | None = None
     storage_gb: int | None = None
 
-    def lacks(self, plan: Plan) -> list[str]:
-        """What there is too little of for a server of that plan."""
-        wanted = {"vcpus": plan.vcpus, "memory_mb": plan.memory_mb, "storage_gb": plan.storage_gb}
-        left = {name: getattr(self, name) for name in wanted}
-        return [name for name, amount in wanted.items() if left[name] is not None and left[name] < amount]
+    def lacks(self, plan: Plan, instead_of: Plan | None = None) -> list[str]:
+        """What there is too little of for a server of that plan, which may give another plan's room back."""
+        names = ("vcpus", "memory_mb", "storage_gb")
+        more = {name: getattr(plan, name) - (getattr(instead_of, name) if instead_of else 0) for name in names}
+        left = {name: getattr(self, name) for name in names}
+        return [name for name in names if left[name] is not None and more[name] > max(0, left[name])]
 
 
 async def note(tx: Tx, clock: Clock, facts: HostFacts) -> None:

@@ -142,6 +142,9 @@ class Hypervisor(Protocol):
     async def ensure_disk(self, name: str, base: str, size_bytes: int) -> None:
         """Have a disk of that size on top of the base volume; a disk that is there is left as it is."""
 
+    async def grow_disk(self, name: str, size_bytes: int) -> None:
+        """Have the guest's disk at least that large, also while it runs; a larger one stays as it is."""
+
     async def write_seed(self, name: str, content: bytes) -> None:
         """Put the guest's cloud-init seed (an ISO 9660 image) on the host instead of the old; also while it runs."""
 

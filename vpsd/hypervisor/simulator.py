@@ -141,6 +141,13 @@ class Simulator:
                 raise Unusable(f"The base image {base} is not on the host.")
             self._db.execute("INSERT OR IGNORE INTO disks VALUES (?, ?, ?)", (name, base, size_bytes))
 
+    async def grow_disk(self, name: str, size_bytes: int) -> None:
+        with self._call("grow_disk"):
+            await self._delay()
+            if name not in self._column("disks", "name"):
+                raise Unusable(f"The guest {name} has no disk.")
+            self._db.execute("UPDATE disks SET size_bytes = max(size_bytes, ?) WHERE name = ?", (size_bytes, name))
+
     async def write_seed(self, name: str, content: bytes) -> None:
         with self._call("write_seed"):
             await self._delay()
@@ -235,6 +242,15 @@ class Simulator:
     def loses_disk(self, name: str) -> None:
         """Somebody deletes a guest's disk."""
         self._db.execute("DELETE FROM disks WHERE name = ?", (name,))
+
+    def spec(self, name: str) -> GuestSpec:
+        """How the guest is defined."""
+        return self._known(name).spec
+
+    def disk_bytes(self, name: str) -> int:
+        """The size of the guest's disk."""
+        size: int = self._db.execute("SELECT size_bytes FROM disks WHERE name = ?", (name,)).fetchone()[0]
+        return size
 
     def seed(self, name: str) -> bytes:
         """The guest's seed, as it lies on the host."""

@@ -17,6 +17,7 @@ operations = Table(
     Column("uuid", String(36), nullable=False, unique=True),
     Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, index=True),
     Column("command", String(16), nullable=False),
+    Column("argument", BigInteger),  # of the command: for rebuild, the operating system
     Column("status", String(16), nullable=False),  # queued | running | succeeded | failed | cancelled
     Column("step", String(32)),  # the step to do, or that was done last
     Column("progress", Float, nullable=False),  # 0 to 1
@@ -53,6 +54,7 @@ class Operation(msgspec.Struct, frozen=True):
     uuid: str
     server_id: int
     command: str
+    argument: int | None
     status: str
     step: str | None
     progress: float

@@ -39,7 +39,7 @@ _SINCE = Statement(
 )
 _ADD = Statement(
     insert(operations).values(status="queued", progress=0.0, attempts=0, fence=0),
-    ("uuid", "server_id", "command", "status", "progress", "attempts", "fence")
+    ("uuid", "server_id", "command", "argument", "status", "progress", "attempts", "fence")
     + ("run_at_ms", "deadline_at_ms", "created_at_ms"),
 )
 _CANCEL_WAITING = Statement(
@@ -47,7 +47,7 @@ _CANCEL_WAITING = Statement(
     .where(_c.id == bindparam("the_id"), _OPEN, _c.lease_owner.is_(None))
     .values(status="cancelled", detail=bindparam("b_detail"), finished_at_ms=bindparam("b_now"))
 )
-_SET_SUCCESSOR = Statement(update(operations).where(_c.id == bindparam("the_id"), _OPEN), ("successor",))
+_SET_SUCCESSOR = Statement(update(operations).where(_c.id == bindparam("the_id"), _OPEN), ("successor", "argument"))
 _CLAIM = Statement(
     update(operations)
     .where(
@@ -73,7 +73,7 @@ _CLAIM = Statement(
     )
     .returning(operations)
 )
-_RENEW = Statement(update(operations).where(*_MINE).returning(_c.successor), ("lease_until_ms",))
+_RENEW = Statement(update(operations).where(*_MINE).returning(_c.successor, _c.argument), ("lease_until_ms",))
 _HOLD = Statement(select(_c.id).where(*_MINE).with_for_update())
 _REPORT = Statement(update(operations).where(*_MINE), ("progress", "detail"))
 _STEP = Statement(update(operations).where(*_MINE).values(detail=None), ("step", "progress"))
@@ -115,7 +115,7 @@ class Lease(msgspec.Struct, frozen=True):
         return cls(operation.id, operation.fence)
 
 
-async def add(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command) -> None:
+async def add(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command, argument: int | None = None) -> None:
     """Queue a command in the caller's transaction.
 
     An open operation that the command supersedes is cancelled, or, while a worker has it in hand, succeeded by the
@@ -128,12 +128,14 @@ async def add(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command) 
         cancelled = await tx.run(
             _CANCEL_WAITING, the_id=present.id, b_detail=f"superseded by {command}", b_now=clock.now_ms()
         )
-        if not cancelled and await tx.run(_SET_SUCCESSOR, the_id=present.id, successor=command):
+        if not cancelled and await tx.run(_SET_SUCCESSOR, the_id=present.id, successor=command, argument=argument):
             return
-    await _insert(tx, ids, clock, server_id, command)
+    await _insert(tx, ids, clock, server_id, command, argument)
 
 
-async def _insert(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command) -> None:
+async def _insert(
+    tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command, argument: int | None = None
+) -> None:
     now = clock.now_ms()
     minutes = RULES[command].minutes
     try:
@@ -142,6 +144,7 @@ async def _insert(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Comma
             uuid=ids.uuid(),
             server_id=server_id,
             command=command,
+            argument=argument,
             run_at_ms=now,
             deadline_at_ms=None if minutes is None else now + minutes * 60_000,
             created_at_ms=now,
@@ -180,10 +183,17 @@ async def claim(tx: Tx, clock: Clock, owner: str) -> Operation | None:
     return await tx.first(Operation, _CLAIM, the_now=now, b_now=now, b_owner=owner, b_until=now + LEASE_SECONDS * 1000)
 
 
-async def renew(tx: Tx, clock: Clock, lease: Lease) -> Command | None:
+class Successor(msgspec.Struct, frozen=True):
+    """The command that takes over, and its argument."""
+
+    command: Command
+    argument: int | None
+
+
+async def renew(tx: Tx, clock: Clock, lease: Lease) -> Successor | None:
     """Keep the lease for another while; the answer is the command that waits to take over. Raises `LostLease`."""
     rows = await tx.all(
-        lambda successor: successor,
+        lambda command, argument: None if command is None else Successor(Command(command), argument),
         _RENEW,
         the_id=lease.operation_id,
         the_fence=lease.fence,
@@ -191,7 +201,7 @@ async def renew(tx: Tx, clock: Clock, lease: Lease) -> Command | None:
     )
     if not rows:
         raise LostLease
-    return None if rows[0] is None else Command(rows[0])
+    return rows[0]
 
 
 async def hold(tx: Tx, lease: Lease) -> None:
@@ -220,10 +230,10 @@ async def finish(tx: Tx, clock: Clock, lease: Lease, error: str | None, detail: 
     await _close(tx, clock, lease, "failed" if error else "succeeded", error, detail)
 
 
-async def hand_over(tx: Tx, ids: Ids, clock: Clock, lease: Lease, server_id: int, successor: Command) -> None:
+async def hand_over(tx: Tx, ids: Ids, clock: Clock, lease: Lease, server_id: int, successor: Successor) -> None:
     """Close the operation as cancelled and queue the one that takes over; raises `LostLease`."""
-    await _close(tx, clock, lease, "cancelled", None, f"superseded by {successor}")
-    await _insert(tx, ids, clock, server_id, successor)
+    await _close(tx, clock, lease, "cancelled", None, f"superseded by {successor.command}")
+    await _insert(tx, ids, clock, server_id, successor.command, successor.argument)
 
 
 async def _close(tx: Tx, clock: Clock, lease: Lease, status: str, error: str | None, detail: str | None) -> None:

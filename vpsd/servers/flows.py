@@ -13,6 +13,7 @@ import msgspec
 
 from vpsd.addresses import service as addresses
 from vpsd.billing import service as billing
+from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.clock import Clock
 from vpsd.core.db import Database, Tx, UniqueViolation
@@ -21,6 +22,7 @@ from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import Forward, GuestSpec, Hypervisor, Image, PortsTaken, Power, Progress, guest_name
 from vpsd.images.seed import seed_iso
 from vpsd.operations import service as operations
+from vpsd.operations.models import Operation
 from vpsd.operations.service import Lease
 from vpsd.servers import rows
 from vpsd.servers.lifecycle import Command
@@ -58,15 +60,15 @@ class World(msgspec.Struct, frozen=True):
 class Job:
     """One operation in a worker's hands."""
 
-    def __init__(self, world: World, lease: Lease, server: Server, asked_at_ms: int) -> None:
+    def __init__(self, world: World, operation: Operation, server: Server) -> None:
         self.world = world
         self.server = server
-        self.asked_at_ms = asked_at_ms  # when the operation was queued
+        self.operation = operation
         self.name = guest_name(world.instance, server.id)
         self.result: str | None = None
         self.step = (0, 1)  # which of how many
         self.superseded = False
-        self._lease = lease
+        self._lease = Lease.of(operation)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
@@ -152,13 +154,15 @@ async def _watched(job: Job, work: Callable[[], Awaitable[Image]], latest: list[
 
 
 async def make_disk(job: Job) -> None:
-    """Have the server's disk; once it has held a customer's data it is never made anew."""
+    """Have the server's disk, as large as its plan says; once it held a customer's data it is never made anew."""
     hypervisor = job.world.hypervisor
     if job.server.provisioned_at_ms is None:
         assert job.server.base is not None
         await hypervisor.ensure_disk(job.name, job.server.base, job.server.storage_gb * _GIB)
     elif job.name not in (await hypervisor.volumes()).disks:
         raise Unusable("The server's disk is gone from the host.")
+    else:
+        await hypervisor.grow_disk(job.name, job.server.storage_gb * _GIB)
 
 
 async def write_seed(job: Job) -> None:
@@ -273,7 +277,7 @@ async def _note_up(job: Job) -> None:
         address = await addresses.assign(tx, job.world.clock, job.world.settings.network, job.server.id)
         await rows.set_up(tx, job.server.id, address, job.world.clock.now_ms())
         if job.server.provisioned_at_ms is None:
-            await billing.confirm_rental(tx, job.world.clock, job.server.id, job.asked_at_ms)
+            await billing.confirm_rental(tx, job.world.clock, job.server.id, job.operation.created_at_ms)
 
 
 async def shut_down(job: Job) -> None:
@@ -292,6 +296,29 @@ async def shut_down(job: Job) -> None:
         await job.pause()
     await hypervisor.power_off(job.name)
     job.result = f"did not shut down by ACPI within {timeout_seconds} s: powered off"
+
+
+async def pull_plug(job: Job) -> None:
+    """Have the guest off, now."""
+    await job.world.hypervisor.power_off(job.name)
+    job.result = "powered off without a shutdown"
+
+
+async def fetch_next_image(job: Job) -> None:
+    """Have the image of the system that the server will have; the one it has is untouched until then."""
+    async with job.world.database.read() as tx:
+        system = await catalog.find_operating_system(tx, job.operation.argument or 0)
+    if system is None:
+        raise Unusable(f"There is no operating system {job.operation.argument} any more.")
+    await _with_progress(job, system)
+
+
+async def discard_disk(job: Job) -> None:
+    """Have nothing left of the old guest and its disk; what follows makes the server as if for the first time."""
+    await job.world.hypervisor.remove(job.name)
+    async with job.write() as tx:
+        assert job.operation.argument is not None
+        await rows.set_discarded(tx, job.server.id, job.operation.argument)
 
 
 async def remove_guest(job: Job) -> None:
@@ -323,7 +350,10 @@ FLOWS: dict[Command, tuple[Step, ...]] = {
     Command.START: _BOOT,
     Command.RECOVER: _BOOT,
     Command.STOP: (shut_down,),
+    Command.HARD_STOP: (pull_plug,),
     Command.REBOOT: (shut_down, *_BOOT),
+    Command.RESIZE: (shut_down, *_BOOT),
+    Command.REBUILD: (fetch_next_image, discard_disk, *_BOOT),
     Command.DELETE: (remove_guest, release_address),
     Command.CONFIGURE: (write_seed,),
     Command.SUSPEND: (shut_down,),

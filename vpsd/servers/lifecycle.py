@@ -14,6 +14,8 @@ class Status(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     REBOOTING = "rebooting"
+    RESIZING = "resizing"
+    REBUILDING = "rebuilding"
     SUSPENDED = "suspended"
     DELETING = "deleting"
     ERROR = "error"
@@ -25,7 +27,10 @@ class Command(StrEnum):
     CREATE = "create"
     START = "start"
     STOP = "stop"
+    HARD_STOP = "hard_stop"
     REBOOT = "reboot"
+    RESIZE = "resize"
+    REBUILD = "rebuild"
     DELETE = "delete"
     RECOVER = "recover"  # vpsd's own: bring a guest back that should run, or take in one that runs
     CONFIGURE = "configure"  # vpsd's own: hand the guest's seed a new hostname
@@ -50,7 +55,10 @@ RULES: dict[Command, Rule] = {
     Command.CREATE: Rule(frozenset(), _S.PROVISIONING, _S.ACTIVE, _S.ERROR, 60, False),
     Command.START: Rule(frozenset({_S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 60),
     Command.STOP: Rule(frozenset({_S.ACTIVE}), _S.STOPPING, _S.STOPPED, _S.ACTIVE, 15),
+    Command.HARD_STOP: Rule(frozenset({_S.ACTIVE, _S.STOPPING}), _S.STOPPING, _S.STOPPED, _S.ACTIVE, 15),
     Command.REBOOT: Rule(frozenset({_S.ACTIVE}), _S.REBOOTING, _S.ACTIVE, _S.ERROR, 30),
+    Command.RESIZE: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.RESIZING, _S.ACTIVE, _S.ERROR, 30),
+    Command.REBUILD: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.REBUILDING, _S.ACTIVE, _S.ERROR, 60),
     Command.DELETE: Rule(frozenset(_S), _S.DELETING, _S.DELETING, _S.DELETING, None),
     Command.RECOVER: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 30, False),
     Command.CONFIGURE: Rule(frozenset({_S.ACTIVE}), None, None, None, 15, False),
@@ -79,6 +87,9 @@ def refusal(status: Status, command: Command) -> str | None:
 def supersedes(command: Command, open_command: Command) -> bool:
     """Whether a command may push an open one aside.
 
-    DELETE may push anything, and everything may push the seed's rewriting: the seed is written anew at each boot.
+    DELETE may push anything, and everything may push the seed's rewriting: the seed is written anew at each boot. Who
+    has asked a guest to stop may lose patience and pull its plug.
     """
+    if open_command is Command.STOP and command is Command.HARD_STOP:
+        return True
     return command is Command.DELETE or open_command is Command.CONFIGURE

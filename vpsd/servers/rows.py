@@ -23,6 +23,11 @@ _SET_BASE = _set("base", "kernel_cmdline")
 _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
 _SET_GONE = _set("gone_at_ms")
+_SET_DISCARDED = Statement(
+    update(servers)
+    .where(_c.id == bindparam("the_id"))
+    .values(os_id=bindparam("b_os"), base=None, kernel_cmdline=None, provisioned_at_ms=None)
+)
 _SET_SUSPENDED_FROM = _set("suspended_from")
 _OF_ACCOUNT = Statement(
     _SERVER.where(_c.account_id == bindparam("the_account"), _c.deleted_at_ms.is_(None)).order_by(_c.id)
@@ -83,6 +88,11 @@ async def set_status(tx: Tx, server_id: int, status: str, error: str | None, now
 async def set_suspended_from(tx: Tx, server_id: int, status: str) -> None:
     """The status that the server goes back to when there is credit again."""
     await tx.run(_SET_SUSPENDED_FROM, the_id=server_id, suspended_from=status)
+
+
+async def set_discarded(tx: Tx, server_id: int, os_id: int) -> None:
+    """The server has no disk any more, and another operating system is to be made for it."""
+    await tx.run(_SET_DISCARDED, the_id=server_id, b_os=os_id)
 
 
 async def set_base(tx: Tx, server_id: int, base: str, kernel_cmdline: str | None) -> None:

@@ -1,5 +1,6 @@
 """What goes over the wire about servers. Shapes and names are those of VPS.org's servers page."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -88,6 +89,36 @@ class ServerPatch(msgspec.Struct, forbid_unknown_fields=True):
     name: Name | UnsetType = UNSET
     hostname: Hostname | UnsetType = UNSET
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] | UnsetType = UNSET
+
+
+class ServerResize(msgspec.Struct, forbid_unknown_fields=True):
+    """The plan that a server shall have; its disk may not be smaller than the present one."""
+
+    plan_id: Annotated[int, _id("/api/v1/plans/", 2)] | UnsetType = UNSET
+    plan: Annotated[str, Meta(max_length=36, description="Its uuid, as the official client sends it")] | UnsetType = (
+        UNSET
+    )
+
+
+class ServerRebuild(msgspec.Struct, forbid_unknown_fields=True):
+    """What a server shall be made anew from. Everything on its disk is lost."""
+
+    os_id: Annotated[int, _id("/api/v1/operating-systems/", 5)]
+
+
+class Power(StrEnum):
+    """What the official client calls the power actions."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    HARD_STOP = "hard_stop"
+
+
+class ServerPower(msgspec.Struct, forbid_unknown_fields=True):
+    """A power action."""
+
+    action: Annotated[Power, Meta(extra={"message": f"Give one of {', '.join(Power)}."})]
 
 
 class PlanBrief(msgspec.Struct):
@@ -234,6 +265,14 @@ class ActionAccepted(msgspec.Struct):
     status: Annotated[str, Meta(examples=["success"])]
     message: Annotated[str, Meta(examples=["Server is starting"])]
     server: ServerState
+
+
+class ServerRebuilt(ActionAccepted, omit_defaults=True):
+    """The server is being made anew."""
+
+    password: Annotated[
+        str | UnsetType, Meta(description="New root password, shown this once; only without an SSH key")
+    ] = UNSET
 
 
 class OperationView(msgspec.Struct):

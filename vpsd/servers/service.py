@@ -27,6 +27,7 @@ from vpsd.operations.models import Operation
 from vpsd.servers.lifecycle import RULES, Command, Status, refusal
 from vpsd.servers.models import servers, traffic, usage
 from vpsd.servers.schemas import (
+    ActionAccepted,
     OsBrief,
     PlanBrief,
     PlanFull,
@@ -36,6 +37,9 @@ from vpsd.servers.schemas import (
     ServerDetail,
     ServerPatch,
     ServerQuery,
+    ServerRebuild,
+    ServerRebuilt,
+    ServerResize,
     ServerState,
     ServerSummary,
     ServerUpdate,
@@ -79,10 +83,18 @@ _ADD = Statement(
 _SET_STATUS = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "error", "updated_at_ms"))
 _DELETE = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "updated_at_ms", "deleted_at_ms"))
 
+_SET_PLAN = Statement(update(servers).where(_c.id == bindparam("the_id")), ("plan_id", "updated_at_ms"))
+_SET_PASSWORD = Statement(update(servers).where(_c.id == bindparam("the_id")), ("root_password_hash",))
+_KEY = Statement(select(_c.authorized_key).where(_c.id == bindparam("the_id")))
+_PLAN = Statement(select(plans).join_from(servers, plans).where(_ONE))
+
 MESSAGES = {
     Command.START: "Server is starting",
     Command.STOP: "Server is stopping",
+    Command.HARD_STOP: "Server is being powered off",
     Command.REBOOT: "Server is rebooting",
+    Command.RESIZE: "Server is being resized. It reboots once.",
+    Command.REBUILD: "Server is being rebuilt. This may take 2-5 minutes.",
 }
 
 
@@ -263,8 +275,8 @@ async def create(
     )
 
 
-async def _check_room(tx: Tx, settings: Settings, plan: Plan) -> None:
-    lacking = (await hosts.room(tx, settings, reserve=True)).lacks(plan)
+async def _check_room(tx: Tx, settings: Settings, plan: Plan, instead_of: Plan | None = None) -> None:
+    lacking = (await hosts.room(tx, settings, reserve=True)).lacks(plan, instead_of)
     if lacking:
         raise Unavailable(
             f"No host has room for a {plan.name} now: too little {', '.join(lacking)}. "
@@ -286,7 +298,7 @@ async def _chosen_plan(tx: Tx, form: Form[ServerCreate]) -> Plan | None:
     return plan
 
 
-async def _chosen_system(tx: Tx, form: Form[ServerCreate]) -> OperatingSystem | None:
+async def _chosen_system(tx: Tx, form: Form[ServerCreate] | Form[ServerRebuild]) -> OperatingSystem | None:
     if not form.has("os_id"):
         return None
     system = await catalog.find_operating_system(tx, form.get("os_id"))
@@ -344,24 +356,102 @@ async def change(
 
 async def tell(
     tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int, command: Command
-) -> ServerState:
+) -> ActionAccepted:
     """Give a server a command; raises `NotFound`, `PaymentRequired`, `WrongStatus` or `Busy`."""
     state = await _state(tx, caller, server_id)
     if command is Command.START and state.status != Status.ACTIVE:
         await billing.check_start(tx, settings, caller.account_id)
+    _check_status(state, command)
+    await begin(tx, ids, clock, server_id, command)
+    await events.add(tx, clock, caller, f"server.{command}", "server", server_id)
+    return _accepted(state, command)
+
+
+def _check_status(state: ServerState, command: Command) -> None:
     refused = refusal(state.status, command)
     if refused is not None:
         raise WrongStatus(refused)
-    await begin(tx, ids, clock, server_id, command)
-    await events.add(tx, clock, caller, f"server.{command}", "server", server_id)
+
+
+async def resize(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int, form: Form[ServerResize]
+) -> ActionAccepted:
+    """Give a server another plan; one that runs reboots for it, another takes its new size when it starts.
+
+    It costs the new plan's price from now on. Raises `NotFound`, `Invalid`, `PaymentRequired`, `OverQuota`,
+    `Unavailable`, `WrongStatus` or `Busy`.
+    """
+    old = await tx.first(Plan, _PLAN, the_account=caller.account_id, the_id=server_id)
+    if old is None:
+        raise NotFound(f"There is no server {server_id}.")
+    plan = await _other_plan(tx, form, old)
+    await billing.check_create(tx, settings, caller.account_id, plan, instead_of=(server_id, old))
+    await _check_room(tx, settings, plan, instead_of=old)
+    state = await _state(tx, caller, server_id)
+    _check_status(state, Command.RESIZE)
+    await billing.change_plan(tx, server_id, plan, clock.now_ms())
+    await tx.run(_SET_PLAN, the_id=server_id, plan_id=plan.id, updated_at_ms=clock.now_ms())
+    await events.add(tx, clock, caller, "server.resize", "server", server_id, f"{old.name} to {plan.name}")
+    if state.status != Status.ACTIVE:
+        return ActionAccepted("success", "Server is resized. It has its new size when it starts.", state)
+    await begin(tx, ids, clock, server_id, Command.RESIZE)
+    return _accepted(state, Command.RESIZE)
+
+
+async def _other_plan(tx: Tx, form: Form[ServerResize], old: Plan) -> Plan:
+    uuid = form.get("plan")
+    named = ("plan" if uuid is not None else "plan_id", uuid if uuid is not None else form.get("plan_id"))
+    if form.has("plan") == form.has("plan_id"):
+        form.wrong("plan_id", "Give the new plan: its id as plan_id, or its uuid as plan.")
+    form.done()
+    offered = [plan for plan in await catalog.list_plans(tx) if plan.available]
+    (field, wanted) = named
+    found = [plan for plan in offered if wanted in (plan.id, plan.uuid)]
+    if not found:
+        names = ", ".join(f"{plan.id} ({plan.name})" for plan in offered if plan.storage_gb >= old.storage_gb)
+        form.wrong(field, f"There is no plan {wanted}. The plans with a disk that is large enough are {names}.")
+    elif found[0].id == old.id:
+        form.wrong(field, f"The server has the plan {old.name} already.")
+    elif found[0].storage_gb < old.storage_gb:
+        sizes = f"{found[0].storage_gb} GB instead of {old.storage_gb}"
+        form.wrong(field, f"A disk cannot shrink ({sizes}). Choose a plan with at least {old.storage_gb} GB.")
+    form.done()
+    return found[0]
+
+
+async def rebuild(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int, form: Form[ServerRebuild]
+) -> ServerRebuilt:
+    """Make a server anew from an operating system: a new disk, everything else stays.
+
+    Raises `NotFound`, `Invalid`, `WrongStatus` or `Busy`.
+    """
+    state = await _state(tx, caller, server_id)
+    system = await _chosen_system(tx, form)
+    form.done()
+    assert system is not None
+    _check_status(state, Command.REBUILD)
+    password = None
+    if await tx.first(lambda key: key, _KEY, the_id=server_id) is None:
+        password = ids.password()
+        await tx.run(_SET_PASSWORD, the_id=server_id, root_password_hash=_password_hash(password))
+    await begin(tx, ids, clock, server_id, Command.REBUILD, system.id)
+    await events.add(tx, clock, caller, "server.rebuild", "server", server_id, system.name)
+    accepted = _accepted(state, Command.REBUILD)
+    return ServerRebuilt(
+        accepted.status, accepted.message, accepted.server, msgspec.UNSET if password is None else password
+    )
+
+
+def _accepted(state: ServerState, command: Command) -> ActionAccepted:
     working = RULES[command].working
     assert working is not None
-    return ServerState(state.id, state.name, working)
+    return ActionAccepted("success", MESSAGES[command], ServerState(state.id, state.name, working))
 
 
-async def begin(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command) -> None:
+async def begin(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command, argument: int | None = None) -> None:
     """Queue a command that the status allows, and show that it is under way; raises `Busy`."""
-    await operations.add(tx, ids, clock, server_id, command)
+    await operations.add(tx, ids, clock, server_id, command, argument)
     working = RULES[command].working
     if working is not None:
         await tx.run(_SET_STATUS, the_id=server_id, status=working, error=None, updated_at_ms=clock.now_ms())

@@ -88,7 +88,7 @@ class Runner:
         lease = Lease.of(operation)
         async with self._world.database.read() as tx:
             server = await rows.get(tx, operation.server_id)
-        job = Job(self._world, lease, server, operation.created_at_ms)
+        job = Job(self._world, operation, server)
         job.superseded = operation.successor is not None
         heartbeat = asyncio.create_task(self._keep_lease(lease, job))
         try:

@@ -24,6 +24,7 @@ _MACHINE = "q35"  # boots a kernel faster than pc under emulation
 
 # All devices sit on the root bus itself: no bridges for firmware and kernel to walk. libvirt does not know of the NIC:
 # its slot is far above those that libvirt gives.
+DISK = "vda"
 _SLOTS = {"agent": "0x02", "vda": "0x03", "vdb": "0x04", "balloon": "0x05", "rng": "0x06", "nic": "0x10"}
 _FORWARD = re.compile(r"hostfwd=tcp:([^:]+):(\d+)-:(\d+)")
 _MAC = re.compile(r"mac=([0-9a-fA-F:]{17})")
@@ -130,7 +131,7 @@ def _add_rules(domain: Xml.Element) -> None:
 
 def _add_devices(domain: Xml.Element, files: Files) -> None:
     devices = Xml.SubElement(domain, "devices")
-    _add_disk(devices, files.disk, "vda", format="qcow2", discard="unmap")
+    _add_disk(devices, files.disk, DISK, format="qcow2", discard="unmap")
     seed = _add_disk(devices, files.seed, "vdb", format="raw")
     Xml.SubElement(seed, "readonly")
     Xml.SubElement(devices, "controller", type="usb", model="none")

@@ -3,7 +3,7 @@
 import libvirt
 
 from vpsd.errors import Unusable
-from vpsd.hypervisor.libvirt.domain_xml import read_wiring
+from vpsd.hypervisor.libvirt.domain_xml import DISK, read_wiring
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.states import power_of
 from vpsd.hypervisor.protocol import GuestSpec, Power
@@ -53,6 +53,15 @@ def power_on(host: libvirt.virConnect, name: str) -> None:
         started = error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
         if not (started and power_of(*domain.state()) is Power.RUNNING):
             raise
+
+
+def grow_disk(host: libvirt.virConnect, name: str, size_bytes: int) -> bool:
+    """Grow the first disk of a domain that runs; False for one that does not, whose volume nobody has open."""
+    domain = find(host, name)
+    if domain is None or not domain.isActive():
+        return False
+    domain.blockResize(DISK, size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    return True
 
 
 def request_shutdown(host: libvirt.virConnect, name: str) -> None:

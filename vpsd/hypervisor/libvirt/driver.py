@@ -142,6 +142,18 @@ class LibvirtHypervisor:
         doing = f"make the disk of {name}"
         await self._call(lambda host: self._pool.make_disk(host, name, base, size_bytes), doing, _QUICK_SECONDS)
 
+    async def grow_disk(self, name: str, size_bytes: int) -> None:
+        """Have the disk at least that large: through QEMU while the guest runs, through the pool while it is off."""
+        self._refuse_foreign(name)
+
+        def ask(host: libvirt.virConnect) -> None:
+            if self._pool.disk_bytes(host, name) >= size_bytes:
+                return
+            if not domains.grow_disk(host, name, size_bytes):
+                self._pool.grow_disk(host, name, size_bytes)
+
+        await self._call(ask, f"grow the disk of {name}", _QUICK_SECONDS)
+
     async def write_seed(self, name: str, content: bytes) -> None:
         """Put the guest's seed on the host."""
         self._refuse_foreign(name)

@@ -177,6 +177,23 @@ class Pool:
         size = max(size_bytes, backing.info()[1])
         pool.createXML(volume_xml(f"{name}.qcow2", size, "qcow2", backing=backing.path()), 0)
 
+    def disk_bytes(self, host: libvirt.virConnect, name: str) -> int:
+        """The size of the guest's disk, as the guest sees it; raises `Unusable` where there is none."""
+        size: int = self._disk_of(host, name).info()[1]
+        return size
+
+    def grow_disk(self, host: libvirt.virConnect, name: str, size_bytes: int) -> None:
+        """Grow the disk of a guest that is off."""
+        self._disk_of(host, name).resize(size_bytes, 0)
+
+    def _disk_of(self, host: libvirt.virConnect, name: str) -> libvirt.virStorageVol:
+        pool = self.open(host)
+        refresh(pool)  # QEMU may have grown it behind libvirt's back
+        volume = find(pool, f"{name}.qcow2")
+        if volume is None:
+            raise Unusable(f"The guest {name} has no disk.")
+        return volume
+
     def write_seed(self, host: libvirt.virConnect, name: str, content: bytes) -> None:
         """Put the seed there; one of the same size is written over in place, so that a running guest sees it."""
         pool = self.open(host)
