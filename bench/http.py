@@ -144,7 +144,7 @@ async def seed(database_url: str, known: int = SERVERS) -> str:
         offered = catalog.read_file(Path(file.name))
     now = clock.now_ms()
     async with database.write() as tx:
-        await catalog.apply(tx, offered)
+        await catalog.apply(tx, clock, offered)
         account = await accounts.add_account(tx, ids, clock, "bench")
         await billing.add_credit(tx, ids, clock, Settings(), account, 10**6 * money.MICROS, "for the measurement")
         _, token = await tokens.add(tx, ids, clock, accounts.operator(account.id), "bench")

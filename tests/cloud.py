@@ -64,7 +64,7 @@ class Cloud:
 
     async def open(self, offered: Catalog, images: Images | None = None) -> None:
         async with self.database.write() as tx:
-            await catalog.apply(tx, offered)
+            await catalog.apply(tx, self.clock, offered)
             self.instance = await accounts.instance(tx, self.ids)
             for name in ("alice", "charlie"):
                 account = await accounts.add_account(tx, self.ids, self.clock, name)

@@ -26,7 +26,7 @@ from vpsd.api.cloud import Cloud, HostStatus
 from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.core import db
-from vpsd.core.clock import Clock, SystemClock, iso_utc
+from vpsd.core.clock import Clock, SystemClock
 from vpsd.core.db import Database
 from vpsd.core.ids import Ids
 from vpsd.errors import Misconfigured, Unavailable
@@ -113,15 +113,13 @@ async def apply_catalog(database: Database, path: Path) -> list[str]:
     """Take over what a catalogue file says and tell what changed; raises `Misconfigured` or `Invalid`."""
     offered, clock = catalog.read_file(path), SystemClock()
     async with database.write() as tx:
-        changes = await catalog.apply(tx, offered)
-        for entry in offered.plans:
-            plan = await catalog.find_plan(tx, entry.id)
-            if plan is not None and entry.price_for_all_from is not None:
-                from_ms = round(entry.price_for_all_from.timestamp() * 1000)
-                count = await billing.reprice(tx, clock, plan, from_ms)
-                if count:
-                    changes.append(f"plans {plan.id}: {count} servers pay the new price from {iso_utc(from_ms)}")
-        return changes
+        changes = await catalog.apply(tx, clock, offered)
+        plans = await catalog.list_plans(tx)
+    for plan in plans:
+        count = await billing.schedule_prices(database, clock, plan)
+        if count:
+            changes.append(f"plans {plan.id}: the price to come of {count} servers is changed")
+    return changes
 
 
 def catalog_file(settings: Settings) -> Path:
@@ -188,6 +186,10 @@ async def serve(settings: Settings, say: Say) -> None:
         async with open_world(settings, say) as world:
             for change in await apply_catalog(world.database, catalog_file(settings)):
                 log.info("catalogue: %s", change)
+            async with world.database.read() as tx:
+                free = [plan.name for plan in await catalog.list_plans(tx) if not plan.price_monthly_micros]
+            if free:
+                say(f"catalogue: no price_monthly, so free: {', '.join(free)}")
             host = HostStatus()
             app = make_app(Cloud(world.database, world.clock, Ids(), host, settings))
             token = await first_token(world.database, settings) if settings.role != "worker" else None

@@ -166,12 +166,23 @@ def _refuse_nonsense(settings: Settings) -> None:
     if not network.is_loopback or network.num_addresses < 4:
         raise Misconfigured(f"VPSD_ADDRESS_POOL={network}: give a network inside 127.0.0.0/8, like 127.10.0.0/16")
     _refuse_odd_money(settings)
+    _refuse_odd_proxies(settings)
     url = settings.database_url
     if url is not None and not url.startswith(("postgresql://", "postgres://", "sqlite:///")):
         # its text is no part of the error: it may hold a password
         raise Misconfigured("VPSD_DATABASE_URL: give an address like postgresql://user@host/name; unset: SQLite")
     if settings.role != "all" and settings.database_url is None:
         raise Misconfigured("VPSD_ROLE: several processes need PostgreSQL; set VPSD_DATABASE_URL")
+
+
+def _refuse_odd_proxies(settings: Settings) -> None:
+    for proxy in filter(None, settings.trusted_proxies.split(",")):
+        try:
+            ipaddress.ip_network(proxy.strip())
+        except ValueError:
+            raise Misconfigured(
+                f"VPSD_TRUSTED_PROXIES={settings.trusted_proxies}: give addresses or networks by commas, like 10.0.0.5"
+            ) from None
 
 
 def _refuse_odd_money(settings: Settings) -> None:

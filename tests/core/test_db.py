@@ -11,7 +11,7 @@ from vpsd.core import db
 from vpsd.core.db import Database, Statement, UniqueViolation
 from vpsd.errors import Misconfigured
 
-PLAN = Plan(7, "P", "p", 1, 256, 2, 1, 2_000_000, "", True)
+PLAN = Plan(7, "P", "p", 1, 256, 2, 1, 2_000_000, None, "", True)
 _ADD = Statement(insert(plans), [column.name for column in plans.c])
 _ALL = Statement(select(plans).order_by(plans.c.id))
 

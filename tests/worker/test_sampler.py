@@ -16,6 +16,7 @@ async def test_usage_is_null_until_it_is_measured_and_then_as_measured(cloud: Cl
         return figures
 
     cloud.hypervisor.usage = usage  # type: ignore[method-assign]
+    cloud.clock.advance(1)
     await cloud.sampler().sample()
     cloud.clock.advance(20)
     figures = Usage(15.0, 50, 3 << 29, 6 << 30, 1 << 30)

@@ -157,6 +157,15 @@ class Caller(Actor, frozen=True, kw_only=True):
     permissions: frozenset[str] = frozenset(("*:*",))
     role: Role | None = None  # of the person whose token it is
 
+    @property
+    def effective(self) -> list[str]:
+        """What remains of the token's permissions under the role of its person."""
+        if self.role is None:
+            return sorted(self.permissions)
+        allowed = OF_ROLE[self.role]
+        both = {name for name in self.permissions if covers(allowed, name)}
+        return sorted(both | {name for name in allowed if covers(self.permissions, name)})
+
     def may(self, needed: str) -> bool:
         """Whether both the token and its person's role allow it."""
         return covers(self.permissions, needed) and (self.role is None or covers(OF_ROLE[self.role], needed))

@@ -36,6 +36,7 @@ _ADD_PERSON = Statement(
     insert(people).returning(people.c.id),
     ("account_id", "email", "first_name", "last_name", "role", "created_at_ms"),
 )
+_SET_ROLE = Statement(update(people).where(people.c.id == bindparam("the_id")), ("role",))
 _REMOVE_PERSON = Statement(delete(people).where(people.c.id == bindparam("the_id")))
 _TOKENS_OF_PERSON = Statement(select(func.count()).select_from(tokens).where(tokens.c.person_id == bindparam("the_id")))
 _FREE_TOKENS = Statement(
@@ -65,8 +66,8 @@ async def list_accounts(tx: Tx) -> list[Account]:
 
 async def add_account(tx: Tx, ids: Ids, clock: Clock, name: str, *, credit_limit_micros: int | None = 0) -> Account:
     """Open an account, prepaid unless a credit limit is given (None: no limit); raises `Invalid` for a taken name."""
-    if not 0 < len(name) <= 255:
-        raise Invalid({"name": ["Give a name of 1 to 255 characters."]})
+    if not 0 < len(name) <= 255 or not name.isprintable():
+        raise Invalid({"name": ["Give a name of 1 to 255 printable characters."]})
     try:
         account = await tx.first(
             Account,
@@ -158,8 +159,11 @@ async def add_person(tx: Tx, clock: Clock, account: Account, person: NewPerson) 
     email = person.email.lower()
     if len(email) > 254 or not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s.]+", email):
         raise Invalid({"email": [f"{person.email!r} is no e-mail address."]})
-    if max(len(person.first_name), len(person.last_name)) > 255:
-        raise Invalid({"first_name": ["Give names of at most 255 characters."]})
+    if (
+        max(len(person.first_name), len(person.last_name)) > 255
+        or not (person.first_name + person.last_name).isprintable()
+    ):
+        raise Invalid({"first_name": ["Give names of at most 255 printable characters."]})
     try:
         await tx.run(
             _ADD_PERSON,
@@ -173,6 +177,14 @@ async def add_person(tx: Tx, clock: Clock, account: Account, person: NewPerson) 
     except UniqueViolation:
         raise Invalid({"email": [f"{email} belongs to {account.name!r} already."]}) from None
     await events.add(tx, clock, operator(account.id), "person.add", detail=f"{email} as {person.role}")
+    return await find_person(tx, account, email)
+
+
+async def set_role(tx: Tx, clock: Clock, account: Account, email: str, role: Role) -> Person:
+    """Change what somebody may do at most; their tokens are bounded by it from now on. Raises `NotFound`."""
+    person = await find_person(tx, account, email)
+    await tx.run(_SET_ROLE, the_id=person.id, role=role)
+    await events.add(tx, clock, operator(account.id), "person.role", detail=f"{person.email} as {role}")
     return await find_person(tx, account, email)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 from vpsd.accounts import events
 from vpsd.accounts.models import Actor, Caller, Token, accounts, people, tokens
 from vpsd.accounts.permissions import KNOWN, Role, unknown
-from vpsd.core.clock import Clock
+from vpsd.core.clock import Clock, iso_utc
 from vpsd.core.db import Statement, Tx
 from vpsd.core.forms import Form
 from vpsd.core.ids import Ids, token_hash
@@ -56,7 +56,11 @@ _ADD = Statement(
     insert(tokens).returning(tokens.c.id),
     ("uuid", "account_id", "person_id", "name", "lookup", "hash", "permissions", "created_at_ms", "expires_at_ms"),
 )
-_PERSON_OF = Statement(select(tokens.c.person_id).where(tokens.c.id == bindparam("the_id")))
+_STILL_VALID = Statement(
+    select(tokens.c.person_id, tokens.c.expires_at_ms)
+    .where(tokens.c.id == bindparam("the_id"), tokens.c.revoked_at_ms.is_(None))
+    .with_for_update(key_share=True)
+)
 _ACCOUNT_OF = Statement(
     select(tokens.c.account_id).where(tokens.c.id == bindparam("the_id"), tokens.c.revoked_at_ms.is_(None))
 )
@@ -176,8 +180,8 @@ async def add(
     """
     if not permissions or unknown(permissions):
         raise Invalid({"permissions": [f"{', '.join(unknown(permissions)) or 'Nothing'}: give some of {_ALL}."]})
-    if not 0 < len(name) <= 255:
-        raise Invalid({"name": ["Give a name of 1 to 255 characters."]})
+    if not 0 < len(name) <= 255 or not name.isprintable():
+        raise Invalid({"name": ["Give a name of 1 to 255 printable characters."]})
     if expires_in_days is not None and not 0 < expires_in_days <= _LONGEST_DAYS:
         raise Invalid({"expires_in_days": [f"Give whole days, 1 to {_LONGEST_DAYS}."]})
     token, now = ids.token(), clock.now_ms()
@@ -215,17 +219,17 @@ async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[Toke
     for permission in wanted:
         if not caller.may(permission):
             raise Forbidden(f"This token lacks the permission {permission}, so it cannot hand it on.")
-    person = await tx.first(lambda found: found, _PERSON_OF, the_id=caller.token_id)
-    return await add(
-        tx,
-        ids,
-        clock,
-        caller,
-        form.get("name"),
-        wanted,
-        expires_in_days=form.get("expires_in_days"),
-        person_id=person,
-    )
+    days = form.get("expires_in_days")
+    # Read again and kept: the token may have been revoked since the request began.
+    valid = await tx.first(lambda *row: row, _STILL_VALID, the_id=caller.token_id)
+    if valid is None:
+        raise Unauthenticated("This token is not valid any more.")
+    person_id, expires_at_ms = valid
+    if expires_at_ms is not None and (days is None or clock.now_ms() + days * _DAY_MS > expires_at_ms):
+        most = max(0, (expires_at_ms - clock.now_ms()) // _DAY_MS)
+        text = f"This token ends at {iso_utc(expires_at_ms)}, and one that it makes cannot outlive it: at most {most}."
+        raise Invalid({"expires_in_days": [text]})
+    return await add(tx, ids, clock, caller, form.get("name"), wanted, expires_in_days=days, person_id=person_id)
 
 
 async def revoke(tx: Tx, clock: Clock, actor: Actor, token_id: int) -> None:

@@ -260,7 +260,7 @@ async def me(request: CloudRequest) -> Me:
         company_name=account.name,
         created_at=iso_utc(account.created_at_ms)[:10],
     )
-    return Me(view, TokenView.of(token))
+    return Me(view, msgspec.structs.replace(TokenView.of(token), permissions=caller.effective))
 
 
 @get("/tokens/", operation_id="token_list", summary="List tokens", opt={"needs": "tokens:read", "query": PageQuery})
@@ -314,7 +314,7 @@ async def balance(request: CloudRequest) -> Balance:
         account = await accounts.get_account(tx, request.user.account_id)
         have = await billing.balance(tx, account.id)
         left = await billing.left(tx, account)
-        price = await billing.monthly_price(tx, account.id)
+        price = await billing.monthly_price(tx, cloud.clock, account.id)
     runs_out_ms = None
     if left is not None and left > 0 and price:
         runs_out_ms = cloud.clock.now_ms() + left * prices.FULL_MONTH_MS // price

@@ -8,13 +8,14 @@ from litestar.exceptions import NotFoundException
 from litestar.middleware import DefineMiddleware
 
 from vpsd.api import account, catalog, servers, ssh_keys
-from vpsd.api.access import BearerToken, Gates, needed
+from vpsd.api.access import BearerToken, needed
 from vpsd.api.cloud import Cloud, CloudRequest
 from vpsd.api.edge import Asgi, Edge
 from vpsd.api.errors import HANDLERS, LARGEST_BODY_BYTES
 from vpsd.api.health import health
 from vpsd.api.openapi import describe
 from vpsd.core.forms import Form
+from vpsd.errors import Invalid
 
 _LARGEST_ID = 2**63 - 1  # that a database can look for
 
@@ -31,7 +32,7 @@ async def openapi(request: CloudRequest) -> bytes:
 
 def make_app(cloud: Cloud) -> Asgi:
     """The application for a cloud."""
-    return Edge(_make_litestar(cloud), cloud.ids)
+    return Edge(_make_litestar(cloud), cloud)
 
 
 def openapi_json() -> bytes:
@@ -49,10 +50,10 @@ def _make_litestar(cloud: Cloud | None) -> Litestar:
         ],
         request_class=CloudRequest,
         middleware=[DefineMiddleware(BearerToken, exclude_from_auth_key="public")],
-        before_request=_refuse_odd_ids,
+        before_request=_refuse_what_is_odd,
         exception_handlers=HANDLERS,
         type_decoders=[(_is_form, _decode_form)],
-        state=State({"cloud": cloud, "gates": None if cloud is None else Gates.of(cloud)}),
+        state=State({"cloud": cloud}),
         request_max_body_size=LARGEST_BODY_BYTES,
         openapi_config=None,
         logging_config=None,
@@ -64,7 +65,10 @@ def _make_litestar(cloud: Cloud | None) -> Litestar:
     return app
 
 
-async def _refuse_odd_ids(request: Request[Any, Any, Any]) -> None:
+async def _refuse_what_is_odd(request: Request[Any, Any, Any]) -> None:
+    assert isinstance(request, CloudRequest)
+    if request.method != "GET" and request.asks_for("dry_run") and request.route_handler.opt.get("query") is None:
+        raise Invalid({"dry_run": ["This cannot be tried: leave dry_run out to do it."]})  # rather than to do it
     # The framework reads ids as Python does: 1_0 and +1 would be numbers.
     numbers: dict[str, Any] = request.scope["path_params"]
     for number in numbers.values():

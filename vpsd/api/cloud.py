@@ -55,6 +55,10 @@ class CloudRequest(Request[Caller, Any, State]):
         """The query, as the struct that the handler names in `opt["query"]`."""
         return Form.of_texts(self.route_handler.opt["query"], dict(self._query()))
 
+    def asks_for(self, name: str) -> bool:
+        """Whether the query names something."""
+        return any(name == given for given, _ in self._query())
+
     def page(self) -> Page:
         """The page of a list that is asked for; raises `Invalid`."""
         asked = self.query_form()

@@ -90,7 +90,7 @@ async def create(request: CloudRequest, data: JSONBody[Form[ServerCreate]]) -> R
 async def _dry_run(request: CloudRequest, tx: Tx, server_id: int, answer: dict[str, Any]) -> DryRun:
     settings = cloud_of(request).settings
     server = await service.get(tx, request.user, cloud_of(request).clock, server_id)
-    monthly = await billing.price_of(tx, server_id)
+    monthly = await billing.price_of(tx, cloud_of(request).clock, server_id)
     return DryRun(
         dry_run=True,
         answer=answer,
@@ -156,7 +156,11 @@ async def stop(request: CloudRequest, server_id: ServerId) -> Response[ActionAcc
 
 
 @post(
-    "/{server_id:int}/reboot/", operation_id="server_reboot", summary="Reboot a server", status_code=200, opt=_COMMAND
+    "/{server_id:int}/reboot/",
+    operation_id="server_reboot",
+    summary="Reboot a server",
+    status_code=200,
+    opt={**_COMMAND, "raises": (WrongStatus, Busy, PaymentRequired)},
 )
 async def reboot(request: CloudRequest, server_id: ServerId) -> Response[ActionAccepted]:
     """Shut a running server down gracefully and power it on again."""

@@ -58,19 +58,25 @@ _OF_SERVER = Statement(
     .where(_r.server_id == bindparam("the_server"), _r.confirmed_at_ms.is_not(None))
     .order_by(_r.from_ms, _r.id)
 )
+_t = traffic.c
 _UNSETTLED = Statement(
-    select(
-        *(traffic.c.server_id, servers.c.account_id, servers.c.deleted_at_ms, traffic.c.month),
-        *(traffic.c.received_bytes, traffic.c.sent_bytes),
-    )
+    select(_t.server_id, servers.c.account_id, servers.c.deleted_at_ms, _t.month)
     .join_from(traffic, servers)
     .where(
-        traffic.c.settled_at_ms.is_(None),
-        or_(traffic.c.month < bindparam("the_month"), servers.c.deleted_at_ms.is_not(None)),
+        _t.settled_at_ms.is_(None),
+        or_(_t.month < bindparam("the_month"), servers.c.deleted_at_ms.is_not(None)),
+        or_(
+            _t.server_id > bindparam("the_server"),
+            and_(_t.server_id == bindparam("the_server"), _t.month > bindparam("the_last")),
+        ),
     )
-    .order_by(traffic.c.server_id, traffic.c.month)
+    .order_by(_t.server_id, _t.month)
     .limit(bindparam("the_limit"))
-    .with_for_update(of=traffic, skip_locked=True)
+)
+_LOCK = Statement(
+    select(_t.received_bytes, _t.sent_bytes)
+    .where(_t.server_id == bindparam("the_server"), _t.month == bindparam("the_last"), _t.settled_at_ms.is_(None))
+    .with_for_update()
 )
 _SETTLE = Statement(
     update(traffic).where(traffic.c.server_id == bindparam("the_server"), traffic.c.month == bindparam("the_month")),
@@ -83,31 +89,42 @@ class _Moved(msgspec.Struct, frozen=True):
     account_id: int
     deleted_at_ms: int | None
     month: str
-    received_bytes: int
-    sent_bytes: int
 
 
 async def charge(database: Database, settings: Settings, ids: Ids, clock: Clock) -> set[int]:
-    """Charge everything that is due; the accounts that were charged."""
+    """Charge everything that is due; the accounts that were charged.
+
+    What cannot be charged is logged and left for the next time; nobody else waits for it.
+    """
     charged: set[int] = set()
     now = clock.now_ms()
     times = {"the_hour": now // prices.HOUR_MS * prices.HOUR_MS, "the_now": now}
     async with database.read() as tx:
         due = await tx.all(lambda account_id, count: (account_id, count), _DUE_ACCOUNTS, **times)
     for first, last in _ranges(due):
-        while True:
-            async with database.write() as tx:
-                accounts = await _charge_batch(tx, ids, clock, first, last, times)
-            if not accounts:
-                break
-            charged |= accounts
-            await asyncio.sleep(0)
+        try:
+            charged |= await _charge_range(database, ids, clock, first, last, times)
+        except Exception:
+            log.exception("accounts %s to %s could not be charged together; now one by one", first, last)
+            for account_id in [account_id for account_id, _ in due if first <= account_id <= last]:
+                try:
+                    charged |= await _charge_range(database, ids, clock, account_id, account_id, times)
+                except Exception:
+                    log.exception("account %s could not be charged; `vpsd billing verify` may say why", account_id)
+    return charged | await _charge_transfers(database, settings, ids, clock, now)
+
+
+async def _charge_range(
+    database: Database, ids: Ids, clock: Clock, first: int, last: int, times: dict[str, int]
+) -> set[int]:
+    charged: set[int] = set()
     while True:
         async with database.write() as tx:
-            accounts, count = await _charge_transfers(tx, settings, ids, clock, now)
-        charged |= accounts
-        if count < _BATCH:
+            accounts = await _charge_batch(tx, ids, clock, first, last, times)
+        if not accounts:
             return charged
+        charged |= accounts
+        await asyncio.sleep(0)
 
 
 def _ranges(due: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -159,22 +176,43 @@ async def _book(tx: Tx, ids: Ids, clock: Clock, account_id: int, made: list[Char
     await tx.many(_ADD_CHARGE, [{**msgspec.structs.asdict(entry), "ledger_id": ledger_id} for entry in made])
 
 
-async def _charge_transfers(tx: Tx, settings: Settings, ids: Ids, clock: Clock, now_ms: int) -> tuple[set[int], int]:
+async def _charge_transfers(database: Database, settings: Settings, ids: Ids, clock: Clock, now_ms: int) -> set[int]:
     """Charge transfer beyond the plans': of months that are over, and of servers that are deleted."""
+    charged: set[int] = set()
+    after: tuple[int, str] = (0, "")
     complete = prices.month_of(now_ms - _LATEST_SAMPLE_MS).name
-    found = await tx.all(_Moved, _UNSETTLED, the_month=complete, the_limit=_BATCH)
-    charged = set()
-    for moved in found:
-        month = prices.month_named(moved.month)
-        had = await tx.all(Rental, _OF_SERVER, the_server=moved.server_id)
-        over = prices.transfer_over(had, month, month.end_ms, moved.received_bytes, moved.sent_bytes)
-        if over:
-            made = _transfer(moved, month, had, over, settings.transfer_price_micros)
-            text = f"transfer of server {moved.server_id} in {moved.month}: {over / prices.GB:.3f} GB beyond its plan"
-            await _book(tx, ids, clock, moved.account_id, [made], text)
-            charged.add(moved.account_id)
-        await tx.run(_SETTLE, the_server=moved.server_id, the_month=moved.month, settled_at_ms=now_ms)
-    return charged, len(found)
+    while True:
+        async with database.read() as tx:
+            found = await tx.all(
+                _Moved, _UNSETTLED, the_month=complete, the_server=after[0], the_last=after[1], the_limit=_BATCH
+            )
+        for moved in found:
+            try:
+                async with database.write() as tx:
+                    if await _settle(tx, settings, ids, clock, moved):
+                        charged.add(moved.account_id)
+            except Exception:
+                log.exception("the transfer of server %s in %s could not be charged", moved.server_id, moved.month)
+        if len(found) < _BATCH:
+            return charged
+        after = (found[-1].server_id, found[-1].month)
+
+
+async def _settle(tx: Tx, settings: Settings, ids: Ids, clock: Clock, known: _Moved) -> bool:
+    """Whether the transfer of a server's month was charged; another worker may have done it already."""
+    key = {"the_server": known.server_id, "the_last": known.month}
+    counted = await tx.first(lambda *bytes_moved: bytes_moved, _LOCK, **key)
+    if counted is None:
+        return False
+    month = prices.month_named(known.month)
+    had = await tx.all(Rental, _OF_SERVER, the_server=known.server_id)
+    over = prices.transfer_over(had, month, month.end_ms, *counted) if had else 0
+    if over:
+        made = _transfer(known, month, had, over, settings.transfer_price_micros)
+        text = f"transfer of server {known.server_id} in {known.month}: {over / prices.GB:.3f} GB beyond its plan"
+        await _book(tx, ids, clock, known.account_id, [made], text)
+    await tx.run(_SETTLE, the_server=known.server_id, the_month=known.month, settled_at_ms=clock.now_ms())
+    return over > 0
 
 
 def _transfer(moved: _Moved, month: Month, had: list[Rental], over: int, price_micros: int) -> Charge:

@@ -42,7 +42,12 @@ rentals = Table(
     Column("charged_until_ms", BigInteger, nullable=False),  # the meter's place, never a sum
     sqlite_autoincrement=True,
 )
-Index("ix_rentals_account_id_to_ms", rentals.c.account_id, rentals.c.to_ms, rentals.c.price_monthly_micros)
+Index(  # what all servers of an account cost together is read from it alone
+    "ix_rentals_account_id_to_ms",
+    *(rentals.c.account_id, rentals.c.to_ms, rentals.c.from_ms, rentals.c.price_monthly_micros),
+)
+_goes_on = rentals.c.to_ms.is_(None)
+Index("uq_rentals_going_on", rentals.c.server_id, unique=True, sqlite_where=_goes_on, postgresql_where=_goes_on)
 uncharged = and_(
     rentals.c.confirmed_at_ms.is_not(None),
     or_(rentals.c.to_ms.is_(None), rentals.c.charged_until_ms < rentals.c.to_ms),

@@ -45,11 +45,6 @@ def month_of(at_ms: int) -> Month:
     return _month_of_hour(at_ms // HOUR_MS)
 
 
-def month_before(month: Month) -> Month:
-    """The month before."""
-    return month_of(month.start_ms - 1)
-
-
 class Span(msgspec.Struct, frozen=True):
     """A stretch of time, and what a whole month (672 hours) of it amounts to."""
 

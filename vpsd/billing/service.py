@@ -6,7 +6,7 @@ Locks are taken in one order: account, server, rental.
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, bindparam, case, func, insert, literal, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, insert, literal, or_, select, union_all, update
 
 from vpsd.accounts import events
 from vpsd.accounts import service as accounts
@@ -16,7 +16,7 @@ from vpsd.billing.models import Entry, Rental, charges, ledger, rentals
 from vpsd.catalog.models import Plan, plans
 from vpsd.core import money
 from vpsd.core.clock import Clock, iso_utc
-from vpsd.core.db import Statement, Tx
+from vpsd.core.db import Database, Statement, Tx
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
 from vpsd.errors import Invalid, OverQuota, PaymentRequired
@@ -45,13 +45,17 @@ _ADD = Statement(
     ("uuid", "account_id", "kind", "amount_micros", "description", "reference", "created_at_ms"),
 )
 _BY_REFERENCE = Statement(select(ledger.c.id).where(_OWN, ledger.c.reference == bindparam("the_reference")))
-_PRICE_OF_ALL = Statement(
-    select(func.coalesce(func.sum(_r.price_monthly_micros), 0)).where(
-        _r.account_id == bindparam("the_account"), _r.to_ms.is_(None)
-    )
-)
+_had_now = (_r.account_id == bindparam("the_account"), _r.from_ms <= bindparam("the_now"))
+_present = union_all(
+    select(_r.price_monthly_micros.label("price")).where(*_had_now, _r.to_ms.is_(None)),
+    select(_r.price_monthly_micros).where(*_had_now, _r.to_ms > bindparam("the_now")),  # another price is to follow
+).subquery()
+_PRICE_OF_ALL = Statement(select(func.coalesce(func.sum(_present.c.price), 0)))
 _PRICE = Statement(
-    select(_r.price_monthly_micros).where(_r.server_id == bindparam("the_server")).order_by(_r.from_ms, _r.id)
+    select(_r.price_monthly_micros)
+    .where(_r.server_id == bindparam("the_server"), _r.from_ms <= bindparam("the_now"))
+    .order_by(_r.from_ms.desc(), _r.id.desc())
+    .limit(1)
 )
 _HELD = Statement(
     select(
@@ -85,14 +89,16 @@ _GOING_ON = Statement(
     .with_for_update()
 )
 _END = Statement(update(rentals).where(_r.id == bindparam("the_id")), ("to_ms",))
-_OF_PLAN = Statement(
-    select(rentals)
-    .where(
-        _r.plan_id == bindparam("the_plan"),
-        _r.to_ms.is_(None),
-        _r.price_monthly_micros != bindparam("the_price"),
-    )
-    .order_by(_r.account_id, _r.server_id)
+_SERVERS_OF_PLAN = Statement(
+    select(_r.server_id)
+    .where(_r.plan_id == bindparam("the_plan"), or_(_r.to_ms.is_(None), _r.to_ms > bindparam("the_now")))
+    .distinct()
+    .order_by(_r.server_id)
+)
+_LOCK_SERVER = Statement(
+    select(servers.c.id)
+    .where(servers.c.id == bindparam("the_server"), servers.c.deleted_at_ms.is_(None))
+    .with_for_update(key_share=True)
 )
 _IN_TIME = and_(
     _r.account_id == bindparam("the_account"),
@@ -104,7 +110,7 @@ _RENTALS = Statement(select(rentals).where(_IN_TIME).order_by(_r.server_id, _r.f
 _OF_ACCOUNT = select(_r.server_id).where(_r.account_id == bindparam("the_account"))
 _NAMES = Statement(select(servers.c.id, servers.c.name).where(servers.c.id.in_(_OF_ACCOUNT)))
 _TRAFFIC = Statement(
-    select(traffic.c.server_id, traffic.c.received_bytes, traffic.c.sent_bytes).where(
+    select(traffic.c.server_id, traffic.c.received_bytes, traffic.c.sent_bytes, traffic.c.settled_at_ms).where(
         traffic.c.server_id.in_(_OF_ACCOUNT), traffic.c.month == bindparam("the_month")
     )
 )
@@ -208,10 +214,12 @@ async def note_credit(tx: Tx, clock: Clock, settings: Settings, account: Account
     """
     actor = Actor(account_id=account.id, kind="vpsd")
     have = await left(tx, account)
-    if have is None or have > 0 or not await monthly_price(tx, account.id):
+    covered = have is None or have > 0
+    if covered or not await monthly_price(tx, clock, account.id):
         if account.exhausted_at_ms is not None:
             await accounts.set_exhausted(tx, account.id, None)
-            await events.add(tx, clock, actor, "credit.restored")
+            if covered:
+                await events.add(tx, clock, actor, "credit.restored")
         return None
     if account.exhausted_at_ms is not None:
         return account.exhausted_at_ms
@@ -228,18 +236,18 @@ def suspends_at_ms(settings: Settings, exhausted_at_ms: int) -> int:
     return exhausted_at_ms + settings.grace_hours * prices.HOUR_MS
 
 
-async def monthly_price(tx: Tx, account_id: int) -> int:
+async def monthly_price(tx: Tx, clock: Clock, account_id: int) -> int:
     """What all servers of an account cost a month together, those that are being made included."""
-    return await tx.first(int, _PRICE_OF_ALL, the_account=account_id) or 0
+    return await tx.first(int, _PRICE_OF_ALL, the_account=account_id, the_now=clock.now_ms()) or 0
 
 
-async def price_of(tx: Tx, server_id: int) -> int:
+async def price_of(tx: Tx, clock: Clock, server_id: int) -> int:
     """What a server costs a month."""
-    return (await tx.all(int, _PRICE, the_server=server_id) or [0])[-1]
+    return await tx.first(int, _PRICE, the_server=server_id, the_now=clock.now_ms()) or 0
 
 
 async def check_create(
-    tx: Tx, settings: Settings, account_id: int, plan: Plan, instead_of: tuple[int, Plan] | None = None
+    tx: Tx, clock: Clock, settings: Settings, account_id: int, plan: Plan, instead_of: tuple[int, Plan] | None = None
 ) -> None:
     """Make sure that an account may have a server of a plan, one more or instead of one that has another plan.
 
@@ -247,10 +255,10 @@ async def check_create(
     """
     account = await accounts.lock_account(tx, account_id)  # so that two creates cannot both spend the last credit
     await _check_quota(tx, account, plan, instead_of and instead_of[1])
-    more = plan.price_monthly_micros - (await price_of(tx, instead_of[0]) if instead_of else 0)
+    more = plan.price_monthly_micros - (await price_of(tx, clock, instead_of[0]) if instead_of else 0)
     if account.credit_limit_micros is None or (instead_of and more <= 0):
         return
-    together = await monthly_price(tx, account_id) + more
+    together = await monthly_price(tx, clock, account_id) + more
     needed = -(-together * settings.cover_hours // 672)
     have = await balance(tx, account_id)
     missing = needed - have - account.credit_limit_micros
@@ -263,15 +271,22 @@ async def check_create(
         )
 
 
-async def check_start(tx: Tx, settings: Settings, account_id: int) -> None:
-    """Make sure that there is credit to start a server on; raises `PaymentRequired`."""
+async def check_start(tx: Tx, clock: Clock, settings: Settings, account_id: int, *, runs: bool = False) -> None:
+    """Make sure that there is credit to start a server on; raises `PaymentRequired`.
+
+    A server that runs may be rebooted until its grace is over: a reboot then would only put its suspension off.
+    """
     account = await accounts.get_account(tx, account_id)
     have = await left(tx, account)
-    if have is not None and have <= 0 and await monthly_price(tx, account_id):
-        raise PaymentRequired(
-            f"The credit is used up: more than {money.text(-have)} {settings.currency} have to be added before a "
-            "server can be started."
-        )
+    if have is None or have > 0 or not await monthly_price(tx, clock, account_id):
+        return
+    since = account.exhausted_at_ms
+    if runs and (since is None or clock.now_ms() < suspends_at_ms(settings, since)):
+        return
+    raise PaymentRequired(
+        f"The credit is used up: more than {money.text(-have)} {settings.currency} have to be added before a "
+        "server can be started."
+    )
 
 
 async def left(tx: Tx, account: Account) -> int | None:
@@ -346,19 +361,59 @@ async def change_plan(tx: Tx, server_id: int, plan: Plan, at_ms: int) -> None:
     )
 
 
-async def reprice(tx: Tx, clock: Clock, plan: Plan, from_ms: int) -> int:
-    """Have every server of a plan cost the plan's price from a moment on, now at the earliest; how many it changes."""
-    at_ms = max(from_ms, clock.now_ms())
-    changed = await tx.all(Rental, _OF_PLAN, the_plan=plan.id, the_price=plan.price_monthly_micros)
+async def schedule_prices(database: Database, clock: Clock, plan: Plan) -> int:
+    """Have the servers of a plan pay its price from the day that the catalogue names, and from no other day.
+
+    What was scheduled before and is no longer wanted is taken back. Each server is a transaction of its own, under its
+    lock; doing it again changes nothing. Says how many servers it changed.
+    """
+    async with database.read() as tx:
+        servers_had = await tx.all(int, _SERVERS_OF_PLAN, the_plan=plan.id, the_now=clock.now_ms())
     told: set[int] = set()
-    for old in changed:
-        await change_plan(tx, old.server_id, plan, at_ms)
-        if old.account_id not in told:
-            told.add(old.account_id)
-            actor = Actor(account_id=old.account_id, kind="operator")
-            detail = f"{plan.name}: {money.text(plan.price_monthly_micros)} a month"
-            await events.add(tx, clock, actor, "plan.price", "plan", plan.id, detail)
-    return len(changed)
+    changed = 0
+    for server_id in servers_had:
+        async with database.write() as tx:
+            account_id = await _schedule_price(tx, clock, server_id, plan)
+            if account_id is not None:
+                changed += 1
+                if account_id not in told:
+                    told.add(account_id)
+                    await _tell_price(tx, clock, account_id, plan)
+    return changed
+
+
+async def _schedule_price(tx: Tx, clock: Clock, server_id: int, plan: Plan) -> int | None:
+    """The account, where something was to be changed."""
+    now = clock.now_ms()
+    if await tx.first(int, _LOCK_SERVER, the_server=server_id) is None:
+        return None  # deleted meanwhile
+    going_on = await tx.all(Rental, _GOING_ON, the_server=server_id, the_time=now)
+    present = [rental for rental in going_on if rental.from_ms <= now]
+    later = [rental for rental in going_on if rental.from_ms > now and rental.to_ms is None]
+    if not present or present[-1].plan_id != plan.id:
+        return None
+    wanted_ms = plan.price_from_ms if plan.price_from_ms is not None and plan.price_from_ms > now else None
+    if present[-1].price_monthly_micros == plan.price_monthly_micros:
+        wanted_ms = None
+    if [(rental.from_ms, rental.price_monthly_micros) for rental in later] == (
+        [] if wanted_ms is None else [(wanted_ms, plan.price_monthly_micros)]
+    ):
+        return None
+    for rental in later:
+        await tx.run(_END, the_id=rental.id, to_ms=rental.from_ms)  # it never begins
+    if later:
+        await tx.run(_END, the_id=present[-1].id, to_ms=None)
+    if wanted_ms is not None:
+        await change_plan(tx, server_id, plan, wanted_ms)
+    return present[-1].account_id
+
+
+async def _tell_price(tx: Tx, clock: Clock, account_id: int, plan: Plan) -> None:
+    begins = "" if plan.price_from_ms is None else f" from {iso_utc(plan.price_from_ms)}"
+    detail = f"{plan.name}: {money.text(plan.price_monthly_micros)} a month{begins}"
+    if plan.price_from_ms is None:
+        detail = f"{plan.name}: the announced price is taken back"
+    await events.add(tx, clock, accounts.operator(account_id), "plan.price", "plan", plan.id, detail)
 
 
 class ServerUsage(msgspec.Struct, frozen=True):
@@ -383,13 +438,15 @@ async def usage(tx: Tx, settings: Settings, account_id: int, month: prices.Month
     for rental in await tx.all(Rental, _RENTALS, the_account=account_id, **times):
         of_server.setdefault(rental.server_id, []).append(rental)
     names = dict(await tx.all(lambda *row: row, _NAMES, the_account=account_id))
-    moved = {
-        server_id: (received, sent)
-        for server_id, received, sent in await tx.all(
-            lambda *row: row, _TRAFFIC, the_account=account_id, the_month=month.name
-        )
-    }
-    charged = dict(await tx.all(lambda *row: row, _TRANSFERS, the_account=account_id, **times))
+    moved, settled = {}, set()
+    for server_id, received, sent, settled_at_ms in await tx.all(
+        lambda *row: row, _TRAFFIC, the_account=account_id, the_month=month.name
+    ):
+        moved[server_id] = (received, sent)
+        if settled_at_ms is not None:
+            settled.add(server_id)
+    charged = dict.fromkeys(settled, 0)
+    charged |= dict(await tx.all(lambda *row: row, _TRANSFERS, the_account=account_id, **times))
     return [
         _usage(settings, month, now_ms, found, names[server_id], moved.get(server_id, (0, 0)), charged.get(server_id))
         for server_id, found in of_server.items()

@@ -45,7 +45,9 @@ _SERVERS = Statement(
 _TRAFFIC = Statement(
     select(traffic.c.server_id, traffic.c.month, traffic.c.received_bytes, traffic.c.sent_bytes)
     .join_from(traffic, servers)
-    .where(servers.c.account_id == bindparam("the_account"), traffic.c.settled_at_ms.is_not(None))
+    .where(
+        servers.c.account_id == bindparam("the_account"), traffic.c.settled_at_ms > 0
+    )  # 0: from before there were prices
 )
 
 
@@ -95,7 +97,7 @@ async def _recompute(tx: Tx, account_id: int) -> tuple[int, list[str]]:
     spent, problems = 0, []
     for server_id, provisioned_at_ms, deleted_at_ms in await tx.all(lambda *row: row, _SERVERS, the_account=account_id):
         had = _confirmed(of_server.get(server_id, []))
-        if provisioned_at_ms is not None and not had:
+        if provisioned_at_ms is not None and deleted_at_ms is None and not had:
             problems.append(f"server {server_id} worked and was never rented")
         had = [rental for rental in had if rental.to_ms is None or rental.to_ms > rental.from_ms]
         if had:
@@ -107,7 +109,7 @@ async def _recompute(tx: Tx, account_id: int) -> tuple[int, list[str]]:
         had = _confirmed(of_server.get(server_id, []))
         over = prices.transfer_over(had, month, month.end_ms, received, sent)
         charged = [entry for entry in made.get((server_id, "transfer"), []) if entry.from_ms == month.start_ms]
-        if over and not charged:
+        if over and had and not charged:
             problems.append(f"server {server_id}: its transfer of {month_name} was not charged")
         spent += sum(prices.transfer_cost(over, entry.rate_micros) for entry in charged)  # at the price of that day
     return spent, problems

@@ -18,6 +18,7 @@ plans = Table(
     Column("storage_gb", Integer, nullable=False),
     Column("bandwidth_gb", Integer, nullable=False),
     Column("price_monthly_micros", BigInteger, nullable=False),  # for servers that are made from now on
+    Column("price_from_ms", BigInteger),  # from when those that have the plan pay it; None: never
     Column("description", String(1000), nullable=False),
     Column("available", Boolean, nullable=False),
 )
@@ -58,6 +59,7 @@ class Plan(msgspec.Struct, frozen=True):
     storage_gb: int
     bandwidth_gb: int  # a month
     price_monthly_micros: int
+    price_from_ms: int | None
     description: str
     available: bool
 

@@ -14,6 +14,7 @@ from sqlalchemy import Table, bindparam, insert, select, update
 
 from vpsd.catalog.models import Location, OperatingSystem, Plan, locations, operating_systems, plans
 from vpsd.core import money
+from vpsd.core.clock import Clock
 from vpsd.core.db import Statement, Tx
 from vpsd.errors import Invalid, Misconfigured, NotFound
 
@@ -46,9 +47,14 @@ class PlanEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def price_monthly_micros(self) -> int:
         """The price, exactly; raises ValueError for one that is finer than a millionth or below zero."""
-        if self.price_monthly < 0:
+        if self.price_monthly.is_finite() and self.price_monthly < 0:
             raise ValueError(f"price_monthly {self.price_monthly} is below zero")
         return money.parse(self.price_monthly)
+
+    @property
+    def price_from_ms(self) -> int | None:
+        """`price_for_all_from`, in milliseconds."""
+        return None if self.price_for_all_from is None else round(self.price_for_all_from.timestamp() * 1000)
 
 
 class OperatingSystemEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -167,13 +173,14 @@ def read_file(path: Path) -> Catalog:
     return catalog
 
 
-async def apply(tx: Tx, catalog: Catalog) -> list[str]:
+async def apply(tx: Tx, clock: Clock, catalog: Catalog) -> list[str]:
     """Bring the tables to the catalogue and say what changed.
 
     Entries that the file no longer names stay, no longer available. Raises `Invalid` where an id would change its
-    meaning or a slug or code would stand twice.
+    meaning, a slug or code would stand twice, or a new price would be for a day that is over.
     """
     changes: list[str] = []
+    await _refuse_past_prices(tx, clock, catalog.plans)
     for table, entries in (
         (plans, catalog.plans),
         (operating_systems, catalog.operating_systems),
@@ -181,6 +188,17 @@ async def apply(tx: Tx, catalog: Catalog) -> list[str]:
     ):
         changes += await _apply_table(tx, table, entries)
     return changes
+
+
+async def _refuse_past_prices(tx: Tx, clock: Clock, entries: Sequence[PlanEntry]) -> None:
+    present = {plan.id: plan for plan in await list_plans(tx)}
+    for entry in entries:
+        plan, from_ms = present.get(entry.id), entry.price_from_ms
+        if plan is None or from_ms is None or from_ms > clock.now_ms():
+            continue
+        if (plan.price_monthly_micros, plan.price_from_ms) != (entry.price_monthly_micros, from_ms):
+            text = f"{entry.id}: price_for_all_from {entry.price_for_all_from} is over."
+            raise Invalid({plans.name: [f"{text} Name a day to come, or take it out."]})
 
 
 async def _apply_table(tx: Tx, table: Table, entries: Sequence[_Strict]) -> list[str]:

@@ -191,6 +191,26 @@ def add_person(
         typer.echo(f"{person.email} belongs to {name} as {person.role}.")
 
 
+@app.command("role")
+def set_role(
+    name: AccountName,
+    email: Email,
+    role: Annotated[Role, typer.Argument(help="What they may do at most from now on.")],
+    json: Json = False,
+) -> None:
+    """Change a person's role; their tokens follow at once. Example: `vpsd account role acme bob@acme.example owner`."""
+
+    async def work(database: Database) -> Person:
+        async with database.write() as tx:
+            return await service.set_role(tx, SystemClock(), await service.find_account(tx, name), email, role)
+
+    person = with_database(work)
+    if json:
+        print_json(person)
+    else:
+        typer.echo(f"{person.email} belongs to {name} as {person.role}.")
+
+
 @app.command("dismiss")
 def remove_person(name: AccountName, email: Email, json: Json = False) -> None:
     """Take a person out of an account and revoke their tokens: `vpsd account dismiss acme bob@acme.example`."""

@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -25,8 +26,13 @@ def print_rows(columns: Sequence[str], found: Sequence[Sequence[object]], nothin
         return
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in found:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+        table.add_row(*("-" if cell is None else _plain(cell) for cell in row))
     console.print(table)
+
+
+def _plain(cell: object) -> Text:
+    """A cell as it is written: customers' words are neither markup nor orders to a terminal."""
+    return Text("".join(character if character.isprintable() else "?" for character in str(cell)))
 
 
 @contextmanager

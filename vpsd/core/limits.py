@@ -43,9 +43,11 @@ class Limiter:
         """What is left for a key, counting nothing."""
         if not self.limit:
             return Quota(0, 0, 0, 0)
-        owed_ms = max(0.0, self._full_at_ms.get(key, 0) - self._clock.now_ms())
-        remaining = int((self.window_seconds * 1000 - owed_ms) / self._each_ms + 1e-6)
-        short_ms = owed_ms + self._each_ms - self.window_seconds * 1000
+        window_ms = self.window_seconds * 1000.0
+        # Never more than the window: a clock that was set back must not owe for hours.
+        owed_ms = min(window_ms, max(0.0, self._full_at_ms.get(key, 0) - self._clock.now_ms()))
+        remaining = int((window_ms - owed_ms) / self._each_ms + 1e-6)
+        short_ms = owed_ms + self._each_ms - window_ms
         retry_seconds = 0 if taken or remaining else max(1, -int(-short_ms // 1000))
         return Quota(self.limit, remaining, -int(-owed_ms // 1000), retry_seconds)
 

@@ -21,7 +21,7 @@ idempotency_keys = Table(
     UniqueConstraint("token_id", "key"),
     sqlite_autoincrement=True,
 )
-Index("ix_idempotency_keys_token_id_created_at_ms", idempotency_keys.c.token_id, idempotency_keys.c.created_at_ms)
+Index("ix_idempotency_keys_created_at_ms", idempotency_keys.c.created_at_ms)
 
 
 class Record(msgspec.Struct, frozen=True):

@@ -39,9 +39,7 @@ _FINISH = Statement(
     update(idempotency_keys).where(*_OWN, _c.owner == bindparam("the_owner")), ("status_code", "answer")
 )
 _DROP = Statement(delete(idempotency_keys).where(*_OWN, _c.owner == bindparam("the_owner"), _c.answer.is_(None)))
-_FORGET = Statement(
-    delete(idempotency_keys).where(_c.token_id == bindparam("the_token"), _c.created_at_ms <= bindparam("the_time"))
-)
+_FORGET = Statement(delete(idempotency_keys).where(_c.created_at_ms <= bindparam("the_time")))
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -67,7 +65,7 @@ async def claim(tx: Tx, ids: Ids, clock: Clock, token_id: int, secret: str, key:
     """
     now = clock.now_ms()
     fingerprint = hmac.new(secret.encode(), request, hashlib.sha256).hexdigest()
-    await tx.run(_FORGET, the_token=token_id, the_time=now - KEPT_HOURS * 3_600_000)
+    await forget(tx, clock)
     found = await tx.first(Record, _RECORD, the_token=token_id, the_key=key)
     mine = Claim(token_id, key, ids.uuid(), secret)
     lease_until_ms = now + LEASE_SECONDS * 1000
@@ -99,6 +97,11 @@ async def claim(tx: Tx, ids: Ids, clock: Clock, token_id: int, secret: str, key:
     ):
         raise _still_running()
     return mine
+
+
+async def forget(tx: Tx, clock: Clock) -> None:
+    """Let go of keys that have had their time."""
+    await tx.run(_FORGET, the_time=clock.now_ms() - KEPT_HOURS * 3_600_000)
 
 
 def _still_running() -> StillRunning:

@@ -276,7 +276,8 @@ async def _note_up(job: Job) -> None:
     async with job.write() as tx:
         address = await addresses.assign(tx, job.world.clock, job.world.settings.network, job.server.id)
         await rows.set_up(tx, job.server.id, address, job.world.clock.now_ms())
-        if job.server.provisioned_at_ms is None:
+        server = await rows.get(tx, job.server.id)
+        if job.server.provisioned_at_ms is None and server.deleted_at_ms is None:
             await billing.confirm_rental(tx, job.world.clock, job.server.id, job.operation.created_at_ms)
 
 

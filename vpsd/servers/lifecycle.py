@@ -62,7 +62,7 @@ RULES: dict[Command, Rule] = {
     Command.DELETE: Rule(frozenset(_S), _S.DELETING, _S.DELETING, _S.DELETING, None),
     Command.RECOVER: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 30, False),
     Command.CONFIGURE: Rule(frozenset({_S.ACTIVE}), None, None, None, 15, False),
-    Command.SUSPEND: Rule(frozenset({_S.ACTIVE, _S.SUSPENDED}), _S.STOPPING, _S.SUSPENDED, _S.ACTIVE, 15, False),
+    Command.SUSPEND: Rule(frozenset({_S.ACTIVE, _S.SUSPENDED}), _S.STOPPING, _S.SUSPENDED, _S.SUSPENDED, None, False),
     Command.RESUME: Rule(frozenset({_S.SUSPENDED}), _S.STARTING, _S.ACTIVE, _S.ERROR, 60, False),
 }
 
@@ -77,6 +77,10 @@ def refusal(status: Status, command: Command) -> str | None:
     rule = RULES[command]
     if status in rule.begins_from:
         return None
+    if status is Status.SUSPENDED and command is not Command.RESUME:
+        return (
+            "The server is suspended: there is no credit for it. Add credit, and it goes back to what it was by itself."
+        )
     may = ", ".join(sorted(rule.begins_from)) or "nothing"
     return (
         f"The server is {status}; {command} needs it to be {may.replace(', ', ' or ')}. "

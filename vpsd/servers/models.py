@@ -22,6 +22,7 @@ servers = Table(
     Column("ip_address", String(45)),  # set when it works
     Column("ssh_port", Integer),
     Column("error", Text),  # why it rests in `error`
+    Column("suspended_at_ms", BigInteger),
     Column("suspended_from", String(16)),  # the status that it goes back to when there is credit again
     # What the guest is made from; the key is a copy, so that deleting a key changes no server.
     Column("authorized_key", Text),
@@ -94,6 +95,7 @@ class Server(msgspec.Struct, frozen=True):
     ip_address: str | None
     ssh_port: int | None
     error: str | None
+    suspended_at_ms: int | None
     suspended_from: str | None
     authorized_key: str | None
     root_password_hash: str | None

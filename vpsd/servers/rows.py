@@ -28,7 +28,7 @@ _SET_DISCARDED = Statement(
     .where(_c.id == bindparam("the_id"))
     .values(os_id=bindparam("b_os"), base=None, kernel_cmdline=None, provisioned_at_ms=None)
 )
-_SET_SUSPENDED_FROM = _set("suspended_from")
+_SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
 _OF_ACCOUNT = Statement(
     _SERVER.where(_c.account_id == bindparam("the_account"), _c.deleted_at_ms.is_(None)).order_by(_c.id)
 )
@@ -85,9 +85,9 @@ async def set_status(tx: Tx, server_id: int, status: str, error: str | None, now
     await tx.run(_SET_STATUS, the_id=server_id, status=status, error=error, updated_at_ms=now_ms)
 
 
-async def set_suspended_from(tx: Tx, server_id: int, status: str) -> None:
-    """The status that the server goes back to when there is credit again."""
-    await tx.run(_SET_SUSPENDED_FROM, the_id=server_id, suspended_from=status)
+async def set_suspended(tx: Tx, server_id: int, status: str, now_ms: int) -> None:
+    """The status that the server goes back to when there is credit again, and since when there is none for it."""
+    await tx.run(_SET_SUSPENDED, the_id=server_id, suspended_from=status, suspended_at_ms=now_ms)
 
 
 async def set_discarded(tx: Tx, server_id: int, os_id: int) -> None:

@@ -233,7 +233,7 @@ async def create(
     form.done()
     assert plan is not None
     assert system is not None
-    await billing.check_create(tx, settings, caller.account_id, plan)
+    await billing.check_create(tx, clock, settings, caller.account_id, plan)
     await _check_room(tx, settings, plan)
     now = clock.now_ms()
     name = form.get("name")
@@ -359,8 +359,9 @@ async def tell(
 ) -> ActionAccepted:
     """Give a server a command; raises `NotFound`, `PaymentRequired`, `WrongStatus` or `Busy`."""
     state = await _state(tx, caller, server_id)
-    if command is Command.START and state.status != Status.ACTIVE:
-        await billing.check_start(tx, settings, caller.account_id)
+    runs = state.status == Status.ACTIVE
+    if (command is Command.START and not runs) or (command is Command.REBOOT and runs):
+        await billing.check_start(tx, clock, settings, caller.account_id, runs=runs)
     _check_status(state, command)
     await begin(tx, ids, clock, server_id, command)
     await events.add(tx, clock, caller, f"server.{command}", "server", server_id)
@@ -385,7 +386,7 @@ async def resize(
     if old is None:
         raise NotFound(f"There is no server {server_id}.")
     plan = await _other_plan(tx, form, old)
-    await billing.check_create(tx, settings, caller.account_id, plan, instead_of=(server_id, old))
+    await billing.check_create(tx, clock, settings, caller.account_id, plan, instead_of=(server_id, old))
     await _check_room(tx, settings, plan, instead_of=old)
     state = await _state(tx, caller, server_id)
     _check_status(state, Command.RESIZE)

@@ -11,9 +11,10 @@ from enum import StrEnum
 
 from vpsd.accounts import events
 from vpsd.accounts import service as accounts
-from vpsd.accounts.models import Account, Actor
+from vpsd.accounts.models import Actor
 from vpsd.billing import meter
 from vpsd.billing import service as billing
+from vpsd.core.clock import iso_utc
 from vpsd.core.db import Tx
 from vpsd.core.ids import Ids
 from vpsd.errors import Busy
@@ -34,8 +35,7 @@ class Wish(StrEnum):
 
     RESUME = "resume"  # there is credit: what was suspended comes back
     WAIT = "wait"  # there is none, and the grace lasts
-    SUSPEND = "suspend"
-    DELETE = "delete"
+    SUSPEND = "suspend"  # the grace is over, and some day so is the time of what is suspended
 
 
 class Biller:
@@ -62,46 +62,61 @@ class Biller:
             concerned |= {account.id for account in await accounts.list_accounts(tx) if account.exhausted_at_ms}
             concerned |= set(await rows.accounts_with(tx, Status.SUSPENDED))
         for account_id in sorted(concerned):
-            await self._settle(account_id)
+            try:
+                await self._settle(account_id)
+            except Exception:
+                log.exception("account %s could not be looked at; the others are", account_id)
 
     async def _settle(self, account_id: int) -> None:
         async with self._world.database.write() as tx:
-            wish = await self._weigh(tx, await accounts.lock_account(tx, account_id))
+            wish = await self._weigh(tx, account_id)
             servers = await rows.of_account(tx, account_id)
-        if wish is not Wish.WAIT:
-            for server in servers:
-                try:
-                    async with self._world.database.write() as tx:
-                        await self._carry_out(tx, wish, await rows.lock(tx, server.id))
-                except Busy:
-                    log.debug("server %s is busy; the next look finds it again", server.id)
+        for server in [server for server in servers if self._action(wish, server) is not None]:
+            try:
+                # Weighed anew together with what is done: a payment may have come in between.
+                async with self._world.database.write() as tx:
+                    wish = await self._weigh(tx, account_id)
+                    await self._carry_out(tx, wish, await rows.lock(tx, server.id))
+            except Busy:
+                log.debug("server %s is busy; the next look finds it again", server.id)
 
-    async def _weigh(self, tx: Tx, account: Account) -> Wish:
+    async def _weigh(self, tx: Tx, account_id: int) -> Wish:
         clock, settings = self._world.clock, self._world.settings
-        since_ms = await billing.note_credit(tx, clock, settings, account)
+        since_ms = await billing.note_credit(tx, clock, settings, await accounts.lock_account(tx, account_id))
         if since_ms is None:
             return Wish.RESUME
-        now, suspend_at_ms = clock.now_ms(), billing.suspends_at_ms(settings, since_ms)
-        if now < suspend_at_ms:
-            return Wish.WAIT
-        days = settings.delete_unpaid_after_days
-        return Wish.DELETE if days is not None and now >= suspend_at_ms + days * _DAY_MS else Wish.SUSPEND
+        return Wish.WAIT if clock.now_ms() < billing.suspends_at_ms(settings, since_ms) else Wish.SUSPEND
+
+    def _action(self, wish: Wish, server: Server) -> Command | None:
+        """What a wish means for a server."""
+        if server.deleted_at_ms is not None:
+            return None
+        if wish is Wish.RESUME and server.status == Status.SUSPENDED:
+            return Command.RESUME
+        if wish is Wish.SUSPEND and server.status in (Status.ACTIVE, Status.STOPPED):
+            return Command.SUSPEND
+        days = self._world.settings.delete_unpaid_after_days
+        if wish is Wish.SUSPEND and server.status == Status.SUSPENDED and days is not None:
+            since_ms = server.suspended_at_ms or self._world.clock.now_ms()
+            return Command.DELETE if self._world.clock.now_ms() >= since_ms + days * _DAY_MS else None
+        return None
 
     async def _carry_out(self, tx: Tx, wish: Wish, server: Server) -> None:
-        if server.deleted_at_ms is not None:
-            return
-        clock, actor = self._world.clock, _self(server.account_id)
-        if wish is Wish.DELETE:
+        action = self._action(wish, server)
+        clock, actor = self._world.clock, Actor(account_id=server.account_id, kind="vpsd")
+        if action is Command.DELETE:
             await service.vanish(tx, actor, self._ids, clock, server.id)
-        elif await operations.open_operation(tx, server.id) is not None:
-            return
-        elif wish is Wish.SUSPEND and server.status in (Status.ACTIVE, Status.STOPPED):
-            await rows.set_suspended_from(tx, server.id, server.status)
-            await self._turn(tx, server, Status.SUSPENDED, Command.SUSPEND, runs=server.status == Status.ACTIVE)
-            await events.add(tx, clock, actor, "server.suspend", "server", server.id)
-        elif wish is Wish.RESUME and server.status == Status.SUSPENDED:
-            runs = server.suspended_from != Status.STOPPED
-            await self._turn(tx, server, Status.STOPPED, Command.RESUME, runs=runs)
+        elif action is Command.SUSPEND:
+            await rows.set_suspended(tx, server.id, server.status, clock.now_ms())
+            await self._turn(tx, server, Status.SUSPENDED, action, runs=server.status == Status.ACTIVE)
+            days = self._world.settings.delete_unpaid_after_days
+            ends = None if days is None else iso_utc(clock.now_ms() + days * _DAY_MS)
+            detail = ends and f"It is deleted at {ends} unless there is credit by then."
+            await events.add(tx, clock, actor, "server.suspend", "server", server.id, detail)
+        elif action is Command.RESUME:
+            if await operations.open_operation(tx, server.id) is not None:
+                return
+            await self._turn(tx, server, Status.STOPPED, action, runs=server.suspended_from != Status.STOPPED)
             await events.add(tx, clock, actor, "server.resume", "server", server.id)
 
     async def _turn(self, tx: Tx, server: Server, rests: Status, command: Command, *, runs: bool) -> None:
@@ -110,7 +125,3 @@ class Biller:
             await service.begin(tx, self._ids, self._world.clock, server.id, command)
         else:
             await rows.set_status(tx, server.id, rests, None, self._world.clock.now_ms())
-
-
-def _self(account_id: int) -> Actor:
-    return Actor(account_id=account_id, kind="vpsd")

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0  # the net under the wake-ups
 _LONGEST_PAUSE_SECONDS = 30
-_LONGEST_DELETE_PAUSE_SECONDS = 300
+_LONGEST_ENDLESS_PAUSE_SECONDS = 300
 
 Tick = Callable[[float], Awaitable[None]]
 
@@ -146,7 +146,7 @@ class Runner:
         await self._rest(operation, lease, RULES[Command(operation.command)].success, None, job.result)
 
     async def _fail(self, operation: Operation, lease: Lease, error: str) -> None:
-        if Command(operation.command) is Command.DELETE:
+        if RULES[Command(operation.command)].minutes is None:  # tried until it is done
             await self._try_again(operation, lease, error)
             return
         log.warning("server %s: %s failed: %s", operation.server_id, operation.command, error)
@@ -182,12 +182,12 @@ class Runner:
 
     async def _try_again(self, operation: Operation, lease: Lease, error: str) -> None:
         now = self._world.clock.now_ms()
-        delete = Command(operation.command) is Command.DELETE
-        longest = _LONGEST_DELETE_PAUSE_SECONDS if delete else _LONGEST_PAUSE_SECONDS
+        endless = RULES[Command(operation.command)].minutes is None
+        longest = _LONGEST_ENDLESS_PAUSE_SECONDS if endless else _LONGEST_PAUSE_SECONDS
         pause_seconds = min(longest, 2 ** min(operation.attempts - 1, 16))
         run_at_ms = now + pause_seconds * 1000
         late = operation.deadline_at_ms is not None and run_at_ms > operation.deadline_at_ms
-        if not delete and (late or operation.attempts >= operations.MAX_ATTEMPTS):
+        if not endless and (late or operation.attempts >= operations.MAX_ATTEMPTS):
             await self._fail(operation, lease, f"Given up after {operation.attempts} attempts: {error}")
             return
         log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, error)

@@ -69,21 +69,23 @@ class Sampler:
         async with self._world.database.read() as tx:
             servers = [server for server in await rows.present(tx) if server.status == Status.ACTIVE]
         for server in servers:
+            asked_at_ms = self._world.clock.now_ms()
             try:
                 measured = await self._world.hypervisor.usage(guest_name(self._world.instance, server.id))
-            except (Unavailable, Unusable) as error:
-                log.debug("server %s could not be measured: %s", server.id, error)
-                continue
-            try:
                 async with self._world.database.write() as tx:
                     if (await rows.lock(tx, server.id)).deleted_at_ms is None:  # its transfer may be charged by now
-                        await self._save(tx, server, measured)
+                        await self._save(tx, server, measured, asked_at_ms)
+            except (Unavailable, Unusable) as error:
+                log.debug("server %s could not be measured: %s", server.id, error)
             except UniqueViolation:
                 continue  # another worker wrote the first row at the same moment
+            except Exception:
+                log.exception("server %s could not be measured; the others are", server.id)
 
-    async def _save(self, tx: Tx, server: Server, measured: Usage) -> None:
-        now = self._world.clock.now_ms()
+    async def _save(self, tx: Tx, server: Server, measured: Usage, now: int) -> None:
         last = await tx.first(Sample, _LAST, the_server=server.id)
+        if last is not None and last.sampled_at_ms >= now:
+            return  # another worker has asked later and was quicker: its counters are ahead of these
         sample = Sample(
             server.id,
             now,
@@ -91,8 +93,8 @@ class Sampler:
             measured.memory_used_mb,
             measured.disk_used_bytes,
             measured.cpu_seconds,
-            measured.received_bytes,
-            measured.sent_bytes,
+            _kept(measured.received_bytes, None if last is None else last.received_bytes),
+            _kept(measured.sent_bytes, None if last is None else last.sent_bytes),
         )
         values = msgspec.structs.asdict(sample)
         if last is None:
@@ -109,6 +111,11 @@ class Sampler:
 async def _add_traffic(tx: Tx, server_id: int, month: str, received: int, sent: int) -> None:
     if not await tx.run(_MORE_TRAFFIC, the_server=server_id, the_month=month, b_received=received, b_sent=sent):
         await tx.run(_ADD_TRAFFIC, server_id=server_id, month=month, received_bytes=received, sent_bytes=sent)
+
+
+def _kept(present: int | None, last: int | None) -> int | None:
+    """A guest that says nothing for once has not begun anew: what it said last is where its counter goes on."""
+    return last if present is None else present
 
 
 def cpu_percent(last: Sample | None, cpu_seconds: float | None, now_ms: int, vcpus: int) -> float | None:

@@ -38,6 +38,9 @@ def ask_agent(domain: libvirt.virDomain, command: str, timeout_seconds: int = _A
         return None
 
 
+_MOST_BYTES = 1 << 53
+
+
 def _memory_used_mb(stats: Mapping[str, int]) -> int | None:
     """What the guest's kernel cannot give away, by its balloon driver."""
     total = stats.get("balloon.available")
@@ -51,8 +54,8 @@ def _disk_used_bytes(answer: Any) -> int | None:
     """All file systems on disks, each once, however often it is mounted."""
     used: dict[str, int] = {}
     for one in _dicts(answer):
-        size = one.get("used-bytes")
-        if isinstance(size, int) and size >= 0 and one.get("type") not in _NO_DISKS:
+        size = _count(one.get("used-bytes"))
+        if size is not None and one.get("type") not in _NO_DISKS:
             used[str(one.get("name"))] = size
     return sum(used.values()) if used else None
 
@@ -67,7 +70,8 @@ def _traffic(answer: Any, mac: str) -> tuple[int | None, int | None]:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
+    """A number that a guest may say and a database can add up: root in the guest can say anything."""
+    return value if isinstance(value, int) and 0 <= value < _MOST_BYTES else None
 
 
 def _dicts(answer: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Accounts with people and permissions, money, hosts, idempotency keys"""
 
-from datetime import UTC, datetime
+import time
 
 import sqlalchemy as sa
 from alembic import op
@@ -102,7 +102,15 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(
-        "ix_rentals_account_id_to_ms", "rentals", ["account_id", "to_ms", "price_monthly_micros"], unique=False
+        "ix_rentals_account_id_to_ms", "rentals", ["account_id", "to_ms", "from_ms", "price_monthly_micros"]
+    )
+    op.create_index(
+        "uq_rentals_going_on",
+        "rentals",
+        ["server_id"],
+        unique=True,
+        sqlite_where=sa.text("to_ms IS NULL"),
+        postgresql_where=sa.text("to_ms IS NULL"),
     )
     op.create_index(op.f("ix_rentals_server_id"), "rentals", ["server_id"], unique=False)
     op.create_index(
@@ -154,9 +162,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("token_id", "key", name=op.f("uq_idempotency_keys_token_id_key")),
         sqlite_autoincrement=True,
     )
-    op.create_index(
-        "ix_idempotency_keys_token_id_created_at_ms", "idempotency_keys", ["token_id", "created_at_ms"], unique=False
-    )
+    op.create_index("ix_idempotency_keys_created_at_ms", "idempotency_keys", ["created_at_ms"])
 
     for name, kind in (
         ("credit_limit_micros", sa.BigInteger()),
@@ -165,6 +171,9 @@ def upgrade() -> None:
     ):
         op.add_column("accounts", sa.Column(name, kind, nullable=True))
     op.add_column("plans", sa.Column("price_monthly_micros", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("plans", sa.Column("price_from_ms", sa.BigInteger(), nullable=True))
+    op.add_column("operations", sa.Column("argument", sa.BigInteger(), nullable=True))
+    op.add_column("servers", sa.Column("suspended_at_ms", sa.BigInteger(), nullable=True))
     op.add_column("servers", sa.Column("suspended_from", sa.String(length=16), nullable=True))
     op.create_index(
         "ix_servers_present_plan",
@@ -195,18 +204,24 @@ def upgrade() -> None:
 
 
 def _keep_what_there_is() -> None:
-    """Accounts go on without a limit, servers at the price of nothing: an upgrade suspends and charges nobody."""
-    op.execute(
-        "INSERT INTO rentals (server_id, account_id, plan_id, price_monthly_micros, bandwidth_gb, from_ms, to_ms, "
-        "confirmed_at_ms, charged_until_ms) "
-        "SELECT s.id, s.account_id, s.plan_id, 0, p.bandwidth_gb, s.created_at_ms, s.deleted_at_ms, "
-        "s.provisioned_at_ms, s.created_at_ms FROM servers s JOIN plans p ON p.id = s.plan_id"
+    """Accounts go on without a limit, servers at the price of nothing: an upgrade suspends and charges nobody.
+
+    Servers that are there are rented from now on. What was moved until now is never charged: `settled_at_ms` 0.
+    """
+    now = sa.literal(time.time_ns() // 1_000_000, sa.BigInteger())
+    s = sa.table("servers", *map(sa.column, ("id", "account_id", "plan_id", "provisioned_at_ms", "deleted_at_ms")))
+    p = sa.table("plans", *map(sa.column, ("id", "bandwidth_gb")))
+    traffic = sa.table("traffic", sa.column("settled_at_ms"))
+    names = (
+        *("server_id", "account_id", "plan_id", "price_monthly_micros", "bandwidth_gb"),
+        *("from_ms", "confirmed_at_ms", "charged_until_ms"),
     )
-    # Months that were over before there were prices are not charged after the event.
-    now = datetime.now(UTC)
-    traffic = sa.table("traffic", sa.column("settled_at_ms"), sa.column("month"))
-    settled = sa.update(traffic).where(traffic.c.month < now.strftime("%Y-%m"))
-    op.execute(settled.values(settled_at_ms=round(now.timestamp() * 1000)))
+    rentals = sa.table("rentals", *map(sa.column, names))
+    kept = sa.select(
+        *(s.c.id, s.c.account_id, s.c.plan_id, sa.literal(0), p.c.bandwidth_gb, now, s.c.provisioned_at_ms, now)
+    ).where(s.c.deleted_at_ms.is_(None), p.c.id == s.c.plan_id)
+    op.execute(sa.insert(rentals).from_select(names, kept))
+    op.execute(sa.update(traffic).values(settled_at_ms=0))
 
 
 def _refuse_changes(table: str) -> None:
