@@ -232,6 +232,9 @@ async def test_delete_takes_over_from_a_create_that_no_worker_has_begun(cloud: C
 async def test_delete_takes_over_from_a_boot_that_a_worker_is_waiting_for(cloud: Cloud) -> None:
     server = await cloud.create()
     cloud.hypervisor.never_boots = True
+    # The boot waits in no time, a database takes some: it shall not have given up before the heartbeat has been there.
+    settings = msgspec.structs.replace(cloud.settings, boot_timeout_seconds=3600)
+    cloud.world = msgspec.structs.replace(cloud.world, settings=settings)
     beats = asyncio.Event()
 
     async def tick(seconds: float) -> None:

@@ -77,15 +77,11 @@ def refusal(status: Status, command: Command) -> str | None:
     rule = RULES[command]
     if status in rule.begins_from:
         return None
-    if status is Status.SUSPENDED and command is not Command.RESUME:
-        return (
-            "The server is suspended: there is no credit for it. Add credit, and it goes back to what it was by itself."
-        )
     may = ", ".join(sorted(rule.begins_from)) or "nothing"
-    return (
-        f"The server is {status}; {command} needs it to be {may.replace(', ', ' or ')}. "
-        f"Allowed now: {', '.join(allowed(status))}."
-    )
+    why = f"{command} needs it to be {may.replace(', ', ' or ')}."
+    if status is Status.SUSPENDED:
+        why = "add credit, and it goes back to what it was by itself."
+    return f"The server is {status}; {why} Allowed now: {', '.join(allowed(status))}."
 
 
 def supersedes(command: Command, open_command: Command) -> bool:
