@@ -291,4 +291,5 @@ PROBLEMS = {
     )
 }
 WRONG_FIELDS = {"name": ["This field is required."], "backups_enabled": ["Expected true or false, got a string."]}
+NOT_DRY = {"dry_run": ["This cannot be tried: leave dry_run out to do it."]}
 WRONG_QUERY = {"page": ["Give a whole number from 1."]}

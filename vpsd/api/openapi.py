@@ -17,7 +17,7 @@ from vpsd import errors
 from vpsd.api.access import EVERYBODY
 from vpsd.api.carrying import DryRun, DryRunQuery
 from vpsd.api.errors import CHALLENGE, CODES, STATUS_CODES, Problem
-from vpsd.api.examples import ANSWERS, BODIES, DRY_RUN, PROBLEMS, WRONG_FIELDS, WRONG_QUERY
+from vpsd.api.examples import ANSWERS, BODIES, DRY_RUN, NOT_DRY, PROBLEMS, WRONG_FIELDS, WRONG_QUERY
 from vpsd.core.forms import Form
 
 _ABOUT = {
@@ -244,8 +244,10 @@ def _bad_request(traits: _Traits) -> dict[int, dict[str, Any]]:
     codes += [CODES[400]] if traits.body else []
     examples: dict[str, object] = {code: {"value": PROBLEMS[code]} for code in codes}
     kinds = ["Problem"] if codes else []
-    if traits.body or traits.query:
-        examples["invalid"] = {"value": WRONG_FIELDS if traits.body else WRONG_QUERY}
+    cannot_be_dry = "GET" not in traits.handler.http_methods and traits.query is None
+    if traits.body or traits.query or cannot_be_dry:
+        wrong = WRONG_FIELDS if traits.body else WRONG_QUERY if traits.query else NOT_DRY
+        examples["invalid"] = {"value": wrong}
         kinds.append("FieldErrors")
     if not kinds:
         return {}
