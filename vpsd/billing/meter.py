@@ -149,12 +149,17 @@ async def _charge_batch(tx: Tx, ids: Ids, clock: Clock, first: int, last: int, t
         of_server.setdefault(rental.server_id, []).append(rental)
     of_account: dict[int, list[Charge]] = {}
     places = []
+    unfinished: set[int] = set()  # servers of which an earlier rental is not charged to its end
     for rental in due:
+        if rental.server_id in unfinished:
+            continue
         alone = [rental]
         others = of_server.get(rental.server_id, alone)
         if rental not in others:  # what goes on comes after all that has ended
             others = [*others, rental]
         until_ms = min(prices.charge_until(rental, times["the_now"]), rental.charged_until_ms + _MOST_MS)
+        if until_ms != rental.to_ms:
+            unfinished.add(rental.server_id)
         places.append({"the_id": rental.id, "charged_until_ms": until_ms})
         of_account.setdefault(rental.account_id, []).extend(prices.server_charges(rental, others, until_ms))
     for account_id, made in of_account.items():

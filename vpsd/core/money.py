@@ -11,7 +11,9 @@ import msgspec
 from msgspec import Meta
 
 MICROS = 1_000_000
+_PLACES = 6
 LARGEST_MICROS = 10**15  # a thousand million credits: more than anybody has, and room below 2**63 for sums
+_LARGEST_DIGITS = 15 - _PLACES  # before the point, less one
 
 Amount: TypeAlias = Annotated[msgspec.Raw, Meta(description="Credits, exactly", extra_json_schema={"type": "number"})]
 
@@ -19,14 +21,22 @@ Amount: TypeAlias = Annotated[msgspec.Raw, Meta(description="Credits, exactly", 
 def parse(amount: Decimal | str) -> int:
     """Micros of a decimal number; raises ValueError with a text for whoever gave it."""
     try:
-        scaled = Decimal(amount) * MICROS
+        exact = Decimal(amount)
     except InvalidOperation:
         raise ValueError(f"{amount} is no amount; write it like 12.50") from None
-    if not scaled.is_finite() or abs(scaled) > LARGEST_MICROS:
+    # By its digits: arithmetic of decimals would round what is longer than its precision.
+    if not exact.is_finite() or (exact and exact.adjusted() > _LARGEST_DIGITS):
         raise ValueError(f"{amount} is beyond {LARGEST_MICROS // MICROS} credits")
-    if scaled != scaled.to_integral_value():
+    sign, digits, exponent = exact.as_tuple()
+    assert isinstance(exponent, int)
+    dropped = max(0, -exponent - _PLACES)  # digits below a millionth
+    kept, rest = (digits[:-dropped], digits[-dropped:]) if dropped else (digits, ())
+    if any(rest):
         raise ValueError(f"{amount} is finer than a millionth of a credit")
-    return int(scaled)
+    micros: int = int("".join(map(str, kept)) or "0") * 10 ** max(0, exponent + _PLACES if any(kept) else 0)
+    if micros > LARGEST_MICROS:
+        raise ValueError(f"{amount} is beyond {LARGEST_MICROS // MICROS} credits")
+    return -micros if sign else micros
 
 
 def text(micros: int) -> str:

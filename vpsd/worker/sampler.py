@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 import msgspec
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, or_, select, update
 
 from vpsd.core.clock import iso_utc
 from vpsd.core.db import Statement, Tx, UniqueViolation
@@ -23,10 +23,12 @@ _COLUMNS = [column.name for column in usage.c]
 _LAST = Statement(select(usage).where(usage.c.server_id == bindparam("the_server")))
 _ADD = Statement(insert(usage), _COLUMNS)
 _CHANGE = Statement(update(usage).where(usage.c.server_id == bindparam("the_server")), _COLUMNS[1:])
+_OF_MONTH = (traffic.c.server_id == bindparam("the_server"), traffic.c.month == bindparam("the_month"))
+_IS_THERE = Statement(select(traffic.c.server_id).where(*_OF_MONTH))
 _ADD_TRAFFIC = Statement(insert(traffic), ("server_id", "month", "received_bytes", "sent_bytes"))
 _MORE_TRAFFIC = Statement(
     update(traffic)
-    .where(traffic.c.server_id == bindparam("the_server"), traffic.c.month == bindparam("the_month"))
+    .where(*_OF_MONTH, or_(traffic.c.settled_at_ms.is_(None), traffic.c.settled_at_ms == 0))
     .values(
         received_bytes=traffic.c.received_bytes + bindparam("b_received"),
         sent_bytes=traffic.c.sent_bytes + bindparam("b_sent"),
@@ -109,7 +111,9 @@ class Sampler:
 
 
 async def _add_traffic(tx: Tx, server_id: int, month: str, received: int, sent: int) -> None:
-    if not await tx.run(_MORE_TRAFFIC, the_server=server_id, the_month=month, b_received=received, b_sent=sent):
+    if await tx.run(_MORE_TRAFFIC, the_server=server_id, the_month=month, b_received=received, b_sent=sent):
+        return
+    if await tx.first(int, _IS_THERE, the_server=server_id, the_month=month) is None:  # else it is charged, for good
         await tx.run(_ADD_TRAFFIC, server_id=server_id, month=month, received_bytes=received, sent_bytes=sent)
 
 
