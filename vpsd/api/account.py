@@ -27,6 +27,7 @@ from vpsd.core.pages import PageQuery
 from vpsd.errors import Forbidden
 
 _HOUR_MS = prices.HOUR_MS
+_LAST_MS = 253_402_300_799_000  # the last second that can be written with four digits of a year
 
 
 class AccountView(msgspec.Struct):
@@ -317,7 +318,7 @@ async def balance(request: CloudRequest) -> Balance:
         price = await billing.monthly_price(tx, cloud.clock, account.id)
     runs_out_ms = None
     if left is not None and left > 0 and price:
-        runs_out_ms = cloud.clock.now_ms() + left * prices.FULL_MONTH_MS // price
+        runs_out_ms = min(cloud.clock.now_ms() + left * prices.FULL_MONTH_MS // price, _LAST_MS)
     since = account.exhausted_at_ms
     return Balance(
         money.amount(have),
