@@ -84,12 +84,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     transfer_price: Annotated[Decimal, Meta(description="Price of a GB of transfer beyond the plan's; 0: free.")] = (
         Decimal("0.01")
     )
-    vcpu_overcommit: Annotated[float, Meta(gt=0, description="vCPUs to hand out for each CPU of the host.")] = 8.0
-    memory_overcommit: Annotated[float, Meta(gt=0, description="Memory to hand out, as a multiple of the host's.")] = (
-        1.0
-    )
+    vcpu_overcommit: Annotated[
+        float, Meta(gt=0, le=1000, description="vCPUs to hand out for each CPU of the host.")
+    ] = 8.0
+    memory_overcommit: Annotated[
+        float, Meta(gt=0, le=1000, description="Memory to hand out, as a multiple of the host's.")
+    ] = 1.0
     storage_overcommit: Annotated[
-        float, Meta(gt=0, description="Disk space to hand out, as a multiple of the pool's: disks grow as they fill.")
+        float,
+        Meta(
+            gt=0, le=1000, description="Disk space to hand out, as a multiple of the pool's: disks grow as they fill."
+        ),
     ] = 4.0
 
     @property

@@ -105,6 +105,11 @@ class Rental(msgspec.Struct, frozen=True):
     confirmed_at_ms: int | None
     charged_until_ms: int
 
+    @property
+    def was_charged(self) -> bool:
+        """Whether some of it was charged."""
+        return self.charged_until_ms > self.from_ms
+
 
 class Charge(msgspec.Struct, frozen=True):
     """An interval that was charged, field for column; `id` 0 before it is written."""

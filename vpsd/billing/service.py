@@ -53,7 +53,11 @@ _present = union_all(
 _PRICE_OF_ALL = Statement(select(func.coalesce(func.sum(_present.c.price), 0)))
 _PRICE = Statement(
     select(_r.price_monthly_micros)
-    .where(_r.server_id == bindparam("the_server"), _r.from_ms <= bindparam("the_now"))
+    .where(
+        _r.server_id == bindparam("the_server"),
+        _r.from_ms <= bindparam("the_now"),
+        or_(_r.to_ms.is_(None), _r.to_ms > _r.from_ms),  # others never began
+    )
     .order_by(_r.from_ms.desc(), _r.id.desc())
     .limit(1)
 )
@@ -196,6 +200,10 @@ async def add_credit(
     await accounts.lock_account(tx, account.id)
     if amount_micros == 0:
         raise Invalid({"amount": ["Give an amount other than 0."]})
+    if reference is not None and not (0 < len(reference) <= 255 and reference.isprintable()):
+        raise Invalid({"reference": ["Give 1 to 255 printable characters."]})
+    if not (len(description) <= 1000 and description.isprintable()):
+        raise Invalid({"note": ["Give at most 1000 printable characters."]})
     booked = await tx.first(int, _BY_REFERENCE, the_account=account.id, the_reference=reference)
     if reference is not None and booked is not None:
         raise Invalid({"reference": [f"{reference} was booked for {account.name!r} already; nothing was added."]})
@@ -261,12 +269,12 @@ async def check_create(
     together = await monthly_price(tx, clock, account_id) + more
     needed = -(-together * settings.cover_hours // 672)
     have = await balance(tx, account_id)
-    missing = needed - have - account.credit_limit_micros
-    if together and (missing > 0 or have + account.credit_limit_micros <= 0):
+    missing = max(needed, 1) - have - account.credit_limit_micros
+    if together and missing > 0:
         hours = f"all your servers with this one for {settings.cover_hours} hours ({money.text(needed)})"
         raise PaymentRequired(
             f"A {plan.name} costs {money.text(plan.price_monthly_micros)} {settings.currency} a month. The balance is "
-            f"{money.text(have)} and has to cover {hours}: {money.text(max(missing, 1))} {settings.currency} are "
+            f"{money.text(have)} and has to cover {hours}: {money.text(missing)} {settings.currency} are "
             "missing. Add credit, or delete a server."
         )
 
@@ -347,7 +355,7 @@ async def end_rental(tx: Tx, server_id: int, at_ms: int) -> list[Rental]:
 async def change_plan(tx: Tx, server_id: int, plan: Plan, at_ms: int) -> None:
     """Have a server cost a plan's present price from a moment on, or from where it has been charged beyond that."""
     ended = await end_rental(tx, server_id, at_ms)
-    from_ms = max(at_ms, *(rental.charged_until_ms for rental in ended if rental.from_ms <= at_ms))
+    from_ms = max([at_ms, *(rental.charged_until_ms for rental in ended if rental.was_charged)])
     await tx.run(
         _OPEN,
         server_id=server_id,
@@ -388,8 +396,9 @@ async def _schedule_price(tx: Tx, clock: Clock, server_id: int, plan: Plan) -> i
     if await tx.first(int, _LOCK_SERVER, the_server=server_id) is None:
         return None  # deleted meanwhile
     going_on = await tx.all(Rental, _GOING_ON, the_server=server_id, the_time=now)
-    present = [rental for rental in going_on if rental.from_ms <= now]
-    later = [rental for rental in going_on if rental.from_ms > now and rental.to_ms is None]
+    # A clock that was set back does not undo what has begun and was charged.
+    present = [rental for rental in going_on if rental.from_ms <= now or rental.was_charged]
+    later = [rental for rental in going_on if rental not in present and rental.to_ms is None]
     if not present or present[-1].plan_id != plan.id:
         return None
     wanted_ms = plan.price_from_ms if plan.price_from_ms is not None and plan.price_from_ms > now else None

@@ -121,7 +121,7 @@ def _confirmed(had: list[Rental]) -> list[Rental]:
 
 def _meter_at(had: list[Rental]) -> int:
     """Until when all is charged."""
-    moved = [rental.charged_until_ms for rental in had if rental.charged_until_ms > rental.from_ms]
+    moved = [rental.charged_until_ms for rental in had if rental.was_charged]
     return max(moved, default=had[0].from_ms)
 
 
@@ -145,6 +145,16 @@ def _overlaps(server_id: int, made: list[Charge], had: list[Rental]) -> list[str
         for end, entry in zip(ends, made, strict=False)
         if entry.from_ms != end or entry.to_ms <= entry.from_ms
     ]
-    if ends[-1] != _meter_at(had):
+    if any(rental.charged_until_ms != _charged_to(rental, made) for rental in had):
         problems.append(f"server {server_id}: the meter does not stand where its charges end")
     return problems
+
+
+def _charged_to(rental: Rental, made: list[Charge]) -> int:
+    """Until when there are charges for a rental."""
+    within = [
+        entry.to_ms
+        for entry in made
+        if rental.from_ms <= entry.from_ms and (rental.to_ms is None or entry.from_ms < rental.to_ms)
+    ]
+    return max(within, default=rental.from_ms)
