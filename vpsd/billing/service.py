@@ -108,7 +108,7 @@ _IN_TIME = and_(
     _r.account_id == bindparam("the_account"),
     _r.confirmed_at_ms.is_not(None),
     _r.from_ms < bindparam("the_end"),
-    or_(_r.to_ms.is_(None), _r.to_ms > bindparam("the_start")),
+    or_(_r.to_ms.is_(None), and_(_r.to_ms > bindparam("the_start"), _r.to_ms > _r.from_ms)),
 )
 _RENTALS = Statement(select(rentals).where(_IN_TIME).order_by(_r.server_id, _r.from_ms, _r.id))
 _OF_ACCOUNT = select(_r.server_id).where(_r.account_id == bindparam("the_account"))
