@@ -232,6 +232,7 @@ def _open_sqlite(path: str) -> sqlite3.Connection:
         "journal_mode = WAL",
         "synchronous = FULL",  # an answered request survives a power cut
         "foreign_keys = ON",
+        "recursive_triggers = ON",  # or a REPLACE would slip past what keeps rows from being deleted
         "busy_timeout = 10000",
     ):
         connection.execute(f"PRAGMA {pragma}")
