@@ -1,12 +1,18 @@
 """The whole process, on the simulator: start, end, start again."""
 
+import json
+import shlex
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 
+from tests import running
+from tests.api.test_access import PUBLIC_KEY
 from tests.running import PROGRAM, Vpsd, run, until
 
 
@@ -80,3 +86,71 @@ def test_a_host_that_does_not_answer_is_said_and_waited_for(vpsd: Vpsd) -> None:
     assert str(socket_path) in vpsd.said()
     assert vpsd.create("web")["status"] == "provisioning"
     assert vpsd.interrupt() == 0
+
+
+@pytest.fixture
+def talkative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vpsd]:
+    """A vpsd, not yet running, that logs all it can to `errors` in the test's folder; what it says is kept apart."""
+    script = tmp_path / "vpsd"
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(PROGRAM))} "$@" 2>>{shlex.quote(str(tmp_path / "errors"))}\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(running, "PROGRAM", script)
+    made = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, log_format="json", log_level="debug")
+    yield made
+    made.discard()
+
+
+def test_no_secret_is_in_anything_that_is_logged(talkative: Vpsd, tmp_path: Path) -> None:
+    talkative.start()
+    said = talkative.said()
+    assert said.count(talkative.token) >= 1  # at the first start, on purpose, and not in the log
+    http = httpx.Client(
+        base_url=f"http://{talkative.listen}/api/v1/", headers={"Authorization": f"Bearer {talkative.token}"}
+    )
+    wish = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"}
+    secrets, answers = [talkative.token], []
+    for number in range(2):
+        for _ in range(2):  # the second is answered from what is kept of the first
+            answer = http.post("servers/", json=wish, headers={"Idempotency-Key": f"order-{number}"})
+            assert answer.status_code == 201
+        answers.append(answer.text)
+        secrets.append(answer.json()["password"])
+        body = {"name": f"token-{number}", "permissions": ["servers:read"]}
+        made = http.post("account/tokens/", json=body, headers={"Idempotency-Key": f"token-{number}"})
+        answers.append(made.text)
+        secrets.append(made.json()["token"])
+    http.post("ssh-keys/", json={"name": "laptop", "public_key": PUBLIC_KEY})
+    http.post("servers/", json={**wish, "password": "my-own-password"})  # there is no such field
+    secrets += ["vps_mistyped", "vps_in-the-query", "my-own-password", "basic-secret"]
+    for header in ("Bearer vps_mistyped", "Basic basic-secret", "basic-secret", "Bearer vps_mistyped\x7f"):
+        refused = http.get("servers/", headers={"Authorization": header})
+        assert refused.status_code == (400 if "\x7f" in header else 401)  # that one is no HTTP
+    for path in ("servers/", "nowhere/", "servers/?dry_run=maybe&", "account/usage/"):
+        http.request("POST" if "dry" in path else "GET", f"{path}?token=vps_in-the-query", json=wish)
+    assert http.post("servers/1/stop/", headers={"Idempotency-Key": "stop"}).status_code in (200, 400)
+
+    def at_rest() -> bool:
+        return {server["status"] for server in talkative.get("servers/")["results"]} <= {"active", "stopped"}
+
+    until(at_rest, "the servers to come to rest")
+    assert http.delete("account/tokens/2/").status_code == 204
+    assert http.delete("servers/2/").status_code == 204
+    shown = talkative.run("token", "add", "default", "--json")  # a command logs as much, to the same place
+    secrets.append(json.loads(shown.stdout)["token"])
+    talkative.run("credit", "add", "default", "5", "--json")
+    assert talkative.interrupt() == 0
+
+    secrets += [row[0] for row in talkative.rows("SELECT hash FROM tokens")]
+    secrets += [row[0] for row in talkative.rows("SELECT root_password_hash FROM servers")]
+    assert len(secrets) == len(set(secrets)) == 1 + 4 + 4 + 1 + 4 + 2
+    logged = (tmp_path / "errors").read_text()
+    lines = [json.loads(line) for line in logged.splitlines()]
+    asked = [line for line in lines if line["logger"] == "vpsd.access"]
+    assert len(asked) > 20
+    assert all(line["request_id"] and line["status"] for line in asked)
+    assert {line["status"] for line in asked} >= {200, 201, 204, 400, 401, 404}
+    assert "debug" in {line["level"] for line in lines}
+    for secret in [*secrets, *answers]:
+        assert secret.removeprefix("vps_") not in logged
+        assert secret == talkative.token or secret not in talkative.said()
+    assert "?" not in "".join(line["path"] for line in asked)

@@ -38,11 +38,77 @@ def test_values_are_read_by_their_type() -> None:
         ("VPSD_ROLE", "worker"),
         ("VPSD_DATABASE_URL", "mysql://vpsd@db/vpsd"),
         ("VPSD_DATABASE_URL", "vpsd"),
+        ("VPSD_CURRENCY", "usd"),
+        ("VPSD_CURRENCY", "US Dollar"),
+        ("VPSD_CURRENCY", "USDT"),
+        ("VPSD_CURRENCY", "EU\n"),
+        ("VPSD_TRANSFER_PRICE", "-1"),
+        ("VPSD_TRANSFER_PRICE", "-0.01"),
+        ("VPSD_TRANSFER_PRICE", "0.0000001"),
+        ("VPSD_TRANSFER_PRICE", "a cent"),
+        ("VPSD_TRANSFER_PRICE", "NaN"),
+        ("VPSD_TRANSFER_PRICE", "Infinity"),
+        ("VPSD_TRANSFER_PRICE", "1000000001"),
+        ("VPSD_TRANSFER_PRICE", "1e999999"),
+        ("VPSD_COVER_HOURS", "-1"),
+        ("VPSD_COVER_HOURS", "8761"),
+        ("VPSD_COVER_HOURS", "1.5"),
+        ("VPSD_GRACE_HOURS", "-1"),
+        ("VPSD_GRACE_HOURS", "8761"),
+        ("VPSD_GRACE_HOURS", "three days"),
+        ("VPSD_DELETE_UNPAID_AFTER_DAYS", "0"),
+        ("VPSD_DELETE_UNPAID_AFTER_DAYS", "-1"),
+        ("VPSD_DELETE_UNPAID_AFTER_DAYS", "never"),
+        ("VPSD_RATE_LIMIT", "-1"),
+        ("VPSD_RATE_LIMIT", "1.5"),
+        ("VPSD_ADDRESS_RATE_LIMIT", "-1"),
+        ("VPSD_ADDRESS_RATE_LIMIT", "no"),
+        ("VPSD_LOGIN_FAILURES", "-1"),
+        ("VPSD_LOGIN_FAILURES", "no"),
+        ("VPSD_TRUSTED_PROXIES", "*"),
+        ("VPSD_TRUSTED_PROXIES", "proxy.example"),
+        ("VPSD_TRUSTED_PROXIES", "10.0.0.5,10.0.0.300"),
+        ("VPSD_LOG_FORMAT", "xml"),
+        ("VPSD_LOG_FORMAT", "JSON"),
+        ("VPSD_LOG_LEVEL", "loud"),
+        ("VPSD_VCPU_OVERCOMMIT", "0"),
+        ("VPSD_VCPU_OVERCOMMIT", "-1"),
+        ("VPSD_VCPU_OVERCOMMIT", "nan"),
+        ("VPSD_VCPU_OVERCOMMIT", "inf"),
+        ("VPSD_MEMORY_OVERCOMMIT", "0"),
+        ("VPSD_MEMORY_OVERCOMMIT", "inf"),
+        ("VPSD_STORAGE_OVERCOMMIT", "a lot"),
+        ("VPSD_STORAGE_OVERCOMMIT", "1e400"),
     ],
 )
 def test_nonsense_is_refused_by_name(variable: str, value: str) -> None:
     with pytest.raises(Misconfigured, match=variable):
         load({variable: value})
+
+
+def test_settings_about_money_and_limits_are_read_by_their_type() -> None:
+    settings = load(
+        {
+            "VPSD_CURRENCY": "EUR",
+            "VPSD_TRANSFER_PRICE": "0.000001",
+            "VPSD_COVER_HOURS": "0",
+            "VPSD_GRACE_HOURS": "0",
+            "VPSD_DELETE_UNPAID_AFTER_DAYS": "30",
+            "VPSD_RATE_LIMIT": "0",
+            "VPSD_LOG_FORMAT": "json",
+            "VPSD_MEMORY_OVERCOMMIT": "1.5",
+        }
+    )
+    assert (settings.currency, settings.transfer_price_micros) == ("EUR", 1)
+    assert (settings.cover_hours, settings.grace_hours, settings.delete_unpaid_after_days) == (0, 0, 30)
+    assert (settings.rate_limit, settings.log_format, settings.memory_overcommit) == (0, "json", 1.5)
+
+
+def test_without_variables_money_and_limits_have_the_documented_defaults() -> None:
+    settings = load({})
+    assert (settings.currency, settings.transfer_price_micros) == ("USD", 10_000)
+    assert (settings.cover_hours, settings.grace_hours, settings.delete_unpaid_after_days) == (24, 72, None)
+    assert (settings.rate_limit, settings.address_rate_limit, settings.login_failures) == (1200, 2400, 20)
 
 
 def test_a_password_in_the_database_url_is_no_part_of_an_error() -> None:

@@ -16,14 +16,16 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = ["name", "plan_id", "os_id", "location", "hostname", "ssh_key_id", "backups_enabled", "public_key"]
+NAMES += ["permissions", "expires_in_days"]
 GOOD: dict[str, Any] = {"name": "web", **TINY, "public_key": "ssh-ed25519 AAAA"}
+TOKEN: dict[str, Any] = {"name": "backup", "permissions": ["servers:read"], "expires_in_days": 30}
 
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
     """Mostly objects of the right fields, with something wrong in them."""
     wrong = draw(st.dictionaries(st.sampled_from(NAMES) | TEXT, JSON, max_size=4))
-    value = draw(st.sampled_from([{**GOOD, **wrong}, wrong]) | JSON)
+    value = draw(st.sampled_from([{**GOOD, **wrong}, {**TOKEN, **wrong}, wrong]) | JSON)
     return json.dumps(value).encode()  # escapes, so that every character comes through
 
 
@@ -42,6 +44,7 @@ random_input = settings(
         ("PATCH", "/api/v1/servers/1/"),
         ("PUT", "/api/v1/servers/1/"),
         ("POST", "/api/v1/ssh-keys/"),
+        ("POST", "/api/v1/account/tokens/"),
     ],
 )
 @random_input
@@ -53,6 +56,31 @@ async def test_random_json_is_never_a_500(cloud: Cloud, method: str, path: str, 
         errors = answer.json()
         assert errors
         assert set(errors) == {"detail", "code"} or all(isinstance(messages, list) for messages in errors.values())
+
+
+KEYS = st.binary(max_size=300) | st.text(st.characters(max_codepoint=126, min_codepoint=32), max_size=300).map(
+    str.encode
+)
+
+
+@random_input
+@given(key=KEYS, body=bodies())
+async def test_a_random_idempotency_key_is_never_a_500(cloud: Cloud, key: bytes, body: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+    for _ in range(2):
+        answer = await cloud.ask("POST", "/api/v1/account/tokens/", content=body, headers=headers)
+        assert answer.status_code in (201, 400, 422), answer.text  # 422: the same key came with another body before
+
+
+@random_input
+@given(query=st.dictionaries(st.sampled_from(["month", "page", "location", "dry_run"]), st.text(
+    st.characters(exclude_categories=["Cs"]), max_size=20), max_size=4))  # fmt: skip
+async def test_a_random_query_about_money_is_never_a_500(cloud: Cloud, query: dict[str, str]) -> None:
+    for path in ("account/usage/", "account/transactions/", "account/events/", "account/tokens/", "plans/"):
+        answer = await cloud.get(f"/api/v1/{path}", params=query)
+        assert answer.status_code in (200, 400), answer.text
+        if answer.status_code == 400:
+            assert set(answer.json()) <= set(query)
 
 
 @random_input

@@ -1,0 +1,269 @@
+"""Tokens: made once, shown once, worth something until they end or are revoked."""
+
+import hmac
+import re
+from typing import Any
+
+import pytest
+
+from tests.api.tables import change, dump, rows
+from tests.cloud import Cloud
+from vpsd.accounts import service as accounts
+from vpsd.accounts import tokens
+from vpsd.accounts.models import tokens as token_table
+from vpsd.accounts.permissions import KNOWN, Role
+from vpsd.accounts.service import NewPerson
+from vpsd.accounts.tokens import TokenCreate
+from vpsd.core.clock import iso_utc
+from vpsd.core.forms import Form
+from vpsd.core.ids import token_hash
+from vpsd.errors import Invalid, Unauthenticated
+
+TOKENS = "/api/v1/account/tokens/"
+ME = "/api/v1/account/me/"
+SHAPE = re.compile(r"vps_[2-9a-zA-Z]{40}")
+DAY = 86_400
+
+
+async def make(cloud: Cloud, who: str = "alice", **wish: Any) -> dict[str, Any]:
+    answer = await cloud.post(TOKENS, {"name": "backup", "permissions": ["servers:read"], **wish}, who=who)
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    cloud.tokens[made["name"]] = made["token"]
+    return made
+
+
+async def test_a_new_token_is_shown_once_and_works(cloud: Cloud) -> None:
+    made = await make(cloud, expires_in_days=30)
+    assert SHAPE.fullmatch(made["token"])
+    now = cloud.clock.now_ms()
+    assert {name: made[name] for name in made if name not in ("id", "uuid", "token")} == {
+        "name": "backup",
+        "permissions": ["servers:read"],
+        "person": None,
+        "created_at": iso_utc(now),
+        "expires_at": iso_utc(now + 30 * DAY * 1000),
+        "last_used_at": None,
+    }
+    assert (await cloud.get("/api/v1/servers/", who="backup")).status_code == 200
+    for path in (TOKENS, ME, "/api/v1/account/events/"):
+        text = (await cloud.get(path)).text
+        assert made["token"] not in text
+        assert token_hash(made["token"]) not in text
+    listed = (await cloud.get(TOKENS)).json()["results"]
+    assert {**listed[-1], "last_used_at": None} == {key: value for key, value in made.items() if key != "token"}
+
+
+async def test_of_a_token_the_database_has_only_the_hash(cloud: Cloud) -> None:
+    made = await make(cloud)
+    row = (await rows(cloud.database, "tokens"))[-1]
+    assert row["hash"] == token_hash(made["token"])
+    assert row["lookup"] == row["hash"][:16]
+    everything = str(await dump(cloud.database))
+    for value in (made["token"], made["token"][4:], cloud.tokens["alice"]):
+        assert value not in everything
+
+
+async def test_tokens_are_not_alike(cloud: Cloud) -> None:
+    made = {(await make(cloud, name=f"token-{number}"))["token"] for number in range(20)}
+    assert len({value[:12] for value in made}) == 20
+
+
+async def test_no_token_is_valid_that_nobody_made(cloud: Cloud) -> None:
+    real = cloud.tokens["alice"]
+    (row, _) = await rows(cloud.database, "tokens")
+    for value in (
+        *("admin", "root", "token", "test", "secret", "password", "changeme", "default", "vpsd", "alice", "null"),
+        *("vps_", "vps_test", "vps_admin", "vps_changeme", "YOUR_API_TOKEN", "vps_" + "2" * 40, "vps_" + "a" * 40, "*"),
+        *("1", "0", "%", "' OR '1'='1", "_" * 44, row["hash"], row["lookup"], row["uuid"], real[4:], real[:-1]),
+        *(real + "x", real.lower(), real.upper(), real.swapcase(), real[::-1], f"{real},{real}", f"{real} {real}"),
+    ):
+        answer = await cloud.http.get(ME, headers={"Authorization": f"Bearer {value}"})
+        assert answer.status_code == 401, value
+    for scheme in ("Basic YWRtaW46YWRtaW4=", f"Basic {real}", f"Token {real}", real, f"Bearer{real}"):
+        assert (await cloud.http.get(ME, headers={"Authorization": scheme})).status_code == 401
+    assert (await cloud.http.get(f"{ME}?token={real}", headers={"Cookie": f"token={real}"})).status_code == 401
+
+
+async def test_the_whole_hash_decides_where_tokens_share_what_is_looked_up(cloud: Cloud) -> None:
+    alice, charlie = await rows(cloud.database, "tokens")
+    for mine, other, who in ((alice, charlie, "alice"), (charlie, alice, "charlie")):  # whichever comes first
+        async with cloud.database.write() as tx:
+            await change(tx, token_table, other["id"], lookup=mine["lookup"])
+        answer = await cloud.get(ME, who=who)
+        assert answer.json()["account"]["company_name"] == who
+        async with cloud.database.write() as tx:
+            await change(tx, token_table, other["id"], lookup=other["lookup"])
+
+
+async def test_a_hash_that_only_begins_alike_lets_nobody_in(cloud: Cloud) -> None:
+    row = (await rows(cloud.database, "tokens"))[0]
+    last = "0" if row["hash"][-1] != "0" else "1"
+    for forged in (row["lookup"] + "f" * 48, row["hash"][:-1] + last, row["hash"][:-1], row["lookup"]):
+        async with cloud.database.write() as tx:
+            await change(tx, token_table, row["id"], hash=forged)
+        assert (await cloud.get(ME)).status_code == 401
+    async with cloud.database.write() as tx:
+        await change(tx, token_table, row["id"], hash=row["hash"])
+    assert (await cloud.get(ME)).status_code == 200
+
+
+async def test_hashes_are_compared_whole_in_constant_time(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def compare(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr(tokens, "hmac", type("Watched", (), {"compare_digest": staticmethod(compare)}))
+    assert (await cloud.get(ME)).status_code == 200
+    digest = token_hash(cloud.tokens["alice"])
+    assert compared == [(digest, digest)]
+
+
+async def test_a_token_ends_at_the_moment_that_was_said(cloud: Cloud) -> None:
+    await make(cloud, name="brief", permissions=["tokens:*"], expires_in_days=2)
+    cloud.clock.advance(2 * DAY - 0.001)
+    assert (await cloud.get(ME, who="brief")).status_code == 200
+    cloud.clock.advance(0.001)
+    answer = await cloud.get(ME, who="brief")
+    assert answer.status_code == 401
+    assert answer.json() == {"detail": "This token has expired. Make a new one.", "code": "unauthenticated"}
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="vpsd"'
+    assert (await cloud.get(ME)).status_code == 200
+
+
+async def test_a_token_without_an_end_has_none(cloud: Cloud) -> None:
+    made = await make(cloud, expires_in_days=None)
+    assert made["expires_at"] is None
+    cloud.clock.advance(10 * 365 * DAY)
+    assert (await cloud.get(ME, who="backup")).status_code == 200
+
+
+async def test_the_last_use_is_noted_at_most_once_a_minute(cloud: Cloud) -> None:
+    async def last_use() -> str | None:
+        (_, found) = (await cloud.get(TOKENS)).json()["results"]
+        used: str | None = found["last_used_at"]
+        return used
+
+    await make(cloud)
+    assert await last_use() is None
+    begun = cloud.clock.now_ms()
+    assert (await cloud.get(ME, who="backup")).json()["token"]["last_used_at"] == iso_utc(begun)
+    cloud.clock.advance(60)
+    await cloud.get(ME, who="backup")
+    assert await last_use() == iso_utc(begun)
+    cloud.clock.advance(1)
+    await cloud.get(ME, who="backup")
+    assert await last_use() == iso_utc(begun + 61_000)
+
+
+async def test_a_revoked_token_is_worthless_at_once_and_off_the_list(cloud: Cloud) -> None:
+    made = await make(cloud)
+    assert (await cloud.get(ME, who="backup")).status_code == 200
+    assert (await cloud.ask("DELETE", f"{TOKENS}{made['id']}/")).status_code == 204
+    answer = await cloud.get(ME, who="backup")
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert [token["name"] for token in (await cloud.get(TOKENS)).json()["results"]] == ["test"]
+    assert (await cloud.ask("DELETE", f"{TOKENS}{made['id']}/")).status_code == 404
+    assert (await cloud.get(ME)).status_code == 200
+
+
+async def test_a_token_may_revoke_itself(cloud: Cloud) -> None:
+    made = await make(cloud, permissions=["tokens:*"])
+    assert (await cloud.ask("DELETE", f"{TOKENS}{made['id']}/", who="backup")).status_code == 204
+    assert (await cloud.ask("DELETE", f"{TOKENS}{made['id']}/", who="backup")).status_code == 401
+
+
+async def test_permissions_that_there_are_not_are_named(cloud: Cloud) -> None:
+    before = await dump(cloud.database)
+    answer = await cloud.post(TOKENS, {"name": "n", "permissions": ["servers:read", "servers:fly", "root", "*"]})
+    assert answer.status_code == 400
+    (message,) = answer.json()["permissions"]
+    assert message == f"There is no servers:fly, root, *. The permissions are {', '.join(KNOWN)}."
+    odd_ones: list[Any] = [[], None, "servers:read", {}, [1], [None], ["*:*"] * 33, ["x" * 33], [""], ["servers:read "]]
+    for odd in odd_ones:
+        answer = await cloud.post(TOKENS, {"name": "n", "permissions": odd})
+        assert (answer.status_code, list(answer.json())) == (400, ["permissions"]), odd
+    assert await dump(cloud.database) == before
+
+
+async def test_everything_that_is_wrong_with_a_token_is_named_at_once(cloud: Cloud) -> None:
+    answer = await cloud.post(TOKENS, {"name": "", "permissions": ["x"], "expires_in_days": 0, "person_id": 1})
+    assert (answer.status_code, set(answer.json())) == (400, {"name", "permissions", "expires_in_days", "person_id"})
+    odd: list[Any] = [0, -1, 3661, 2**63, 1.5, "1", True, [], {}]
+    for days in odd:
+        answer = await cloud.post(TOKENS, {"name": "n", "permissions": ["*:read"], "expires_in_days": days})
+        assert (answer.status_code, list(answer.json())) == (400, ["expires_in_days"]), days
+
+
+async def test_a_permission_that_is_named_twice_is_had_once(cloud: Cloud) -> None:
+    made = await make(cloud, permissions=["servers:read", "billing:read", "servers:read"])
+    assert made["permissions"] == ["servers:read", "billing:read"]
+
+
+async def test_every_permission_fits_into_a_token(cloud: Cloud) -> None:
+    made = await make(cloud, permissions=list(KNOWN), name="n" * 255)
+    assert made["permissions"] == list(KNOWN)
+    assert (await cloud.get(TOKENS, who="n" * 255)).status_code == 200
+
+
+async def test_a_token_that_ends_makes_none_that_outlives_it(cloud: Cloud) -> None:
+    await make(cloud, name="brief", permissions=["*:*"], expires_in_days=10)
+    cloud.clock.advance(DAY / 2)
+    for days in (None, 10, 3660):
+        body = {"name": "longer", "permissions": ["servers:read"], "expires_in_days": days}
+        answer = await cloud.post(TOKENS, body, who="brief")
+        assert (answer.status_code, list(answer.json())) == (400, ["expires_in_days"])
+        assert "at most 9." in answer.json()["expires_in_days"][0]
+    made = await make(cloud, "brief", name="shorter", expires_in_days=9)
+    assert made["expires_at"] == iso_utc(cloud.clock.now_ms() + 9 * DAY * 1000)
+
+
+async def test_a_token_that_was_revoked_since_its_request_began_makes_none(cloud: Cloud) -> None:
+    made = await make(cloud, permissions=["*:*"])
+    async with cloud.database.read() as tx:
+        caller = (await tokens.authenticate(tx, cloud.clock, made["token"], None, None)).caller
+    assert (await cloud.ask("DELETE", f"{TOKENS}{made['id']}/")).status_code == 204
+    form: Form[TokenCreate] = Form(TokenCreate, {"name": "heir", "permissions": ["*:*"]})
+    with pytest.raises(Unauthenticated):
+        async with cloud.database.write() as tx:
+            await tokens.create(tx, caller, cloud.ids, cloud.clock, form)
+
+
+async def _person(cloud: Cloud, role: Role) -> int:
+    async with cloud.database.write() as tx:
+        account = await accounts.find_account(tx, "alice")
+        person = NewPerson("bob@example.com", "Bob", "Builder", role)
+        return (await accounts.add_person(tx, cloud.clock, account, person)).id
+
+
+async def test_a_persons_token_makes_tokens_of_that_person(cloud: Cloud) -> None:
+    bob = await cloud.token("*:*", person_id=await _person(cloud, Role.OWNER))
+    made = await make(cloud, bob)
+    assert made["person"] == "bob@example.com"
+    async with cloud.database.write() as tx:
+        await accounts.remove_person(tx, cloud.clock, await accounts.find_account(tx, "alice"), "BOB@example.com")
+    for who in (bob, "backup"):
+        assert (await cloud.get(ME, who=who)).status_code == 401
+    assert (await cloud.get(ME)).status_code == 200
+
+
+async def test_the_domain_refuses_what_the_form_lets_by(cloud: Cloud) -> None:
+    actor = accounts.operator(1)
+    async with cloud.database.write() as tx:
+        for wrong, field in (
+            ({"permissions": ["servers:fly"]}, "permissions"),
+            ({"permissions": []}, "permissions"),
+            ({"name": ""}, "name"),
+            ({"name": "n" * 256}, "name"),
+            ({"expires_in_days": 0}, "expires_in_days"),
+            ({"expires_in_days": 3661}, "expires_in_days"),
+        ):
+            wish: dict[str, Any] = {"name": "n", **wrong}
+            with pytest.raises(Invalid) as caught:
+                await tokens.add(tx, cloud.ids, cloud.clock, actor, **wish)
+            assert list(caught.value.fields) == [field]
+    with pytest.raises(Unauthenticated):
+        async with cloud.database.read() as tx:
+            await tokens.authenticate(tx, cloud.clock, "", None, None)

@@ -1,0 +1,117 @@
+"""Every POST of the API, ready to be sent, and databases that stumble."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import httpx
+
+from tests.api.tables import rows
+from tests.api.test_access import PUBLIC_KEY, ROUTES
+from tests.cloud import TINY, Cloud
+from vpsd.api.app import make_app
+from vpsd.api.cloud import Cloud as ApiCloud
+from vpsd.api.cloud import HostStatus
+from vpsd.core.db import Database, Tx
+from vpsd.servers.lifecycle import Status
+
+SERVERS = "/api/v1/servers/"
+WEB = {"name": "web", **TINY}
+KEY = {"Idempotency-Key": "4f1d7c1e-order-17"}
+
+# By what the API calls them: a POST that is not here fails the test that walks them.
+BODIES: dict[str, Any] = {
+    "server_create": WEB,
+    "server_start": None,
+    "server_stop": None,
+    "server_reboot": None,
+    "server_power": {"action": "stop"},
+    "server_resize": {"plan_id": 3},
+    "server_rebuild": {"os_id": 3},
+    "ssh_key_create": {"name": "laptop", "public_key": PUBLIC_KEY},
+    "token_create": {"name": "backup", "permissions": ["servers:read"]},
+}
+POSTS = {operation["operationId"]: path for method, path, operation in ROUTES if method == "POST"}
+
+
+async def ready(cloud: Cloud, operation: str) -> tuple[str, Any]:
+    """Path and body of a POST that will be accepted."""
+    server_id = 0
+    if "{server_id}" in POSTS[operation]:
+        status = Status.STOPPED if operation == "server_start" else Status.ACTIVE
+        server_id = await cloud.have_server(status=status)
+    return POSTS[operation].format(server_id=server_id), BODIES[operation]
+
+
+async def count(cloud: Cloud, table: str) -> int:
+    """How many rows a table has."""
+    return len(await rows(cloud.database, table))
+
+
+class Killed(BaseException):
+    """The process is gone: nothing catches it, nothing is saved after it."""
+
+
+class Stumbling:
+    """A database that is as good as another, except that something happens at one of its transactions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._written = 0
+        self.before: dict[int, Callable[[], Any]] = {}  # of the transaction with this number: awaited
+        self.at_the_end: dict[int, BaseException] = {}  # raised in it, when all its work is done
+        self.after: dict[int, BaseException] = {}  # raised when it is committed
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        self._written += 1
+        number = self._written
+        if number in self.before:
+            await self.before[number]()
+        async with self._database.write() as tx:
+            yield tx
+            if number in self.at_the_end:
+                raise self.at_the_end[number]
+        if number in self.after:
+            raise self.after[number]
+
+    def read(self) -> AbstractAsyncContextManager[Tx]:
+        return self._database.read()
+
+    def snapshot(self) -> AbstractAsyncContextManager[Tx]:
+        return self._database.snapshot()
+
+    def on_operation(self, wake: Callable[[], None]) -> None:
+        self._database.on_operation(wake)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+
+# The transactions of a POST with a key, whose token was used a moment ago.
+CLAIM, WORK = 1, 2
+
+
+class Gate:
+    """Where a request waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.reached.set()
+        await self.opened.wait()
+
+
+@asynccontextmanager
+async def api_on(cloud: Cloud, database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    """The API of another process, on that database, with Alice's token."""
+    await cloud.get("/api/v1/account/me/")  # so that the use of the token need not be noted
+    app = make_app(ApiCloud(database, cloud.clock, cloud.ids, HostStatus("ok"), cloud.settings))
+    headers = {"Authorization": f"Bearer {cloud.tokens['alice']}"}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://vpsd.test", headers=headers
+    ) as client:
+        yield client
