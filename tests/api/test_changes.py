@@ -1,5 +1,7 @@
 """Power actions, resizing and rebuilding, as customers ask for them."""
 
+import asyncio
+
 import pytest
 
 from tests.cloud import Cloud
@@ -189,3 +191,20 @@ async def test_a_rebuild_may_push_aside_a_new_hostnames_way(cloud: Cloud) -> Non
     await cloud.settle()
     row = await cloud.row(server_id)
     assert (row.status, row.os_id, row.seed_hostname) == ("active", 3, "new.example.com")
+
+
+async def test_a_rebuild_starts_a_server_and_needs_credit_like_a_start(cloud: Cloud) -> None:
+    server_id = await cloud.have_server(status=Status.STOPPED)
+    await cloud.have_balance(0)
+    answer = await cloud.post(f"{SERVERS}{server_id}/rebuild/", {"os_id": 3})
+    assert (answer.status_code, answer.json()["code"]) == (402, "payment_required")
+
+
+async def test_two_resizes_at_once_are_one_after_the_other_or_refused(cloud: Cloud) -> None:
+    server_id = await cloud.have_server(status=Status.STOPPED)
+    answers = await asyncio.gather(
+        *(cloud.post(f"{SERVERS}{server_id}/resize/", {"plan_id": plan_id}) for plan_id in (2, 3))
+    )
+    assert sorted(answer.status_code for answer in answers) == [200, 400]
+    assert answers[0].status_code == 200 or "same moment" in answers[0].text
+    assert (await cloud.row(server_id)).storage_gb in (40, 160)

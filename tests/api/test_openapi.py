@@ -123,7 +123,7 @@ def test_the_status_codes_are_those_that_can_happen() -> None:
         "server_reboot": "200 400 401 402 403 404 409 422 429",
         "server_power": "200 400 401 402 403 404 409 413 415 422 429",
         "server_resize": "200 400 401 402 403 404 409 413 415 422 429 503",
-        "server_rebuild": "200 400 401 403 404 409 413 415 422 429",
+        "server_rebuild": "200 400 401 402 403 404 409 413 415 422 429",
         "server_operations": "200 400 401 403 404 429",
         "ssh_key_list": "200 400 401 403 429",
         "ssh_key_create": "201 400 401 403 409 413 415 422 429",

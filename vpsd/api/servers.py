@@ -52,6 +52,7 @@ class OperationList(Listing):
 ServerId = FromPath[Annotated[int, Parameter(description="Id of the server")]]
 
 _COMMAND = {"needs": "servers:*", "raises": (WrongStatus, Busy), "query": DryRunQuery}
+_NEEDS_CREDIT = {**_COMMAND, "raises": (WrongStatus, Busy, PaymentRequired)}
 
 
 @get("/", operation_id="server_list", summary="List all servers", opt={"needs": "servers:read", "query": ServerQuery})
@@ -142,7 +143,7 @@ async def remove(request: CloudRequest, server_id: ServerId) -> None:
     operation_id="server_start",
     summary="Start a server",
     status_code=200,
-    opt={**_COMMAND, "raises": (WrongStatus, Busy, PaymentRequired)},
+    opt=_NEEDS_CREDIT,
 )
 async def start(request: CloudRequest, server_id: ServerId) -> Response[ActionAccepted]:
     """Power on a stopped server."""
@@ -160,7 +161,7 @@ async def stop(request: CloudRequest, server_id: ServerId) -> Response[ActionAcc
     operation_id="server_reboot",
     summary="Reboot a server",
     status_code=200,
-    opt={**_COMMAND, "raises": (WrongStatus, Busy, PaymentRequired)},
+    opt=_NEEDS_CREDIT,
 )
 async def reboot(request: CloudRequest, server_id: ServerId) -> Response[ActionAccepted]:
     """Shut a running server down gracefully and power it on again."""
@@ -193,7 +194,7 @@ _POWER |= {Power.HARD_STOP: Command.HARD_STOP}
     operation_id="server_power",
     summary="Start, stop, restart or power off a server",
     status_code=200,
-    opt={**_COMMAND, "raises": (WrongStatus, Busy, PaymentRequired)},
+    opt=_NEEDS_CREDIT,
 )
 async def power(
     request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerPower]]
@@ -227,7 +228,7 @@ async def resize(
     operation_id="server_rebuild",
     summary="Rebuild a server",
     status_code=200,
-    opt=_COMMAND,
+    opt=_NEEDS_CREDIT,
 )
 async def rebuild(
     request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerRebuild]]
@@ -236,7 +237,7 @@ async def rebuild(
     cloud = cloud_of(request)
 
     async def work(tx: Tx) -> ServerRebuilt:
-        return await service.rebuild(tx, request.user, cloud.ids, cloud.clock, server_id, data)
+        return await service.rebuild(tx, request.user, cloud.ids, cloud.clock, cloud.settings, server_id, data)
 
     return await _act(request, server_id, work)
 

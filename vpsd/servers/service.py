@@ -20,7 +20,7 @@ from vpsd.core.db import Statement, Tx
 from vpsd.core.forms import Form
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
-from vpsd.errors import NotFound, Unavailable, WrongStatus
+from vpsd.errors import Busy, NotFound, Unavailable, WrongStatus
 from vpsd.hosts import service as hosts
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
@@ -390,6 +390,9 @@ async def resize(
     await _check_room(tx, settings, plan, instead_of=old)
     state = await _state(tx, caller, server_id)
     _check_status(state, Command.RESIZE)
+    present = await tx.first(Plan, _PLAN, the_account=caller.account_id, the_id=server_id)
+    if present != old:
+        raise Busy("The server was given another plan at the same moment. Look at it, and ask again.")
     await billing.change_plan(tx, server_id, plan, clock.now_ms())
     await tx.run(_SET_PLAN, the_id=server_id, plan_id=plan.id, updated_at_ms=clock.now_ms())
     await events.add(tx, clock, caller, "server.resize", "server", server_id, f"{old.name} to {plan.name}")
@@ -421,16 +424,18 @@ async def _other_plan(tx: Tx, form: Form[ServerResize], old: Plan) -> Plan:
 
 
 async def rebuild(
-    tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int, form: Form[ServerRebuild]
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int, form: Form[ServerRebuild]
 ) -> ServerRebuilt:
     """Make a server anew from an operating system: a new disk, everything else stays.
 
-    Raises `NotFound`, `Invalid`, `WrongStatus` or `Busy`.
+    Raises `NotFound`, `Invalid`, `PaymentRequired`, `WrongStatus` or `Busy`.
     """
     state = await _state(tx, caller, server_id)
     system = await _chosen_system(tx, form)
     form.done()
     assert system is not None
+    runs = state.status == Status.ACTIVE
+    await billing.check_start(tx, clock, settings, caller.account_id, runs=runs)  # it runs in the end
     _check_status(state, Command.REBUILD)
     password = None
     if await tx.first(lambda key: key, _KEY, the_id=server_id) is None:
