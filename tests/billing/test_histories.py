@@ -131,6 +131,7 @@ async def assert_sound(cloud: Cloud) -> None:
     async with cloud.database.read() as tx:
         ids = await tx.all(int, _IDS)
     for server in ids:
+        assert all(rental.to_ms is None or rental.from_ms <= rental.to_ms for rental in await rentals_of(cloud, server))
         had = [rental for rental in await rentals_of(cloud, server) if rental.confirmed_at_ms is not None]
         of_month: dict[str, int] = {}
         end_ms = 0

@@ -117,7 +117,9 @@ async def test_a_clock_that_is_set_back_charges_nothing_and_owes_nothing(cloud: 
     await assert_right(cloud)
 
 
-async def test_many_workers_at_once_charge_once(cloud: Cloud) -> None:
+async def test_many_workers_at_once_charge_once_and_do_not_stumble_over_each_other(
+    cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
     servers = [await cloud.have_server(f"web-{number}", who=("alice", "charlie")[number % 2]) for number in range(4)]
     await have_connections(cloud)
     for _ in range(5):
@@ -127,6 +129,7 @@ async def test_many_workers_at_once_charge_once(cloud: Cloud) -> None:
         made = await charges_of(cloud, server)
         assert sum(entry.amount_micros for entry in made) == cost(NANO, made[-1].to_ms - made[0].from_ms)
         assert made[-1].to_ms == cloud.clock.now_ms() // prices.HOUR_MS * prices.HOUR_MS
+    assert "could not be charged" not in caplog.text  # nobody was saved by the unique index alone
     await assert_right(cloud)
 
 
@@ -235,6 +238,18 @@ async def test_stopping_a_server_stops_no_cost_and_deleting_it_does(cloud: Cloud
     await assert_right(cloud)
 
 
+async def test_the_last_part_of_an_hour_is_charged_as_soon_as_the_server_is_deleted(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.clock.advance(until_hour(cloud) + HOUR / 4)
+    await charge(cloud)
+    await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
+    assert await charge(cloud) == {1}
+    made = await charges_of(cloud, server)
+    assert made[-1].to_ms == cloud.clock.now_ms()
+    assert made[-1].quantity == prices.HOUR_MS // 4
+    await assert_right(cloud)
+
+
 async def test_a_server_that_never_booted_costs_nothing(cloud: Cloud) -> None:
     cloud.hypervisor.never_boots = True
     server, balance = await cloud.create(), await cloud.balance()
@@ -292,6 +307,23 @@ async def test_a_later_start_of_a_server_that_worked_moves_nothing(cloud: Cloud)
     await cloud.work()
     (rental,) = await rentals_of(cloud, server)
     assert rental.from_ms == posted_ms
+
+
+async def test_a_rebuilt_server_goes_on_costing_without_a_gap(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.clock.advance(3 * HOUR)
+    await charge(cloud)
+    before = await rentals_of(cloud, server)
+    assert (await cloud.post(f"/api/v1/servers/{server}/rebuild/", {"os_id": 3})).status_code == 200
+    cloud.clock.advance(HOUR)
+    await cloud.work()
+    assert await cloud.status(server) == "active"
+    assert await rentals_of(cloud, server) == before
+    cloud.clock.advance(3 * HOUR)
+    await charge(cloud)
+    made = await charges_of(cloud, server)
+    assert await spent(cloud, server) == cost(NANO, made[-1].to_ms - made[0].from_ms)
+    await assert_right(cloud)
 
 
 async def test_a_server_that_is_deleted_before_a_worker_makes_it_costs_nothing(cloud: Cloud) -> None:
@@ -402,6 +434,7 @@ async def test_what_is_measured_of_a_deleted_server_is_not_added(cloud: Cloud) -
     server = await cloud.have_server()
     has_moved(cloud, 50 * GB, 0)
     await cloud.sampler().sample()
+    cloud.clock.advance(15)
 
     async def usage(name: str) -> Usage:
         assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204

@@ -169,6 +169,7 @@ async def test_a_server_that_first_worked_after_the_day_pays_only_the_new_price(
     await cloud.work()
     cloud.clock.advance(5 * HOUR)
     await charge(cloud)
+    assert [rental.confirmed_at_ms is None for rental in await rentals_of(cloud, server)] == [True, False]
     made = await charges_of(cloud, server)
     assert made[0].from_ms == started_ms
     assert await spent(cloud, server) == cost(DEARER, made[-1].to_ms - started_ms)
@@ -177,7 +178,8 @@ async def test_a_server_that_first_worked_after_the_day_pays_only_the_new_price(
 
 async def test_a_server_that_is_deleted_before_the_day_never_pays_the_new_price(cloud: Cloud, offered: Catalog) -> None:
     server = await cloud.have_server()
-    await announce(cloud, offered, DEARER, _in(cloud, 10 * DAY))
+    day_ms = _in(cloud, 10 * DAY)
+    await announce(cloud, offered, DEARER, day_ms)
     cloud.clock.advance(DAY)
     await charge(cloud)
     await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
@@ -186,6 +188,7 @@ async def test_a_server_that_is_deleted_before_the_day_never_pays_the_new_price(
     await charge(cloud)
     made = await charges_of(cloud, server)
     assert made[-1].to_ms == deleted_ms
+    assert [rental.to_ms for rental in await rentals_of(cloud, server)] == [deleted_ms, day_ms]  # it never began
     assert await spent(cloud, server) == cost(NANO, deleted_ms - made[0].from_ms)
     assert await announce(cloud, offered, 4 * MICROS, _in(cloud, DAY)) == 0
     await assert_right(cloud)

@@ -114,7 +114,7 @@ def test_keys_that_are_full_again_are_forgotten_and_those_that_are_not_are_kept(
     limiter.take("busy")
     for number in range(1000):
         limiter.take(f"another {number}")
-    assert len(limiter._full_at_ms) == 1001
+    assert len(limiter._full_at) == 1001
     assert limiter.take("busy").retry_seconds == 30
 
 
@@ -122,4 +122,4 @@ def test_however_many_keys_come_at_once_memory_has_an_end() -> None:
     limiter = Limiter(FakeClock(), 2)
     for number in range(120_000):
         limiter.take(f"address {number}")
-        assert len(limiter._full_at_ms) <= 50_000
+        assert len(limiter._full_at) <= 50_000

@@ -26,16 +26,19 @@ class Limiter:
         self.limit = limit
         self.window_seconds = window_seconds
         self._clock = clock
-        self._full_at_ms: dict[str, float] = {}
+        self._each = window_seconds * 1000
+        # By key, when all is refilled: in whole 1/limit milliseconds, of which each one takes as many as the window has
+        # milliseconds. Fractions would not add up.
+        self._full_at: dict[str, int] = {}
 
     def take(self, key: str) -> Quota:
         """Count one; where none was left, nothing is counted and `retry_seconds` is above 0."""
         quota = self.look(key)
         if self.limit and not quota.retry_seconds:
-            now = self._clock.now_ms()
-            if key not in self._full_at_ms and len(self._full_at_ms) >= _MOST_KEYS:
+            now = self._clock.now_ms() * self.limit
+            if key not in self._full_at and len(self._full_at) >= _MOST_KEYS:
                 self._forget(now)
-            self._full_at_ms[key] = max(self._full_at_ms.get(key, 0), now) + self._each_ms
+            self._full_at[key] = max(self._full_at.get(key, 0), now) + self._each
             return self.look(key, taken=True)
         return quota
 
@@ -43,19 +46,17 @@ class Limiter:
         """What is left for a key, counting nothing."""
         if not self.limit:
             return Quota(0, 0, 0, 0)
-        window_ms = self.window_seconds * 1000.0
+        window = self._each * self.limit
         # Never more than the window: a clock that was set back must not owe for hours.
-        owed_ms = min(window_ms, max(0.0, self._full_at_ms.get(key, 0) - self._clock.now_ms()))
-        remaining = int((window_ms - owed_ms) / self._each_ms + 1e-6)
-        short_ms = owed_ms + self._each_ms - window_ms
-        retry_seconds = 0 if taken or remaining else max(1, -int(-short_ms // 1000))
-        return Quota(self.limit, remaining, -int(-owed_ms // 1000), retry_seconds)
+        owed = min(window, max(0, self._full_at.get(key, 0) - self._clock.now_ms() * self.limit))
+        remaining = (window - owed) // self._each
+        retry_seconds = 0 if taken or remaining else self._seconds(owed + self._each - window)
+        return Quota(self.limit, remaining, self._seconds(owed), retry_seconds)
 
-    @property
-    def _each_ms(self) -> float:
-        return self.window_seconds * 1000 / self.limit
+    def _seconds(self, part: int) -> int:
+        return -(-part // (1000 * self.limit))
 
-    def _forget(self, now_ms: int) -> None:
-        self._full_at_ms = {key: at for key, at in self._full_at_ms.items() if at > now_ms}
-        if len(self._full_at_ms) >= _MOST_KEYS:
-            self._full_at_ms.clear()
+    def _forget(self, now: int) -> None:
+        self._full_at = {key: at for key, at in self._full_at.items() if at > now}
+        if len(self._full_at) >= _MOST_KEYS:
+            self._full_at.clear()
