@@ -8,6 +8,7 @@ import pytest
 
 from tests.api.tables import change, dump, rows
 from tests.cloud import Cloud
+from tests.idempotency.posts import Stumbling, api_on
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.accounts.models import tokens as token_table
@@ -156,6 +157,15 @@ async def test_the_last_use_is_noted_at_most_once_a_minute(cloud: Cloud) -> None
     cloud.clock.advance(1)
     await cloud.get(ME, who="backup")
     assert await last_use() == iso_utc(begun + 61_000)
+
+
+async def test_a_request_that_only_reads_writes_nothing_within_the_minute(cloud: Cloud) -> None:
+    watched = Stumbling(cloud.database)
+    async with api_on(cloud, watched) as http:
+        for seconds, written in ((0, 0), (30, 0), (31, 1), (0, 1)):
+            cloud.clock.advance(seconds)
+            assert (await http.get(ME)).status_code == 200
+            assert watched.written == written
 
 
 async def test_a_revoked_token_is_worthless_at_once_and_off_the_list(cloud: Cloud) -> None:

@@ -58,15 +58,15 @@ class Stumbling:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._written = 0
+        self.written = 0  # transactions that were begun
         self.before: dict[int, Callable[[], Any]] = {}  # of the transaction with this number: awaited
         self.at_the_end: dict[int, BaseException] = {}  # raised in it, when all its work is done
         self.after: dict[int, BaseException] = {}  # raised when it is committed
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
-        self._written += 1
-        number = self._written
+        self.written += 1
+        number = self.written
         if number in self.before:
             await self.before[number]()
         async with self._database.write() as tx:
