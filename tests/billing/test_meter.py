@@ -451,6 +451,20 @@ async def test_what_is_measured_of_a_deleted_server_is_not_added(cloud: Cloud) -
     await assert_right(cloud)  # it reckons with the bytes as they are now
 
 
+async def test_a_server_that_is_deleted_while_it_is_first_measured_has_moved_nothing(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+
+    async def usage(name: str) -> Usage:
+        assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+        return Usage(2.0, 40, 1 << 30, 90 * GB, 0)
+
+    cloud.hypervisor.usage = usage  # type: ignore[method-assign]
+    await cloud.sampler().sample()
+    await charge(cloud)
+    assert await charges_of(cloud, server, "transfer") == []
+    await assert_right(cloud)
+
+
 async def test_nothing_is_added_to_a_month_whose_transfer_was_charged(cloud: Cloud) -> None:
     server = await cloud.have_server()
     has_moved(cloud, 300 * GB, 0)
