@@ -7,13 +7,15 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
-from vpsd.hypervisor.protocol import Forward, GuestSpec, Hypervisor, Image, Power, guest_name
+from vpsd.hypervisor.protocol import Copying, Forward, GuestSpec, Hypervisor, Image, Power, guest_name
 from vpsd.hypervisor.simulator import Simulator
 
 INSTANCE = "c0ffee00"
@@ -41,11 +43,21 @@ class Rig(Protocol):
     def disk_bytes(self) -> int:
         """The size of the guest's disk, as the guest sees it."""
 
+    async def until_agent(self) -> None:
+        """The guest's agent answers."""
+
+    def write_note(self, disk: str, text: str) -> None:
+        """The guest writes a short note to its disk, and has it there."""
+
+    def read_note(self, disk: str) -> str:
+        """The guest reads it again."""
+
 
 def make_spec(image: Image, address: str) -> GuestSpec:
     """The guest of the contract tests."""
     return GuestSpec(
         name=NAME,
+        disk=NAME,
         uuid="5f0c2f0e-7a57-4a0c-9f0c-6a1b6d2e9f11",
         vcpus=1,
         memory_mb=128,
@@ -82,6 +94,15 @@ class SimulatedRig:
     def disk_bytes(self) -> int:
         return self.simulator.disk_bytes(NAME)
 
+    async def until_agent(self) -> None:
+        assert self.simulator.has_agent
+
+    def write_note(self, disk: str, text: str) -> None:
+        self.simulator.writes(disk, 5 << 20, text.encode().ljust(100))
+
+    def read_note(self, disk: str) -> str:
+        return self.simulator.content(disk, 5 << 20, 100).decode().strip("\0 ")
+
 
 class RealRig:
     """A libvirtd of the test's own, as root."""
@@ -113,6 +134,18 @@ class RealRig:
         told = subprocess.run(["qemu-img", "info", "-U", "--output=json", disk], capture_output=True, check=True)
         size: int = json.loads(told.stdout)["virtual-size"]
         return size
+
+    async def until_agent(self) -> None:
+        async def tells() -> bool:
+            return (await self.hypervisor.usage(NAME)).disk_used_bytes is not None
+
+        await until(tells)
+
+    def write_note(self, disk: str, text: str) -> None:
+        self.ssh(f"echo {text} > /root/note; sync").check_returncode()
+
+    def read_note(self, disk: str) -> str:
+        return self.ssh("cat /root/note").stdout.strip()
 
     def ssh(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run something in the guest."""
@@ -186,3 +219,57 @@ async def until_power(rig: Rig, wanted: Power) -> None:
         return await power(rig) is wanted
 
     await until(is_so)
+
+
+class Picture:
+    """A disk as copies of it say, chunk by chunk."""
+
+    CHUNK_BYTES = 1 << 20
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self.chunks: dict[int, bytearray] = {}
+
+    async def lay(self, host: Hypervisor) -> int:
+        """Lay the whole copy that is there over it; returns how many bytes that were."""
+        copied = await host.copied(NAME)
+        self.size_bytes = copied.size_bytes
+        for run in copied.runs:
+            content = bytes(run.length) if run.zero else await host.read_copy(NAME, run.offset, run.length)
+            at = run.offset
+            while content:
+                number, start = divmod(at, self.CHUNK_BYTES)
+                chunk = self.chunks.setdefault(number, bytearray(self.CHUNK_BYTES))
+                part = content[: self.CHUNK_BYTES - start]
+                chunk[start : start + len(part)] = part
+                at, content = at + len(part), content[len(part) :]
+        return sum(run.length for run in copied.runs)
+
+    async def write(self, host: Hypervisor, disk: str) -> None:
+        """Make a disk that looks like it."""
+        numbers = sorted(self.chunks)
+
+        async def content() -> AsyncIterator[bytes]:
+            for number in numbers:
+                yield bytes(self.chunks[number])[: self.size_bytes - number * self.CHUNK_BYTES]
+
+        await host.write_disk(disk, self.size_bytes, self.CHUNK_BYTES, numbers, content())
+
+
+async def copy(rig: Rig, mark: str, since: str | None) -> Copying:
+    """Copy the disk, to the end."""
+    copying = await rig.hypervisor.copy_disk(NAME, mark, since)
+
+    async def is_whole() -> bool:
+        return await rig.hypervisor.copy_progress(NAME) == 1.0
+
+    await until(is_whole)
+    return copying
+
+
+async def boot_from(rig: Rig, disk: str) -> None:
+    """Give the guest another disk, and boot it."""
+    await rig.hypervisor.power_off(NAME)
+    rig.spec = msgspec.structs.replace(rig.spec, disk=disk)
+    await rig.hypervisor.define(rig.spec)
+    await boot(rig)

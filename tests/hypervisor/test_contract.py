@@ -1,9 +1,25 @@
 """What every driver of the protocol keeps, the simulated host and the real one."""
 
+from collections.abc import AsyncIterator
+
+import msgspec
 import pytest
 
-from tests.hypervisor.rigs import DISK_BYTES, INSTANCE, NAME, Rig, boot, power, prepare, shut_down, until_power
-from vpsd.errors import Unusable
+from tests.hypervisor.rigs import (
+    DISK_BYTES,
+    INSTANCE,
+    NAME,
+    Picture,
+    Rig,
+    boot,
+    boot_from,
+    copy,
+    power,
+    prepare,
+    shut_down,
+    until_power,
+)
+from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import PortsTaken, Power, Usage, guest_name
 
 STRANGER = guest_name(INSTANCE, 404)
@@ -72,10 +88,10 @@ async def test_a_disk_grows_and_never_shrinks(rig: Rig, runs: bool) -> None:
     if runs:
         await host.power_on(NAME)
     for wanted, grown in ((2 * DISK_BYTES, 2 * DISK_BYTES), (2 * DISK_BYTES, 2 * DISK_BYTES), (1, 2 * DISK_BYTES)):
-        await host.grow_disk(NAME, wanted)
+        await host.grow_disk(NAME, NAME, wanted)
         assert rig.disk_bytes() == grown
     with pytest.raises(Unusable):
-        await host.grow_disk(STRANGER, DISK_BYTES)
+        await host.grow_disk(STRANGER, STRANGER, DISK_BYTES)
 
 
 async def test_a_base_stays_while_a_disk_stands_on_it(rig: Rig) -> None:
@@ -126,3 +142,143 @@ async def test_a_progress_ends_at_one(rig: Rig) -> None:
     await rig.hypervisor.ensure_base(rig.image, lambda fraction, _: said.append(fraction))
     assert said == sorted(said)
     assert said[-1] == 1.0
+
+
+async def test_copies_of_a_running_guest_make_disks_that_boot(rig: Rig) -> None:
+    host = rig.hypervisor
+    await prepare(rig)
+    await boot(rig)
+    await rig.until_agent()
+    rig.write_note(NAME, "one")
+    whole = await copy(rig, "m-1", since=None)
+    first = Picture()
+    everything = await first.lay(host)
+    rig.write_note(NAME, "two")
+    changes = await copy(rig, "m-2", since="m-1")
+    await host.keep_mark(NAME, "m-2")
+    second = Picture()
+    second.chunks = {number: bytearray(chunk) for number, chunk in first.chunks.items()}
+    changed = await second.lay(host)
+    assert (whole.since, changes.since) == (None, "m-1")
+    assert whole.frozen
+    assert changes.frozen
+    assert 0 < changed < everything
+    assert (await host.volumes()).copies == {NAME}
+    await host.drop_copy(NAME)
+    assert not (await host.volumes()).copies
+    assert second.size_bytes == DISK_BYTES
+    for picture, disk, note in ((second, f"{NAME}.8", "two"), (first, f"{NAME}.7", "one")):
+        for _ in range(2):
+            await picture.write(host, disk)
+        await boot_from(rig, disk)
+        assert rig.read_note(disk) == note
+    assert (await host.volumes()).disks == {NAME, f"{NAME}.7", f"{NAME}.8"}
+    await host.delete_disk(f"{NAME}.8")
+    await host.delete_disk(f"{NAME}.8")
+    await host.remove(NAME)
+    assert not (await host.volumes()).disks
+
+
+async def test_a_copy_of_a_guest_that_is_off_leaves_it_off(rig: Rig) -> None:
+    host = rig.hypervisor
+    await prepare(rig)
+    await boot(rig)
+    rig.write_note(NAME, "one")
+    await shut_down(rig)
+    copying = await copy(rig, "m-1", since=None)
+    assert copying.frozen
+    assert await power(rig) is Power.PAUSED
+    assert not await host.is_up(NAME)
+    await host.power_off(NAME)
+    assert await power(rig) is Power.OFF
+    await (picture := Picture()).lay(host)
+    assert (await copy(rig, "m-2", since="m-1")).since == "m-1"
+    await host.power_off(NAME)
+    await picture.lay(host)
+    await picture.write(host, f"{NAME}.3")
+    await boot_from(rig, f"{NAME}.3")
+    assert rig.read_note(f"{NAME}.3") == "one"
+
+
+async def test_a_copy_begins_anew_as_often_as_wanted(rig: Rig) -> None:
+    host = rig.hypervisor
+    await prepare(rig)
+    await host.power_on(NAME)
+    await host.copy_disk(NAME, "m-1", None)
+    await host.copy_disk(NAME, "m-1", None)  # the same again, perhaps while the first is under way
+    await host.drop_copy(NAME)
+    await host.drop_copy(NAME)
+    with pytest.raises(Unusable):
+        await host.copied(NAME)
+    assert (await copy(rig, "m-1", None)).since is None
+    assert (await copy(rig, "m-2", "m-0")).since is None  # a mark that the host does not know
+    assert await power(rig) is Power.RUNNING
+
+
+@pytest.mark.parametrize("runs", [False, True])
+async def test_a_copy_of_a_disk_that_grew_holds_everything(rig: Rig, runs: bool) -> None:
+    host = rig.hypervisor
+    await prepare(rig)
+    await boot(rig)
+    await copy(rig, "m-1", None)
+    if not runs:
+        await host.power_off(NAME)
+    await host.grow_disk(NAME, NAME, 2 * DISK_BYTES)
+    assert (await copy(rig, "m-2", "m-1")).since is None
+    assert (await host.copied(NAME)).size_bytes == 2 * DISK_BYTES
+    assert (await copy(rig, "m-3", "m-2")).since == "m-2"
+
+
+async def test_a_copy_after_a_crash_misses_nothing(rig: Rig) -> None:
+    """What was written before QEMU died is in no record that can be trusted."""
+    host = rig.hypervisor
+    await prepare(rig)
+    await boot(rig)
+    await copy(rig, "m-1", None)
+    picture = Picture()
+    await picture.lay(host)
+    rig.write_note(NAME, "one")
+    rig.crash()
+    await until_power(rig, Power.CRASHED)
+    with pytest.raises(Unavailable):
+        await host.copy_progress(NAME)
+    await boot(rig)
+    await copy(rig, "m-2", "m-1")
+    await picture.lay(host)
+    await host.keep_mark(NAME, "m-2")
+    await picture.write(host, f"{NAME}.5")
+    await boot_from(rig, f"{NAME}.5")
+    assert rig.read_note(f"{NAME}.5") == "one"
+
+
+async def test_a_disk_that_was_not_written_to_its_end_is_none(rig: Rig) -> None:
+    host = rig.hypervisor
+    await prepare(rig)
+
+    async def breaks() -> AsyncIterator[bytes]:
+        yield bytes(1 << 20)
+        raise Unavailable("the line is cut")
+
+    with pytest.raises(Unavailable):
+        await host.write_disk(f"{NAME}.2", DISK_BYTES, 1 << 20, [0, 1], breaks())
+
+    async def whole() -> AsyncIterator[bytes]:
+        for letter in (b"a", b"b"):
+            yield letter * (1 << 20)
+
+    await host.write_disk(f"{NAME}.2", DISK_BYTES, 1 << 20, [0, 1], whole())
+    await host.define(msgspec.structs.replace(rig.spec, disk=f"{NAME}.2"))
+    await host.power_on(NAME)  # QEMU takes it for a disk
+    await copy(rig, "m-1", None)
+    assert await host.read_copy(NAME, (1 << 20) - 1, 2) == b"ab"
+
+
+async def test_copies_of_guests_that_the_host_does_not_know(rig: Rig) -> None:
+    host = rig.hypervisor
+    with pytest.raises(Unusable):
+        await host.copy_disk(STRANGER, "m-1", None)
+    with pytest.raises(Unavailable):
+        await host.copy_progress(STRANGER)
+    await host.drop_copy(STRANGER)
+    await host.keep_mark(STRANGER, None)
+    await host.delete_disk(STRANGER)

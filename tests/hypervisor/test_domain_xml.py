@@ -9,6 +9,7 @@ from vpsd.hypervisor.protocol import Forward, GuestSpec
 
 SPEC = GuestSpec(
     name="vpsd-0a1b2c3d-7",
+    disk="vpsd-0a1b2c3d-7",
     uuid="5f0c2f0e-7a57-4a0c-9f0c-6a1b6d2e9f11",
     vcpus=2,
     memory_mb=4096,

@@ -44,7 +44,7 @@ async def test_a_cloud_at_rest_has_nothing_to_find(cloud: Cloud) -> None:
 async def test_a_guest_and_a_disk_without_a_server_are_found_and_removed(cloud: Cloud) -> None:
     await cloud.have_server()
     name = cloud.guest(99)
-    spec = GuestSpec(name, "u", 1, 256, "base", False, "", "52:54:00:00:00:01", "127.10.0.9", ())
+    spec = GuestSpec(name, name, "u", 1, 256, "base", False, "", "52:54:00:00:00:01", "127.10.0.9", ())
     await cloud.hypervisor.define(spec)
     await cloud.hypervisor.write_seed(cloud.guest(98), b"seed")
     assert await _mended(cloud) == [("guest", "belongs to no server"), ("volume", "belongs to no server")]

@@ -10,7 +10,7 @@ Rules for every driver:
 - Names are given by the caller and belong to one vpsd (`guest_name`); a driver never touches what others named.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +59,7 @@ class GuestSpec(msgspec.Struct, frozen=True):
     """A guest as it shall be."""
 
     name: str
+    disk: str  # which of the guest's disks it runs from (`disk_name`)
     uuid: str
     vcpus: int
     memory_mb: int
@@ -80,13 +81,37 @@ class Guest(msgspec.Struct, frozen=True):
 
 
 class Volumes(msgspec.Struct, frozen=True):
-    """What lies in the pool of this vpsd: guests that have a disk or a seed, and base images with their users."""
+    """What lies in the pool of this vpsd."""
 
-    disks: frozenset[str]  # guest names
+    disks: frozenset[str]  # disk names
     seeds: frozenset[str]  # guest names
     bases: frozenset[str]  # image keys
     strangers: frozenset[str] = frozenset()  # volumes in our pool that carry no name of ours
     unfinished: frozenset[str] = frozenset()  # image keys of bases whose upload was cut off; delete_base takes them
+    copies: frozenset[str] = frozenset()  # names of guests beside whose disk a copy of it lies
+
+
+class Copying(msgspec.Struct, frozen=True):
+    """How a copy of a disk began."""
+
+    since: str | None  # the mark of the copy that it holds the changes since; None: it holds everything
+    frozen: bool  # the file systems were at rest at that moment: by the guest's agent, or because the guest is off
+    frozen_ms: int  # for how long the guest could not write
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A stretch of a disk that a copy knows, in bytes from its start."""
+
+    offset: int
+    length: int
+    zero: bool = False  # there is nothing but zeros
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """What a finished copy holds: runs in order. What is in no run is as in the copy before; zeros if it is whole."""
+
+    size_bytes: int  # of the disk
+    runs: tuple[Run, ...]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -139,11 +164,49 @@ class Hypervisor(Protocol):
     async def delete_base(self, key: str) -> None:
         """Take a base volume off the host; refuses (`Unusable`) while a disk stands on it."""
 
-    async def ensure_disk(self, name: str, base: str, size_bytes: int) -> None:
+    async def ensure_disk(self, disk: str, base: str, size_bytes: int) -> None:
         """Have a disk of that size on top of the base volume; a disk that is there is left as it is."""
 
-    async def grow_disk(self, name: str, size_bytes: int) -> None:
-        """Have the guest's disk at least that large, also while it runs; a larger one stays as it is."""
+    async def write_disk(
+        self, disk: str, size_bytes: int, chunk_bytes: int, chunks: Sequence[int], content: AsyncIterator[bytes]
+    ) -> None:
+        """Have a disk that stands on nothing, with that content; a disk that is there, whole, is left as it is.
+
+        `chunks` are the numbers of the chunks that are not all zeros, in order, and `content` gives their bytes (the
+        last chunk of the disk may be shorter). A disk that was not written to its end counts as none.
+        """
+
+    async def delete_disk(self, disk: str) -> None:
+        """Take a disk that no guest runs from off the host; a success where there is none."""
+
+    async def grow_disk(self, name: str, disk: str, size_bytes: int) -> None:
+        """Have the guest's disk at least that large, also while it runs; a larger one stays as it is.
+
+        The next copy of a disk that grew holds everything.
+        """
+
+    async def copy_disk(self, name: str, mark: str, since: str | None) -> Copying:
+        """Begin to copy the guest's disk, as it is at this moment, to beside it; what was copied before is dropped.
+
+        The copy is marked: a later one can hold what has changed since that mark. Where the host cannot tell the
+        changes since `since`, it copies everything and says so. A guest that is off is started for it without running,
+        and stays so: whoever asked powers it off in the end.
+        """
+
+    async def copy_progress(self, name: str) -> float:
+        """How far the copy is; 1.0 when it is whole. Raises `Unavailable` for one that broke off."""
+
+    async def copied(self, name: str) -> Copied:
+        """What the whole copy holds; raises `Unusable` where there is none."""
+
+    async def read_copy(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes of the disk out of the whole copy; what is in no run reads as zeros."""
+
+    async def drop_copy(self, name: str) -> None:
+        """Have no copy of the guest's disk, and none under way; a guest whose file systems are frozen is thawed."""
+
+    async def keep_mark(self, name: str, mark: str | None) -> None:
+        """Let go of every mark of the guest's disk but that one."""
 
     async def write_seed(self, name: str, content: bytes) -> None:
         """Put the guest's cloud-init seed (an ISO 9660 image) on the host instead of the old; also while it runs."""
@@ -164,7 +227,7 @@ class Hypervisor(Protocol):
         """Whether the guest's SSH or its agent answers now; no waiting beyond a second."""
 
     async def remove(self, name: str) -> None:
-        """Power off, undefine, and delete disk and seed: nothing of that name is left on the host."""
+        """Power off, undefine, and delete disks, copy and seed: nothing of that name is left on the host."""
 
     async def usage(self, name: str) -> Usage:
         """Measured figures of a guest; all None for one that is not running."""
@@ -179,3 +242,8 @@ class Hypervisor(Protocol):
 def guest_name(instance: str, server_id: int) -> str:
     """The name on the host of a server of this vpsd: `instance` is the eight hex digits of the database's own id."""
     return f"vpsd-{instance}-{server_id}"
+
+
+def disk_name(guest: str, writing: int) -> str:
+    """The name of a guest's disk: the first one has the guest's own, one that a restore wrote has its number behind."""
+    return guest if writing == 0 else f"{guest}.{writing}"

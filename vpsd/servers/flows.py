@@ -162,7 +162,7 @@ async def make_disk(job: Job) -> None:
     elif job.name not in (await hypervisor.volumes()).disks:
         raise Unusable("The server's disk is gone from the host.")
     else:
-        await hypervisor.grow_disk(job.name, job.server.storage_gb * _GIB)
+        await hypervisor.grow_disk(job.name, job.name, job.server.storage_gb * _GIB)
 
 
 async def write_seed(job: Job) -> None:
@@ -193,6 +193,7 @@ async def _guest_spec(job: Job, *, privileged: bool) -> GuestSpec:
     assert server.base is not None
     return GuestSpec(
         name=job.name,
+        disk=job.name,
         uuid=server.uuid,
         vcpus=server.vcpus,
         memory_mb=server.memory_mb,

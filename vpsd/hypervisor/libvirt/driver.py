@@ -3,14 +3,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import libvirt
 
 from vpsd.errors import Unusable
-from vpsd.hypervisor.libvirt import connect, domains, figures
+from vpsd.hypervisor.libvirt import connect, copies, domains, figures, qcow2
 from vpsd.hypervisor.libvirt.answer import Knocking
 from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.console import Console
@@ -19,8 +19,20 @@ from vpsd.hypervisor.libvirt.failures import is_absent, translate
 from vpsd.hypervisor.libvirt.states import power_of
 from vpsd.hypervisor.libvirt.storage import Pool
 from vpsd.hypervisor.libvirt.threads import Threads
+from vpsd.hypervisor.libvirt.volumes import Upload, receive, send_bytes
 from vpsd.hypervisor.probe import probe_kvm
-from vpsd.hypervisor.protocol import Guest, GuestSpec, HostFacts, Image, Power, Progress, Usage, Volumes
+from vpsd.hypervisor.protocol import (
+    Copied,
+    Copying,
+    Guest,
+    GuestSpec,
+    HostFacts,
+    Image,
+    Power,
+    Progress,
+    Usage,
+    Volumes,
+)
 
 T = TypeVar("T")
 
@@ -63,6 +75,7 @@ class LibvirtHypervisor:
         self._watchers: list[Callable[[str], None]] = []
         self._uploads: dict[str, asyncio.Lock] = {}
         self._knockings: dict[str, Knocking] = {}
+        self._maps: dict[str, qcow2.Map] = {}  # of copies that are being read
 
     async def facts(self) -> HostFacts:
         """Say what the host is. Connects when needed."""
@@ -136,23 +149,111 @@ class LibvirtHypervisor:
         doing = f"delete the image {key}"
         await self._call(lambda host: self._pool.delete_base(host, key), doing, _QUICK_SECONDS)
 
-    async def ensure_disk(self, name: str, base: str, size_bytes: int) -> None:
+    async def ensure_disk(self, disk: str, base: str, size_bytes: int) -> None:
         """Have a disk of that size on top of the base volume; one that is there, whole, is left as it is."""
-        self._refuse_foreign(name)
-        doing = f"make the disk of {name}"
-        await self._call(lambda host: self._pool.make_disk(host, name, base, size_bytes), doing, _QUICK_SECONDS)
+        self._refuse_foreign(disk)
+        doing = f"make the disk {disk}"
+        await self._call(lambda host: self._pool.make_disk(host, disk, base, size_bytes), doing, _QUICK_SECONDS)
 
-    async def grow_disk(self, name: str, size_bytes: int) -> None:
+    async def write_disk(
+        self, disk: str, size_bytes: int, chunk_bytes: int, chunks: Sequence[int], content: AsyncIterator[bytes]
+    ) -> None:
+        """Have a disk with that content: one stream from its tables to its end, then its first cluster."""
+        self._refuse_foreign(disk)
+        plan = qcow2.plan_file(size_bytes, chunk_bytes, chunks)
+        doing = f"take the disk {disk}"
+        volume = await self._call(
+            lambda host: self._pool.begin_disk(host, disk, plan.file_bytes), doing, _QUICK_SECONDS
+        )
+        if volume is None:
+            return
+        rest = plan.file_bytes - len(plan.header)
+        upload = await self._call(lambda _: Upload(volume, rest, len(plan.header)), doing, _QUICK_SECONDS)
+        try:
+            await self._send(upload, plan.tables, doing)
+            async for chunk in content:
+                await self._send(upload, qcow2.padded(chunk), doing)
+            await self._call(lambda _: upload.finish(), doing, _UPLOAD_SECONDS)
+        except BaseException:
+            await self._threads.call(upload.abort, doing, _QUICK_SECONDS)
+            raise
+        await self._call(lambda _: send_bytes(volume, plan.header), doing, _QUICK_SECONDS)
+
+    async def _send(self, upload: Upload, data: bytes, doing: str) -> None:
+        limit = _UPLOAD_SECONDS + len(data) / _UPLOAD_BYTES_PER_SECOND
+        await self._call(lambda _: upload.send(data), doing, limit)
+
+    async def delete_disk(self, disk: str) -> None:
+        """Take a disk off the host."""
+        self._refuse_foreign(disk)
+        doing = f"delete the disk {disk}"
+        await self._call(lambda host: self._pool.delete_disk(host, disk), doing, _QUICK_SECONDS)
+
+    async def grow_disk(self, name: str, disk: str, size_bytes: int) -> None:
         """Have the disk at least that large: through QEMU while the guest runs, through the pool while it is off."""
         self._refuse_foreign(name)
 
         def ask(host: libvirt.virConnect) -> None:
-            if self._pool.disk_bytes(host, name) >= size_bytes:
+            if self._pool.disk_bytes(host, disk) >= size_bytes:
                 return
+            copies.forget(host, name, None)  # a bitmap of what was written is as long as the disk was
             if not domains.grow_disk(host, name, size_bytes):
-                self._pool.grow_disk(host, name, size_bytes)
+                self._pool.grow_disk(host, disk, size_bytes)
 
         await self._call(ask, f"grow the disk of {name}", _QUICK_SECONDS)
+
+    async def copy_disk(self, name: str, mark: str, since: str | None) -> Copying:
+        """Begin to copy the guest's disk to beside it."""
+        self._refuse_foreign(name)
+
+        def ask(host: libvirt.virConnect) -> Copying:
+            self._drop_copy(host, name)
+            return copies.begin(host, name, self._pool.copy_path(host, name), mark, since)
+
+        return await self._call(ask, f"copy the disk of {name}", _START_SECONDS)
+
+    async def copy_progress(self, name: str) -> float:
+        """How far the copy is."""
+        doing = f"say how far the copy of {name} is"
+        return await self._call(lambda host: copies.progress(host, name), doing, _QUICK_SECONDS)
+
+    async def copied(self, name: str) -> Copied:
+        """What the whole copy holds; its map is kept for reading."""
+
+        def ask(host: libvirt.virConnect) -> qcow2.Map:
+            volume = self._pool.copy_of(host, name, look=True)
+            return qcow2.read_map(lambda offset, length: receive(volume, offset, length))
+
+        found = self._maps[name] = await self._call(ask, f"read the copy of {name}", _UPLOAD_SECONDS)
+        return Copied(found.size_bytes, found.runs())
+
+    async def read_copy(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes of the disk out of the copy."""
+        if name not in self._maps:
+            await self.copied(name)
+        found = self._maps[name]
+
+        def ask(host: libvirt.virConnect) -> bytes:
+            volume = self._pool.copy_of(host, name)
+            return found.read(lambda at, size: receive(volume, at, size), offset, length)
+
+        limit = _UPLOAD_SECONDS + length / _UPLOAD_BYTES_PER_SECOND
+        return await self._call(ask, f"read the copy of {name}", limit)
+
+    async def drop_copy(self, name: str) -> None:
+        """Have no copy of the guest's disk."""
+        self._refuse_foreign(name)
+        await self._call(lambda host: self._drop_copy(host, name), f"drop the copy of {name}", _START_SECONDS)
+
+    def _drop_copy(self, host: libvirt.virConnect, name: str) -> None:
+        self._maps.pop(name, None)
+        copies.end(host, name)
+        self._pool.delete_copy(host, name)
+
+    async def keep_mark(self, name: str, mark: str | None) -> None:
+        """Let go of every mark but one."""
+        self._refuse_foreign(name)
+        await self._call(lambda host: copies.forget(host, name, mark), f"tidy the marks of {name}", _START_SECONDS)
 
     async def write_seed(self, name: str, content: bytes) -> None:
         """Put the guest's seed on the host."""
@@ -221,6 +322,7 @@ class LibvirtHypervisor:
 
         await self._call(ask, f"remove the guest {name}", _STOP_SECONDS)
         self._wirings.pop(name, None)
+        self._maps.pop(name, None)
         await self._stop_knocking(name)
 
     async def usage(self, name: str) -> Usage:
@@ -301,7 +403,7 @@ class LibvirtHypervisor:
         folder = self._pool.path(host)
         base = self._pool.base_paths(host, spec.base) if spec.direct_kernel else None
         return Files(
-            disk=str(folder / f"{spec.name}.qcow2"),
+            disk=str(folder / f"{spec.disk}.qcow2"),
             seed=str(folder / f"{spec.name}-seed.iso"),
             kernel=base and base.kernel,
             initrd=base and base.initrd,

@@ -3,6 +3,8 @@
 A base image is up to four volumes: `base-KEY.kernel`, `.initrd`, `.qcow2`, and an empty `base-KEY.whole` that is made
 last. Without that mark a base counts as unfinished, whatever else is there, so an upload that was cut off at any point
 (vpsd killed, libvirtd killed, disk full) is never taken for a whole one: the next one starts over.
+
+A disk that a restore writes gets its first cluster last: before that it is no qcow2 file, and so no disk.
 """
 
 import re
@@ -21,6 +23,7 @@ from vpsd.hypervisor.libvirt.volumes import (
     delete,
     find,
     is_half_made,
+    is_qcow2,
     refresh,
     send_bytes,
     send_file,
@@ -50,8 +53,10 @@ class Pool:
         self._path = path
         self._path_is_wanted = path_is_wanted
         self._lock = threading.Lock()
-        self._disk = re.compile(rf"(vpsd-{re.escape(instance)}-\d+)\.qcow2")
-        self._seed = re.compile(rf"(vpsd-{re.escape(instance)}-\d+)-seed\.iso")
+        guest = rf"vpsd-{re.escape(instance)}-\d+"
+        self._disk = re.compile(rf"({guest}(?:\.\d+)?)\.qcow2")
+        self._seed = re.compile(rf"({guest})-seed\.iso")
+        self._copy = re.compile(rf"({guest})-copy")
 
     def open(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
         """The pool, active."""
@@ -94,12 +99,14 @@ class Pool:
         pool = self.open(host)
         refresh(pool)
         names = {volume.name() for volume in pool.listAllVolumes(0)}
-        kinds: dict[str, set[str]] = {"disk": set(), "seed": set(), "whole": set(), "base": set(), "stranger": set()}
+        kinds: dict[str, set[str]] = {kind: set() for kind in ("disk", "seed", "copy", "whole", "base", "stranger")}
         for name in names:
             if match := self._disk.fullmatch(name):
                 kinds["disk"].add(match[1])
             elif match := self._seed.fullmatch(name):
                 kinds["seed"].add(match[1])
+            elif match := self._copy.fullmatch(name):
+                kinds["copy"].add(match[1])
             elif match := _BASE_VOLUME.fullmatch(name):
                 kinds["whole" if match[2] == "whole" else "base"].add(match[1])
             else:
@@ -111,6 +118,7 @@ class Pool:
             bases=frozenset(whole),
             strangers=frozenset(kinds["stranger"]),
             unfinished=frozenset((kinds["base"] | kinds["whole"]) - whole),
+            copies=frozenset(kinds["copy"]),
         )
 
     def has_base(self, host: libvirt.virConnect, key: str) -> bool:
@@ -177,22 +185,57 @@ class Pool:
         size = max(size_bytes, backing.info()[1])
         pool.createXML(volume_xml(f"{name}.qcow2", size, "qcow2", backing=backing.path()), 0)
 
-    def disk_bytes(self, host: libvirt.virConnect, name: str) -> int:
-        """The size of the guest's disk, as the guest sees it; raises `Unusable` where there is none."""
-        size: int = self._disk_of(host, name).info()[1]
+    def begin_disk(self, host: libvirt.virConnect, disk: str, file_bytes: int) -> libvirt.virStorageVol | None:
+        """An empty file for a disk that is written byte by byte; None where the disk is there, whole."""
+        pool = self.open(host)
+        refresh(pool)
+        volume = find(pool, f"{disk}.qcow2")
+        if volume is not None:
+            if is_qcow2(volume):
+                return None
+            volume.delete(0)
+        return pool.createXML(volume_xml(f"{disk}.qcow2", file_bytes, "raw"), 0)
+
+    def delete_disk(self, host: libvirt.virConnect, disk: str) -> None:
+        """Delete a disk, whole or not."""
+        delete(self.open(host), f"{disk}.qcow2")
+
+    def disk_bytes(self, host: libvirt.virConnect, disk: str) -> int:
+        """The size of a disk, as its guest sees it; raises `Unusable` where there is none."""
+        size: int = self._disk_of(host, disk).info()[1]
         return size
 
-    def grow_disk(self, host: libvirt.virConnect, name: str, size_bytes: int) -> None:
-        """Grow the disk of a guest that is off."""
-        self._disk_of(host, name).resize(size_bytes, 0)
+    def grow_disk(self, host: libvirt.virConnect, disk: str, size_bytes: int) -> None:
+        """Grow a disk that no guest has open."""
+        self._disk_of(host, disk).resize(size_bytes, 0)
 
-    def _disk_of(self, host: libvirt.virConnect, name: str) -> libvirt.virStorageVol:
+    def _disk_of(self, host: libvirt.virConnect, disk: str) -> libvirt.virStorageVol:
         pool = self.open(host)
         refresh(pool)  # QEMU may have grown it behind libvirt's back
-        volume = find(pool, f"{name}.qcow2")
+        volume = find(pool, f"{disk}.qcow2")
         if volume is None:
-            raise Unusable(f"The guest {name} has no disk.")
+            raise Unusable(f"There is no disk {disk}.")
         return volume
+
+    def copy_path(self, host: libvirt.virConnect, name: str) -> str:
+        """Where the copy of a guest's disk lies."""
+        return str(self.path(host) / f"{name}-copy")
+
+    def copy_of(self, host: libvirt.virConnect, name: str, *, look: bool = False) -> libvirt.virStorageVol:
+        """The copy of a guest's disk; raises `Unusable` where there is none. `look`: QEMU has just made it."""
+        pool = self.open(host)
+        if look:
+            refresh(pool)
+        volume = find(pool, f"{name}-copy")
+        if volume is None:
+            raise Unusable(f"There is no copy of the disk of {name} on the host.")
+        return volume
+
+    def delete_copy(self, host: libvirt.virConnect, name: str) -> None:
+        """Delete the copy of a guest's disk."""
+        pool = self.open(host)
+        refresh(pool)
+        delete(pool, f"{name}-copy")
 
     def write_seed(self, host: libvirt.virConnect, name: str, content: bytes) -> None:
         """Put the seed there; one of the same size is written over in place, so that a running guest sees it."""
@@ -206,9 +249,12 @@ class Pool:
         send_bytes(volume, content)
 
     def delete_guest(self, host: libvirt.virConnect, name: str) -> None:
-        """Delete disk and seed of a guest, be they known to libvirt or only lie in the folder."""
+        """Delete disks, copy and seed of a guest, be they known to libvirt or only lie in the folder."""
         pool = self.open(host)
-        for volume in (f"{name}.qcow2", f"{name}-seed.iso"):
+        refresh(pool)
+        disks = [volume.name() for volume in pool.listAllVolumes(0) if self._disk.fullmatch(volume.name())]
+        written = [disk for disk in disks if disk.startswith(f"{name}.")]
+        for volume in (f"{name}.qcow2", *written, f"{name}-copy", f"{name}-seed.iso"):
             delete(pool, volume)
 
     def _define(self, host: libvirt.virConnect) -> libvirt.virStoragePool:

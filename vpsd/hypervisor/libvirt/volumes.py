@@ -54,11 +54,11 @@ def send_file(volume: libvirt.virStorageVol, source: Path, said: Callable[[int],
     """
     size = source.stat().st_size
     sent = 0
-    with source.open("rb") as file, _Upload(volume, size) as stream:
+    with source.open("rb") as file, Upload(volume, size) as upload:
         while chunk := file.read(_CHUNK_BYTES):
             if stop.is_set():
                 raise Unavailable("Sending the image to the host was broken off.")
-            _send(stream, chunk)
+            upload.send(chunk)
             sent += len(chunk)
             said(sent)
     if sent != size:
@@ -67,43 +67,70 @@ def send_file(volume: libvirt.virStorageVol, source: Path, said: Callable[[int],
 
 
 def send_bytes(volume: libvirt.virStorageVol, content: bytes) -> None:
-    """Write over the start of a volume."""
-    with _Upload(volume, len(content)) as stream:
-        for offset in range(0, len(content), _CHUNK_BYTES):
-            _send(stream, content[offset : offset + _CHUNK_BYTES])
+    """Write over the start of a volume, of its file whatever its format."""
+    with Upload(volume, len(content)) as upload:
+        upload.send(content)
 
 
-class _Upload:
+def receive(volume: libvirt.virStorageVol, offset: int, length: int) -> bytes:
+    """Bytes of the volume's file; fewer where it ends."""
+    stream = volume.connect().newStream(0)
+    volume.download(stream, offset, length, 0)
+    parts = []
+    try:
+        while part := stream.recv(_CHUNK_BYTES):
+            parts.append(part)
+        stream.finish()
+    except libvirt.libvirtError:
+        with contextlib.suppress(libvirt.libvirtError):
+            stream.abort()
+        raise
+    return b"".join(parts)
+
+
+class Upload:
     """A stream into a volume that is finished when all went well, and aborted otherwise."""
 
-    def __init__(self, volume: libvirt.virStorageVol, size_bytes: int) -> None:
+    def __init__(self, volume: libvirt.virStorageVol, size_bytes: int, offset: int = 0) -> None:
         self._stream = volume.connect().newStream(0)
-        volume.upload(self._stream, 0, size_bytes, 0)
+        volume.upload(self._stream, offset, size_bytes, 0)
 
-    def __enter__(self) -> libvirt.virStream:
-        return self._stream
+    def __enter__(self) -> "Upload":
+        return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is None:
-            self._stream.finish()
-            return
+            self.finish()
+        else:
+            self.abort()
+
+    def send(self, data: bytes) -> None:
+        """Put all of it into the stream."""
+        view = memoryview(data)
+        while view:
+            view = view[self._stream.send(bytes(view[:_CHUNK_BYTES])) :]
+
+    def finish(self) -> None:
+        """The host has it all."""
+        self._stream.finish()
+
+    def abort(self) -> None:
+        """Let go of the stream; what was sent counts for nothing."""
         with contextlib.suppress(libvirt.libvirtError):
             self._stream.abort()
 
 
-def _send(stream: libvirt.virStream, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[stream.send(bytes(view)) :]
-
-
 def is_half_made(volume: libvirt.virStorageVol) -> bool:
     """Whether making the disk was cut off: it is no qcow2 yet, or has no backing store and nothing in it."""
-    xml = Xml.fromstring(volume.XMLDesc(0))  # noqa: S314
-    kind = xml.find("target/format")
-    if kind is None or kind.get("type") != "qcow2":
+    if not is_qcow2(volume):
         return True
-    return xml.find("backingStore/path") is None and volume.info()[2] < _HALF_MADE_BYTES
+    return backing_path(volume) is None and volume.info()[2] < _HALF_MADE_BYTES
+
+
+def is_qcow2(volume: libvirt.virStorageVol) -> bool:
+    """Whether the file has a qcow2 header."""
+    kind = Xml.fromstring(volume.XMLDesc(0)).find("target/format")  # noqa: S314
+    return kind is not None and kind.get("type") == "qcow2"
 
 
 def backing_path(volume: libvirt.virStorageVol) -> str | None:
@@ -119,7 +146,10 @@ def volume_xml(name: str, capacity_bytes: int, format: str, backing: str | None 
     root = Xml.Element("volume")
     Xml.SubElement(root, "name").text = name
     Xml.SubElement(root, "capacity", unit="bytes").text = str(capacity_bytes)
-    Xml.SubElement(Xml.SubElement(root, "target"), "format", type=format)
+    target = Xml.SubElement(root, "target")
+    Xml.SubElement(target, "format", type=format)
+    if format == "qcow2":
+        Xml.SubElement(target, "compat").text = "1.1"  # keeps a record of what is written, for copies of the changes
     if backing is not None:
         store = Xml.SubElement(root, "backingStore")
         Xml.SubElement(store, "path").text = backing
