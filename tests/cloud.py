@@ -5,6 +5,8 @@ Alice is the customer, Charlie is a stranger with an account of his own, nobody 
 
 import asyncio
 import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +21,8 @@ from vpsd.api.app import make_app
 from vpsd.api.cloud import Cloud as ApiCloud
 from vpsd.api.cloud import HostStatus
 from vpsd.api.edge import Asgi
+from vpsd.backups.targets import Directory
+from vpsd.backups.vault import Vault
 from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
@@ -26,7 +30,7 @@ from vpsd.core.clock import FakeClock
 from vpsd.core.db import Database
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
-from vpsd.hypervisor.protocol import guest_name
+from vpsd.hypervisor.protocol import disk_name, guest_name
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.images.simulated import SimulatedImages
 from vpsd.operations import service as operations
@@ -36,6 +40,7 @@ from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import Server
 from vpsd.settings import Settings
 from vpsd.worker.biller import Biller
+from vpsd.worker.keeper import Keeper
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
@@ -48,6 +53,41 @@ async def never_ticks(seconds: float) -> None:
     await asyncio.Event().wait()
 
 
+class Shelf(Directory):
+    """A target in a folder, and what happens at each call to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.folder = path
+        self.calls: list[str] = []
+        self.before_call: Callable[[str], None] | None = None  # may raise
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        if self.before_call is not None:
+            self.before_call(call)
+
+    async def put(self, key: str, data: bytes) -> None:
+        self._called("put")
+        await super().put(key, data)
+
+    async def get(self, key: str) -> bytes:
+        self._called("get")
+        return await super().get(key)
+
+    async def keys(self, folder: str) -> list[str]:
+        self._called("keys")
+        return await super().keys(folder)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        self._called("delete")
+        await super().delete(keys)
+
+    def objects(self) -> list[str]:
+        """Everything that lies there."""
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+
+
 class Cloud:
     """vpsd, and short words for what tests do with it."""
 
@@ -57,6 +97,7 @@ class Cloud:
         self.database = database
         self.settings = settings
         self.hypervisor = Simulator(clock=self.clock)
+        self.target = Shelf(settings.backup_folder)
         self.instance = ""
         self.world: World
         self.http: httpx.AsyncClient
@@ -72,8 +113,9 @@ class Cloud:
                 await billing.add_credit(tx, self.ids, self.clock, self.settings, account, *beginning)
                 actor = accounts.operator(account.id)
                 _, self.tokens[name] = await tokens.add(tx, self.ids, self.clock, actor, "test")
+        vault = Vault(self.target, self.instance, None)
         self.world = World(
-            self.database, self.hypervisor, images or SimulatedImages(), self.clock, self.settings, self.instance
+            self.database, self.hypervisor, images or SimulatedImages(), vault, self.clock, self.settings, self.instance
         )
         app = self.app()
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vpsd.test")
@@ -106,6 +148,9 @@ class Cloud:
 
     def biller(self) -> Biller:
         return Biller(self.world, self.ids)
+
+    def keeper(self) -> Keeper:
+        return Keeper(self.world, self.ids)
 
     def sampler(self) -> Sampler:
         return Sampler(self.world)
@@ -151,6 +196,16 @@ class Cloud:
         self.clock.advance(1)
         return server_id
 
+    async def have_copy(self, server_id: int, what: str = "backup", who: str = "alice") -> dict[str, Any]:
+        """A completed backup or snapshot of a server: what the API says of it."""
+        made = await self.post(f"/api/v1/servers/{server_id}/{what}/", who=who)
+        assert made.status_code == 201, made.text
+        await self.work()
+        found: dict[str, Any] = (await self.get(f"/api/v1/{what}s/{made.json()['id']}/", who=who)).json()
+        assert found["status"] == "completed", found
+        self.clock.advance(1)
+        return found
+
     async def row(self, server_id: int) -> Server:
         async with self.database.read() as tx:
             return await rows.get(tx, server_id)
@@ -194,6 +249,10 @@ class Cloud:
                 tx, self.ids, self.clock, actor, name, permissions or ("*:*",), **options
             )
         return name
+
+    async def disk(self, server_id: int) -> str:
+        """The disk that a server runs from."""
+        return disk_name(self.guest(server_id), (await self.row(server_id)).disk)
 
     def guest(self, server_id: int) -> str:
         return guest_name(self.instance, server_id)

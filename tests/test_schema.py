@@ -22,6 +22,7 @@ from vpsd.core import db
 from vpsd.core.ids import token_hash
 from vpsd.errors import Misconfigured
 from vpsd.images.simulated import SimulatedImages
+from vpsd.main import make_vault
 from vpsd.migrations import HEAD
 from vpsd.servers.flows import World
 from vpsd.settings import Settings
@@ -171,7 +172,15 @@ async def _upgraded(url: str) -> Cloud:
     assert await schema.prepare(url) == "0001"
     settings = Settings(hypervisor="simulator", rate_limit=0, address_rate_limit=0, login_failures=0)
     cloud = Cloud(await db.connect(url), settings)
-    cloud.world = World(cloud.database, cloud.hypervisor, SimulatedImages(), cloud.clock, settings, "0badcafe")
+    cloud.world = World(
+        cloud.database,
+        cloud.hypervisor,
+        SimulatedImages(),
+        make_vault(settings, "0badcafe"),
+        cloud.clock,
+        settings,
+        "0badcafe",
+    )
     cloud.http = httpx.AsyncClient(transport=httpx.ASGITransport(cloud.app()), base_url="http://vpsd.test")
     cloud.tokens = {"default": OLD_TOKEN}
     cloud.clock.advance(time.time() - cloud.clock.now_ms() / 1000)  # a migration goes by the machine's time

@@ -23,6 +23,8 @@ from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
 from vpsd.api.cloud import Cloud, HostStatus
+from vpsd.backups.targets import open_target
+from vpsd.backups.vault import Vault, read_key
 from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.core import db
@@ -42,6 +44,7 @@ from vpsd.servers.flows import Images, World
 from vpsd.settings import Settings
 from vpsd.welcome import first_server
 from vpsd.worker.biller import Biller
+from vpsd.worker.keeper import Keeper
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
@@ -76,6 +79,12 @@ def make_images(settings: Settings) -> Images:
     if settings.hypervisor == "simulator":
         return SimulatedImages()
     return CataloguedImages(ImageStore(image_folder(settings)))
+
+
+def make_vault(settings: Settings, instance: str) -> Vault:
+    """Where backups are kept; nothing is asked of it yet."""
+    key = None if settings.backup_key_file is None else read_key(settings.backup_key_file)
+    return Vault(open_target(settings), instance, key)
 
 
 def image_folder(settings: Settings) -> Path:
@@ -139,7 +148,8 @@ async def open_world(settings: Settings, say: Say = lambda _: None) -> AsyncIter
             instance = await accounts.instance(tx, Ids())
         hypervisor = make_hypervisor(settings, instance, clock)
         try:
-            yield World(database, hypervisor, make_images(settings), clock, settings, instance)
+            vault = make_vault(settings, instance)
+            yield World(database, hypervisor, make_images(settings), vault, clock, settings, instance)
         finally:
             await hypervisor.close()
 
@@ -209,6 +219,7 @@ def _workers(world: World, host: HostStatus, token: str | None, say: Say) -> lis
         asyncio.create_task(Reconciler(world, Ids()).run()),
         asyncio.create_task(Sampler(world).run()),
         asyncio.create_task(Biller(world, Ids()).run()),
+        asyncio.create_task(Keeper(world, Ids()).run()),
     ]
 
 

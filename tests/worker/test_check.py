@@ -50,6 +50,21 @@ async def test_a_guest_and_a_disk_without_a_server_are_found_and_removed(cloud: 
     assert await _mended(cloud) == [("guest", "belongs to no server"), ("volume", "belongs to no server")]
 
 
+async def test_what_a_backup_and_a_restore_have_left_is_removed(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    name, base = cloud.guest(server), (await cloud.row(server)).base
+    assert base is not None
+    await cloud.hypervisor.ensure_disk(f"{name}.77", base, 1 << 30)
+    await cloud.hypervisor.copy_disk(name, "a-mark", None)
+    await cloud.hypervisor.ensure_disk(f"{cloud.guest(99)}.5", base, 1 << 30)
+    assert await _mended(cloud) == [
+        ("volume", "belongs to no server"),
+        ("disk", "is not the server's any more"),
+        ("copy", "was made for a backup that is over"),
+    ]
+    assert (await cloud.hypervisor.volumes()).disks == {name}
+
+
 async def test_an_image_that_was_sent_only_in_part_is_removed(cloud: Cloud) -> None:
     volumes = cloud.hypervisor.volumes
     left = {"tiny-123456789abc"}

@@ -1,4 +1,6 @@
-"""kill -9 between any two calls to the hypervisor: another worker takes over, and the server arrives as told."""
+"""kill -9 between any two calls to the hypervisor or the backups' target: another worker takes over, and the server
+arrives as told.
+"""
 
 from collections.abc import Callable
 
@@ -50,6 +52,16 @@ async def _told(cloud: Cloud, command: Command) -> int:
             await cloud.work()
             await cloud.have_balance(1000 * MICROS)
             await cloud.biller().bill()
+    elif command is Command.BACKUP:
+        assert (await cloud.post("/api/v1/backups/", {"server_id": server})).status_code == 201
+    elif command is Command.BACKUP_DAILY:
+        await cloud.have_copy(server)
+        await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"backups_enabled": True})
+        cloud.clock.advance(86_400)
+        await cloud.keeper().keep()
+    elif command is Command.RESTORE:
+        backup = await cloud.have_copy(server)
+        assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
     elif command is Command.RECOVER:
         cloud.hypervisor.vanishes(cloud.guest(server))
         await cloud.reconciler().reconcile()
@@ -68,9 +80,9 @@ async def _suspend(cloud: Cloud) -> None:
 
 async def _calls_of(cloud: Cloud, command: Command) -> int:
     server = await _told(cloud, command)
-    before = len(cloud.hypervisor.calls)
+    before = len(cloud.hypervisor.calls) + len(cloud.target.calls)
     await cloud.work()
-    calls = len(cloud.hypervisor.calls) - before
+    calls = len(cloud.hypervisor.calls) + len(cloud.target.calls) - before
     await _delete(cloud, server)
     return calls
 
@@ -79,6 +91,11 @@ async def _delete(cloud: Cloud, server: int) -> None:
     await cloud.have_balance(1000 * MICROS)
     await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
     await cloud.settle()
+    for backup in (await cloud.get("/api/v1/backups/")).json()["results"]:
+        assert backup["status"] == "completed"
+        assert (await cloud.ask("DELETE", f"/api/v1/backups/{backup['id']}/")).status_code == 204
+    await cloud.keeper().keep()
+    assert cloud.target.objects() == []
 
 
 @pytest.mark.parametrize("moment", ["before_call", "after_call"])
@@ -92,10 +109,13 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
     assert calls > 0
     for number in range(1, calls + 1):
         server = await _told(cloud, command)
-        setattr(cloud.hypervisor, moment, kill_at(number))
+        kill = kill_at(number)
+        setattr(cloud.hypervisor, moment, kill)
+        cloud.target.before_call = kill
         with pytest.raises(Killed):
             await cloud.work("first")
         setattr(cloud.hypervisor, moment, None)
+        cloud.target.before_call = None
         assert await cloud.work("second") == 0  # the dead worker's lease still holds
         cloud.clock.advance(LEASE_SECONDS + 1)
         await cloud.settle()
@@ -108,7 +128,9 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
             assert await cloud.addresses() == []
         else:
             assert await cloud.status(server) == arrives, f"killed at call {number}"
-            assert (set(guests), set(volumes.disks), set(volumes.seeds)) == ({name}, {name}, {name})
+            assert (set(guests), set(volumes.seeds)) == ({name}, {name})
+            assert volumes.disks == {await cloud.disk(server)}
+            assert not volumes.copies
             assert [held.server_id for held in await cloud.addresses()] == [server]
             await _delete(cloud, server)
         assert await Check(cloud.world, Ids()).run() == []

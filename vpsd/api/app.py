@@ -7,7 +7,7 @@ from litestar.datastructures import State
 from litestar.exceptions import NotFoundException
 from litestar.middleware import DefineMiddleware
 
-from vpsd.api import account, catalog, servers, ssh_keys
+from vpsd.api import account, backups, catalog, servers, ssh_keys
 from vpsd.api.access import BearerToken, needed
 from vpsd.api.cloud import Cloud, CloudRequest
 from vpsd.api.edge import Asgi, Edge
@@ -45,7 +45,17 @@ def _make_litestar(cloud: Cloud | None) -> Litestar:
         route_handlers=[
             health,
             Router(
-                "/api/v1", route_handlers=[servers.router, ssh_keys.router, catalog.router, account.router, openapi]
+                "/api/v1",
+                route_handlers=[
+                    servers.router,
+                    backups.of_servers,
+                    backups.backups,
+                    backups.snapshots,
+                    ssh_keys.router,
+                    catalog.router,
+                    account.router,
+                    openapi,
+                ],
             ),
         ],
         request_class=CloudRequest,

@@ -1,6 +1,6 @@
 """What the handlers work with."""
 
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -16,6 +16,8 @@ from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
 from vpsd.hypervisor.protocol import HostFacts
 from vpsd.settings import Settings
+
+Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
 class HostStatus(msgspec.Struct):
@@ -50,6 +52,10 @@ class CloudRequest(Request[Caller, Any, State]):
             return msgspec.json.decode(body)
         except (ValueError, RecursionError) as error:  # msgspec's errors and those of UTF-8 are ValueErrors
             raise ClientException(f"The body is no valid JSON: {error}.") from None
+
+    async def optional_form(self, shape: type[Shape]) -> Form[Shape]:
+        """The body, as a struct all of whose fields may be left out; so may the body."""
+        return Form(shape, await self.json() if await self.body() else {})
 
     def query_form(self) -> Form[Any]:
         """The query, as the struct that the handler names in `opt["query"]`."""

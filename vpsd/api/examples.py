@@ -25,12 +25,26 @@ from vpsd.api.account import (
     Usage,
     UsageOfServer,
 )
+from vpsd.api.backups import BackupList, SnapshotList
 from vpsd.api.carrying import DryRun, Placement, Price
 from vpsd.api.catalog import LocationList, LocationView, OperatingSystemList, OperatingSystemView, PlanList, PlanView
 from vpsd.api.errors import Problem
 from vpsd.api.health import Health, HypervisorHealth
 from vpsd.api.servers import OperationList, ServerList
 from vpsd.api.ssh_keys import SshKeyList, SshKeyView
+from vpsd.backups.models import State
+from vpsd.backups.schemas import (
+    BackupBrief,
+    BackupCreated,
+    BackupRestore,
+    BackupView,
+    OfServer,
+    SnapshotBrief,
+    SnapshotCreated,
+    SnapshotRestore,
+    SnapshotView,
+)
+from vpsd.backups.service import MESSAGES as COPY_MESSAGES
 from vpsd.core.money import amount
 from vpsd.servers.lifecycle import Command, Status, refusal
 from vpsd.servers.schemas import (
@@ -106,6 +120,33 @@ _CREATED = ServerCreated(
     message="Server is being provisioned. This may take 2-5 minutes.",
     password="Hs4TqvWm8zKd2nRbYc7e",  # noqa: S106  # as it looks
 )
+
+
+def _copy(id: int, description: str, created_at: str, size_mb: int | None) -> dict[str, Any]:  # noqa: A002
+    return {
+        "id": id,
+        "server": OfServer(12345, "web-server-01"),
+        "status": State.COMPLETED,
+        "size_mb": size_mb,
+        "created_at": created_at,
+        "description": description,
+        "uuid": _UUIDS[1],
+        "completed_at": created_at.replace(":00Z", ":42Z"),
+        "consistent": True,
+        "paused_ms": 180,
+        "incremental": True,
+        "sent_mb": 61.5,
+        "encrypted": True,
+        "error": None,
+    }
+
+
+def _being_made(id: int, description: str, what: str) -> dict[str, Any]:  # noqa: A002
+    unknown = dict.fromkeys(("completed_at", "consistent", "paused_ms", "incremental", "sent_mb", "encrypted"))
+    made = _copy(id, description, "2025-01-16T16:15:00Z", None)
+    return {**made, **unknown, "status": State.IN_PROGRESS, "message": COPY_MESSAGES[what]}
+
+
 _OPERATION = OperationView(
     id=1,
     uuid=_UUIDS[2],
@@ -135,6 +176,19 @@ _TOKEN = TokenView(
     *(3, _UUIDS[3], "backup-script", ["servers:read"], "john@example.com"),
     *("2025-01-10T14:00:00Z", None, "2025-01-16T15:30:00Z"),
 )
+_BACKUP = BackupView(
+    **_copy(501, "Automatic daily backup", "2025-01-16T03:00:00Z", 4523),
+    backup_type="automatic",
+    expires_at="2025-02-16T03:00:00Z",
+)
+_SNAPSHOT = SnapshotView(**_copy(801, "Before major migration", "2025-01-15T18:30:00Z", 5120), name="pre-migration")
+_BACKUP_CREATED = BackupCreated(
+    **_being_made(502, "Pre-update backup", "backup"), backup_type="manual", expires_at=None
+)
+_SNAPSHOT_CREATED = SnapshotCreated(
+    **_being_made(802, "Before system update", "snapshot"), name="before-update-snapshot"
+)
+_RESTORING = ServerState(12345, "web-server-01", Status.RESTORING)
 DRY_RUN = DryRun(
     dry_run=True,
     answer=msgspec.to_builtins(_CREATED) | {"id": None, "uuid": None, "password": None},
@@ -161,6 +215,14 @@ BODIES: dict[str, dict[str, Any]] = {
     "server_power": {"action": "restart"},
     "server_resize": {"plan_id": 2},
     "server_rebuild": {"os_id": 3},
+    "server_backup": {"label": "before-update"},
+    "server_snapshot": {"label": "before-update"},
+    "backup_create": {"server_id": 12345, "description": "Pre-update backup"},
+    "snapshot_create": {
+        "server_id": 12345,
+        "name": "before-update-snapshot",
+        "description": "Before system update",
+    },
     "ssh_key_create": {"name": "laptop", "public_key": _KEY},
     "token_create": {"name": "backup-script", "permissions": ["servers:read"], "expires_in_days": 90},
 }
@@ -181,6 +243,26 @@ ANSWERS: dict[str, Any] = {
         password="mT7wQzXk4vNc9HsRb2Ey",  # noqa: S106  # as it looks
     ),
     "server_operations": OperationList(1, None, None, [_OPERATION]),
+    "server_backup": _BACKUP_CREATED,
+    "server_snapshot": _SNAPSHOT_CREATED,
+    "backup_list": BackupList(1, None, None, [_BACKUP]),
+    "backup_create": _BACKUP_CREATED,
+    "backup_get": _BACKUP,
+    "backup_restore": BackupRestore(
+        "success",
+        "Server is being restored from backup. This may take 5-15 minutes.",
+        _RESTORING,
+        BackupBrief(501, "automatic", "2025-01-16T03:00:00Z"),
+    ),
+    "snapshot_list": SnapshotList(1, None, None, [_SNAPSHOT]),
+    "snapshot_create": _SNAPSHOT_CREATED,
+    "snapshot_get": _SNAPSHOT,
+    "snapshot_restore": SnapshotRestore(
+        "success",
+        "Server is being restored from snapshot. This may take 5-15 minutes.",
+        _RESTORING,
+        SnapshotBrief(801, "pre-migration", "2025-01-15T18:30:00Z"),
+    ),
     "ssh_key_list": SshKeyList(1, None, None, [_SSH_KEY]),
     "ssh_key_create": _SSH_KEY,
     "ssh_key_get": _SSH_KEY,

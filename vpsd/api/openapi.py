@@ -32,6 +32,8 @@ _ABOUT = {
 }
 _TAGS = {
     "Servers": "Create, change, start, stop and delete virtual servers.",
+    "Backups": "Copies of servers, made every day or when asked for, to go back to or to begin from.",
+    "Snapshots": "Copies of servers by name, a few to a server.",
     "SSH keys": "Public keys, to be installed on servers that are made with them.",
     "Catalogue": "What can be ordered.",
     "Account": "Who one is, tokens, events, and money.",
@@ -121,7 +123,9 @@ class _Traits:
         self.line = inspect.unwrap(handler.fn).__code__.co_firstlineno
         self.answer = get_args(returned)[0] if get_origin(returned) is Response else returned
         self.ids = {name: _description(metas) for name, (kind, *metas) in annotated.items() if kind is int}
-        self.body = next((get_args(kind)[0] for kind, *_ in annotated.values() if get_origin(kind) is Form), None)
+        forms = [get_args(kind)[0] for kind, *_ in annotated.values() if get_origin(kind) is Form]
+        self.must_have_body = bool(forms)
+        self.body = forms[0] if forms else handler.opt.get("body")
         self.query = handler.opt.get("query")
         self.public = handler.opt.get("public", False)
         self.raises: Sequence[type[errors.VpsdError]] = handler.opt.get("raises", ())
@@ -191,13 +195,13 @@ def _operation(traits: _Traits, schemas: _Schemas) -> dict[str, Any]:
         "description": inspect.getdoc(handler.fn),
         **({"security": []} if traits.public else {}),
         **({"parameters": parameters} if parameters else {}),
-        **({"requestBody": _body(name, traits.body, schemas)} if traits.body else {}),
+        **({"requestBody": _body(name, traits, schemas)} if traits.body else {}),
         "responses": {str(status): answer for status, answer in sorted(_responses(name, traits, schemas).items())},
     }
 
 
-def _body(name: str, kind: Any, schemas: _Schemas) -> dict[str, Any]:
-    return {"required": True, "content": schemas.content(kind, BODIES[name])}
+def _body(name: str, traits: _Traits, schemas: _Schemas) -> dict[str, Any]:
+    return {"required": traits.must_have_body, "content": schemas.content(traits.body, BODIES[name])}
 
 
 def _responses(name: str, traits: _Traits, schemas: _Schemas) -> dict[int, dict[str, Any]]:

@@ -126,7 +126,7 @@ async def change(request: CloudRequest, server_id: ServerId, data: JSONBody[Form
 async def _change(request: CloudRequest, server_id: int, data: Form[ServerUpdate] | Form[ServerPatch]) -> ServerDetail:
     cloud = cloud_of(request)
     async with cloud.database.write() as tx:
-        await service.change(tx, request.user, cloud.ids, cloud.clock, server_id, data)
+        await service.change(tx, request.user, cloud.ids, cloud.clock, cloud.settings, server_id, data)
         return await service.get(tx, request.user, cloud.clock, server_id)
 
 

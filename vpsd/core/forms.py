@@ -72,6 +72,10 @@ class Form(Generic[T]):
         """Whether the field was sent and is right."""
         return name in self._values
 
+    def is_wrong(self, *names: str) -> bool:
+        """Whether something is wrong with one of these fields already."""
+        return any(name in self._errors for name in names)
+
     def wrong(self, name: str, message: str) -> None:
         """Say what is wrong with a field."""
         self._errors.setdefault(name, []).append(message)

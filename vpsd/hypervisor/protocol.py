@@ -97,6 +97,7 @@ class Copying(msgspec.Struct, frozen=True):
     since: str | None  # the mark of the copy that it holds the changes since; None: it holds everything
     frozen: bool  # the file systems were at rest at that moment: by the guest's agent, or because the guest is off
     frozen_ms: int  # for how long the guest could not write
+    off: bool  # the guest was off; it has been started without running, and has to be powered off when the copy is done
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -189,8 +190,7 @@ class Hypervisor(Protocol):
         """Begin to copy the guest's disk, as it is at this moment, to beside it; what was copied before is dropped.
 
         The copy is marked: a later one can hold what has changed since that mark. Where the host cannot tell the
-        changes since `since`, it copies everything and says so. A guest that is off is started for it without running,
-        and stays so: whoever asked powers it off in the end.
+        changes since `since`, it copies everything and says so. A guest that is off is started for it without running.
         """
 
     async def copy_progress(self, name: str) -> float:

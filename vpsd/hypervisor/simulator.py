@@ -202,8 +202,8 @@ class Simulator:
                 (name, disk, after),
             )
             self._db.execute("INSERT INTO marks VALUES (?, ?, ?)", (name, mark, self._writes(disk)))
-            frozen = self.has_agent or state.power is not Power.RUNNING
-            return Copying(since if known is not None else None, frozen, 0)
+            off = state.power is not Power.RUNNING
+            return Copying(since if known is not None else None, self.has_agent or off, 0, off)
 
     async def copy_progress(self, name: str) -> float:
         with self._call("copy_progress"):

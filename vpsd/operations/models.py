@@ -17,7 +17,9 @@ operations = Table(
     Column("uuid", String(36), nullable=False, unique=True),
     Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, index=True),
     Column("command", String(16), nullable=False),
-    Column("argument", BigInteger),  # of the command: for rebuild, the operating system
+    Column(
+        "argument", BigInteger
+    ),  # of the command: for rebuild the operating system, for backup and restore the backup
     Column("status", String(16), nullable=False),  # queued | running | succeeded | failed | cancelled
     Column("step", String(32)),  # the step to do, or that was done last
     Column("progress", Float, nullable=False),  # 0 to 1
@@ -25,6 +27,7 @@ operations = Table(
     Column("attempts", Integer, nullable=False),
     Column("error", Text),
     Column("successor", String(16)),  # the command that takes over when this one lets go
+    Column("successor_argument", BigInteger),
     Column("lease_owner", String(64)),
     Column("lease_until_ms", BigInteger),
     Column("fence", Integer, nullable=False),
@@ -62,6 +65,7 @@ class Operation(msgspec.Struct, frozen=True):
     attempts: int
     error: str | None
     successor: str | None
+    successor_argument: int | None
     lease_owner: str | None
     lease_until_ms: int | None
     fence: int

@@ -1,7 +1,7 @@
 """Operations: added in the caller's transaction, leased by a worker, fenced, finished, kept as history."""
 
 import msgspec
-from sqlalchemy import bindparam, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 
 from vpsd.core.clock import Clock
 from vpsd.core.db import Statement, Tx, UniqueViolation
@@ -15,6 +15,8 @@ LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the o
 MAX_ATTEMPTS = 20  # of an operation that has a deadline
 
 _c = operations.c
+# A worker has to tidy up after the others, however they end.
+_LEAVES_NOTHING = and_(*(_c.command != command for command in (Command.BACKUP, Command.BACKUP_DAILY, Command.RESTORE)))
 _OPEN = _c.finished_at_ms.is_(None)
 _MINE = (_c.id == bindparam("the_id"), _c.fence == bindparam("the_fence"), _OPEN)
 
@@ -44,10 +46,12 @@ _ADD = Statement(
 )
 _CANCEL_WAITING = Statement(
     update(operations)
-    .where(_c.id == bindparam("the_id"), _OPEN, _c.lease_owner.is_(None))
+    .where(_c.id == bindparam("the_id"), _OPEN, _c.lease_owner.is_(None), _LEAVES_NOTHING)
     .values(status="cancelled", detail=bindparam("b_detail"), finished_at_ms=bindparam("b_now"))
 )
-_SET_SUCCESSOR = Statement(update(operations).where(_c.id == bindparam("the_id"), _OPEN), ("successor", "argument"))
+_SET_SUCCESSOR = Statement(
+    update(operations).where(_c.id == bindparam("the_id"), _OPEN), ("successor", "successor_argument", "run_at_ms")
+)
 _CLAIM = Statement(
     update(operations)
     .where(
@@ -73,7 +77,7 @@ _CLAIM = Statement(
     )
     .returning(operations)
 )
-_RENEW = Statement(update(operations).where(*_MINE).returning(_c.successor, _c.argument), ("lease_until_ms",))
+_RENEW = Statement(update(operations).where(*_MINE).returning(_c.successor, _c.successor_argument), ("lease_until_ms",))
 _HOLD = Statement(select(_c.id).where(*_MINE).with_for_update())
 _REPORT = Statement(update(operations).where(*_MINE), ("progress", "detail"))
 _STEP = Statement(update(operations).where(*_MINE).values(detail=None), ("step", "progress"))
@@ -128,7 +132,14 @@ async def add(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command, 
         cancelled = await tx.run(
             _CANCEL_WAITING, the_id=present.id, b_detail=f"superseded by {command}", b_now=clock.now_ms()
         )
-        if not cancelled and await tx.run(_SET_SUCCESSOR, the_id=present.id, successor=command, argument=argument):
+        if not cancelled and await tx.run(
+            _SET_SUCCESSOR,
+            the_id=present.id,
+            successor=command,
+            successor_argument=argument,
+            run_at_ms=clock.now_ms(),
+        ):
+            await tx.notify()
             return
     await _insert(tx, ids, clock, server_id, command, argument)
 

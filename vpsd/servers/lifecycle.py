@@ -16,6 +16,7 @@ class Status(StrEnum):
     REBOOTING = "rebooting"
     RESIZING = "resizing"
     REBUILDING = "rebuilding"
+    RESTORING = "restoring"
     SUSPENDED = "suspended"
     DELETING = "deleting"
     ERROR = "error"
@@ -31,6 +32,9 @@ class Command(StrEnum):
     REBOOT = "reboot"
     RESIZE = "resize"
     REBUILD = "rebuild"
+    BACKUP = "backup"
+    BACKUP_DAILY = "backup_daily"  # vpsd's own: the automatic one, which gives way to everything
+    RESTORE = "restore"
     DELETE = "delete"
     RECOVER = "recover"  # vpsd's own: bring a guest back that should run, or take in one that runs
     CONFIGURE = "configure"  # vpsd's own: hand the guest's seed a new hostname
@@ -59,6 +63,9 @@ RULES: dict[Command, Rule] = {
     Command.REBOOT: Rule(frozenset({_S.ACTIVE}), _S.REBOOTING, _S.ACTIVE, _S.ERROR, 30),
     Command.RESIZE: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.RESIZING, _S.ACTIVE, _S.ERROR, 30),
     Command.REBUILD: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.REBUILDING, _S.ACTIVE, _S.ERROR, 60),
+    Command.BACKUP: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), None, None, None, 1440, False),
+    Command.BACKUP_DAILY: Rule(frozenset({_S.ACTIVE, _S.STOPPED}), None, None, None, 1440, False),
+    Command.RESTORE: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.RESTORING, _S.ACTIVE, _S.ERROR, 1440, False),
     Command.DELETE: Rule(frozenset(_S), _S.DELETING, _S.DELETING, _S.DELETING, None),
     Command.RECOVER: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 30, False),
     Command.CONFIGURE: Rule(frozenset({_S.ACTIVE}), None, None, None, 15, False),
@@ -87,9 +94,12 @@ def refusal(status: Status, command: Command) -> str | None:
 def supersedes(command: Command, open_command: Command) -> bool:
     """Whether a command may push an open one aside.
 
-    DELETE may push anything, and everything may push the seed's rewriting: the seed is written anew at each boot. Who
-    has asked a guest to stop may lose patience and pull its plug.
+    DELETE may push anything, and everything may push the seed's rewriting: the seed is written anew at each boot. An
+    automatic backup, which nobody waits for, gives way and is made up for later. Who has asked a guest to stop may lose
+    patience and pull its plug.
     """
     if open_command is Command.STOP and command is Command.HARD_STOP:
         return True
+    if open_command is Command.BACKUP_DAILY:
+        return command not in (Command.CONFIGURE, Command.BACKUP_DAILY)
     return command is Command.DELETE or open_command is Command.CONFIGURE

@@ -29,6 +29,10 @@ servers = Table(
     Column("root_password_hash", String(255)),
     Column("base", String(100)),  # image key under the disk
     Column("kernel_cmdline", Text),  # None: the disk boots by itself
+    Column("disk", BigInteger, nullable=False, server_default="0"),  # 0, or the operation that wrote it: a restore
+    Column("replaced", Text),  # JSON of `Made`: what a restore goes back to until the guest has booted
+    Column("source_backup_id", BigInteger),  # what its first disk is written from, in place of an image
+    Column("next_backup_at_ms", BigInteger),  # the next automatic one
     Column("seed_hostname", String(253)),  # the hostname that the seed on the host says
     Column("provisioned_at_ms", BigInteger),  # when its disk was first made whole and booted
     Column("created_at_ms", BigInteger, nullable=False),
@@ -51,6 +55,9 @@ Index(  # what a host has handed out is counted from it alone
     sqlite_where=_present,
     postgresql_where=_present,
 )
+
+_due = servers.c.next_backup_at_ms.is_not(None)
+Index("ix_servers_next_backup", servers.c.next_backup_at_ms, sqlite_where=_due, postgresql_where=_due)
 
 usage = Table(
     "usage",
@@ -101,6 +108,10 @@ class Server(msgspec.Struct, frozen=True):
     root_password_hash: str | None
     base: str | None
     kernel_cmdline: str | None
+    disk: int
+    replaced: str | None
+    source_backup_id: int | None
+    next_backup_at_ms: int | None
     seed_hostname: str | None
     provisioned_at_ms: int | None
     created_at_ms: int
@@ -110,3 +121,12 @@ class Server(msgspec.Struct, frozen=True):
     vcpus: int
     memory_mb: int
     storage_gb: int
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What a guest is made from: its disk, the system on it, and the image that brings its kernel."""
+
+    disk: int
+    os_id: int
+    base: str | None
+    kernel_cmdline: str | None

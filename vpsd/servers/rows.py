@@ -1,10 +1,11 @@
 """Servers, as the worker reads and writes them: no account in between."""
 
+import msgspec
 from sqlalchemy import bindparam, func, select, update
 
 from vpsd.catalog.models import OperatingSystem, operating_systems, plans
 from vpsd.core.db import Statement, Tx
-from vpsd.servers.models import Server, servers
+from vpsd.servers.models import Made, Server, servers
 
 _c = servers.c
 _SERVER = select(servers, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb).join_from(servers, plans)
@@ -26,7 +27,20 @@ _SET_GONE = _set("gone_at_ms")
 _SET_DISCARDED = Statement(
     update(servers)
     .where(_c.id == bindparam("the_id"))
-    .values(os_id=bindparam("b_os"), base=None, kernel_cmdline=None, provisioned_at_ms=None)
+    .values(
+        os_id=bindparam("b_os"),
+        base=None,
+        kernel_cmdline=None,
+        disk=0,
+        replaced=None,
+        source_backup_id=None,
+        provisioned_at_ms=None,
+    )
+)
+_SET_MADE = _set("disk", "os_id", "base", "kernel_cmdline", "replaced")
+_SET_NEXT_BACKUP = _set("next_backup_at_ms")
+_BACKUP_DUE = Statement(
+    select(_c.id).where(_c.next_backup_at_ms <= bindparam("the_now"), _c.deleted_at_ms.is_(None)).order_by(_c.id)
 )
 _SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
 _OF_ACCOUNT = Statement(
@@ -95,7 +109,23 @@ async def set_discarded(tx: Tx, server_id: int, os_id: int) -> None:
     await tx.run(_SET_DISCARDED, the_id=server_id, b_os=os_id)
 
 
-async def set_base(tx: Tx, server_id: int, base: str, kernel_cmdline: str | None) -> None:
+async def set_made(tx: Tx, server_id: int, made: Made, replaced: Made | None) -> None:
+    """What the server is made from now, and what it goes back to should it not boot from that."""
+    back = None if replaced is None else msgspec.json.encode(replaced).decode()
+    await tx.run(_SET_MADE, the_id=server_id, **msgspec.structs.asdict(made), replaced=back)
+
+
+async def set_next_backup(tx: Tx, server_id: int, at_ms: int | None) -> None:
+    """When the next automatic backup is due."""
+    await tx.run(_SET_NEXT_BACKUP, the_id=server_id, next_backup_at_ms=at_ms)
+
+
+async def backup_due(tx: Tx, now_ms: int) -> list[int]:
+    """Servers whose automatic backup is due."""
+    return await tx.all(int, _BACKUP_DUE, the_now=now_ms)
+
+
+async def set_base(tx: Tx, server_id: int, base: str | None, kernel_cmdline: str | None) -> None:
     """What the server's disk stands on."""
     await tx.run(_SET_BASE, the_id=server_id, base=base, kernel_cmdline=kernel_cmdline)
 

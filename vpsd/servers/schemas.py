@@ -38,7 +38,8 @@ Hostname = Annotated[
 ]
 
 
-def _id(where: str, example: int) -> Meta:
+def an_id(where: str, example: int) -> Meta:
+    """An id that a list of the API tells."""
     return Meta(
         ge=1, le=2**63 - 1, description=f"Id, from {where}", examples=[example],
         extra={"message": f"Give an id from {where}."},
@@ -64,12 +65,20 @@ class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
     """A server to make."""
 
     name: Name
-    plan_id: Annotated[int, _id("/api/v1/plans/", 1)]
-    os_id: Annotated[int, _id("/api/v1/operating-systems/", 5)]
+    plan_id: Annotated[int, an_id("/api/v1/plans/", 1)]
     location: Annotated[str, Meta(description="Location code, from /api/v1/locations/", examples=["us-west"])]
+    os_id: Annotated[int, an_id("/api/v1/operating-systems/", 5)] | UnsetType = UNSET
+    backup_id: Annotated[
+        Annotated[int, an_id("/api/v1/backups/", 501)] | UnsetType,
+        Meta(description="In place of os_id: begin with what a backup holds"),
+    ] = UNSET
+    snapshot_id: Annotated[
+        Annotated[int, an_id("/api/v1/snapshots/", 801)] | UnsetType,
+        Meta(description="In place of os_id: begin with what a snapshot holds"),
+    ] = UNSET
     hostname: Annotated[Hostname | None, Meta(description="By default the name")] = None
     ssh_key_id: Annotated[
-        Annotated[int, _id("/api/v1/ssh-keys/", 7)] | None,
+        Annotated[int, an_id("/api/v1/ssh-keys/", 7)] | None,
         Meta(description="SSH key to install; without one the answer carries a root password"),
     ] = None
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] = False
@@ -94,7 +103,7 @@ class ServerPatch(msgspec.Struct, forbid_unknown_fields=True):
 class ServerResize(msgspec.Struct, forbid_unknown_fields=True):
     """The plan that a server shall have; its disk may not be smaller than the present one."""
 
-    plan_id: Annotated[int, _id("/api/v1/plans/", 2)] | UnsetType = UNSET
+    plan_id: Annotated[int, an_id("/api/v1/plans/", 2)] | UnsetType = UNSET
     plan: Annotated[str, Meta(max_length=36, description="Its uuid, as the official client sends it")] | UnsetType = (
         UNSET
     )
@@ -103,7 +112,7 @@ class ServerResize(msgspec.Struct, forbid_unknown_fields=True):
 class ServerRebuild(msgspec.Struct, forbid_unknown_fields=True):
     """What a server shall be made anew from. Everything on its disk is lost."""
 
-    os_id: Annotated[int, _id("/api/v1/operating-systems/", 5)]
+    os_id: Annotated[int, an_id("/api/v1/operating-systems/", 5)]
 
 
 class Power(StrEnum):

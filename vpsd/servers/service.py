@@ -12,18 +12,22 @@ from sqlalchemy import Select, and_, bindparam, func, insert, select, update
 
 from vpsd.accounts import events
 from vpsd.accounts.models import Actor, Caller
+from vpsd.backups import rows as backups
+from vpsd.backups import schedule
+from vpsd.backups.models import Backup, Kind, State
 from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan, operating_systems, plans
 from vpsd.core.clock import Clock, iso_utc
 from vpsd.core.db import Statement, Tx
-from vpsd.core.forms import Form
+from vpsd.core.forms import REQUIRED, Form
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
 from vpsd.errors import Busy, NotFound, Unavailable, WrongStatus
 from vpsd.hosts import service as hosts
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
+from vpsd.servers import rows
 from vpsd.servers.lifecycle import RULES, Command, Status, refusal
 from vpsd.servers.models import servers, traffic, usage
 from vpsd.servers.schemas import (
@@ -78,7 +82,8 @@ _STATE = Statement(select(_c.id, _c.name, _c.status).where(_ONE).with_for_update
 _ADD = Statement(
     insert(servers).returning(_c.id),
     ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
-    + ("authorized_key", "root_password_hash", "created_at_ms", "updated_at_ms"),
+    + ("authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
+    + ("created_at_ms", "updated_at_ms"),
 )
 _SET_STATUS = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "error", "updated_at_ms"))
 _DELETE = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "updated_at_ms", "deleted_at_ms"))
@@ -227,7 +232,8 @@ async def create(
     room.
     """
     plan = await _chosen_plan(tx, form)
-    system = await _chosen_system(tx, form)
+    backup = await _chosen_backup(tx, caller, form, plan)
+    system = await _chosen_system(tx, form) if backup is None else await _system_of(tx, backup)
     await _check_location(tx, form)
     key = await _chosen_key(tx, caller, form)
     form.done()
@@ -246,10 +252,13 @@ async def create(
         "location": form.get("location"),
         "backups_enabled": form.get("backups_enabled", False),
     }
+    uuid = values["uuid"]
     server_id = await tx.first(
         int,
         _ADD,
         **values,
+        source_backup_id=None if backup is None else backup.id,
+        next_backup_at_ms=schedule.next_slot_ms(settings, uuid, now) if values["backups_enabled"] else None,
         account_id=caller.account_id,
         plan_id=plan.id,
         os_id=system.id,
@@ -298,6 +307,36 @@ async def _chosen_plan(tx: Tx, form: Form[ServerCreate]) -> Plan | None:
     return plan
 
 
+_SOURCES = ("os_id", "backup_id", "snapshot_id")
+
+
+async def _chosen_backup(tx: Tx, caller: Caller, form: Form[ServerCreate], plan: Plan | None) -> Backup | None:
+    """What the server begins with, where that is no operating system."""
+    given = [name for name in _SOURCES if form.has(name)]
+    if len(given) != 1 and not form.is_wrong(*_SOURCES):
+        form.wrong("os_id", REQUIRED if not given else f"Give one of {', '.join(_SOURCES)}.")
+    if len(given) != 1 or given == ["os_id"]:
+        return None
+    (field,) = given
+    backup, what = await backups.get(tx, form.get(field)), field.removesuffix("_id")
+    mine = backup is not None and backup.account_id == caller.account_id and backup.deleted_at_ms is None
+    if backup is None or not mine or (backup.kind == Kind.SNAPSHOT) != (what == "snapshot"):
+        form.wrong(field, f"There is no {what} {form.get(field)}. List yours at /api/v1/{what}s/.")
+        return None
+    if backup.status != State.COMPLETED:
+        form.wrong(field, f"The {what} {backup.id} is {backup.status.replace('_', ' ')}. Choose a completed one.")
+    elif plan is not None and backup.disk_bytes is not None and plan.storage_gb * _GB < backup.disk_bytes:
+        needed = -(-backup.disk_bytes // _GB)
+        form.wrong("plan_id", f"The {what}'s disk has {needed} GB. Choose a plan with at least as much.")
+    return backup
+
+
+async def _system_of(tx: Tx, backup: Backup) -> OperatingSystem:
+    system = await catalog.find_operating_system(tx, backup.os_id)
+    assert system is not None
+    return system
+
+
 async def _chosen_system(tx: Tx, form: Form[ServerCreate] | Form[ServerRebuild]) -> OperatingSystem | None:
     if not form.has("os_id"):
         return None
@@ -334,15 +373,23 @@ def _update(columns: tuple[str, ...]) -> Statement:
 
 
 async def change(
-    tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int, form: Form[ServerUpdate] | Form[ServerPatch]
+    tx: Tx,
+    caller: Caller,
+    ids: Ids,
+    clock: Clock,
+    settings: Settings,
+    server_id: int,
+    form: Form[ServerUpdate] | Form[ServerPatch],
 ) -> None:
     """Change the fields that were sent; raises `Invalid` or `NotFound`."""
-    state = await _state(tx, caller, server_id)
+    state = await state_of(tx, caller, server_id)
     form.done()
     changes = {name: form.get(name) for name in _CHANGEABLE if form.has(name)}
     if not changes:
         return
     await tx.run(_update(tuple(changes)), the_id=server_id, updated_at_ms=clock.now_ms(), **changes)
+    if "backups_enabled" in changes:
+        await _schedule_backups(tx, clock, settings, server_id)
     detail = ", ".join(f"{name} {value}" for name, value in changes.items())
     await events.add(tx, clock, caller, "server.change", "server", server_id, detail)
     # While another operation is open the seed is written by it, or brought up to date by reconcile.
@@ -354,21 +401,31 @@ async def change(
         await operations.add(tx, ids, clock, server_id, Command.CONFIGURE)
 
 
+async def _schedule_backups(tx: Tx, clock: Clock, settings: Settings, server_id: int) -> None:
+    server = await rows.get(tx, server_id)
+    if not server.backups_enabled:
+        await rows.set_next_backup(tx, server_id, None)
+    elif server.next_backup_at_ms is None:
+        slot_ms = schedule.next_slot_ms(settings, server.uuid, clock.now_ms())
+        await rows.set_next_backup(tx, server_id, slot_ms)
+
+
 async def tell(
     tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int, command: Command
 ) -> ActionAccepted:
     """Give a server a command; raises `NotFound`, `PaymentRequired`, `WrongStatus` or `Busy`."""
-    state = await _state(tx, caller, server_id)
+    state = await state_of(tx, caller, server_id)
     runs = state.status == Status.ACTIVE
     if (command is Command.START and not runs) or (command is Command.REBOOT and runs):
         await billing.check_start(tx, clock, settings, caller.account_id, runs=runs)
-    _check_status(state, command)
+    check_status(state, command)
     await begin(tx, ids, clock, server_id, command)
     await events.add(tx, clock, caller, f"server.{command}", "server", server_id)
     return _accepted(state, command)
 
 
-def _check_status(state: ServerState, command: Command) -> None:
+def check_status(state: ServerState, command: Command) -> None:
+    """Raise `WrongStatus` where the status does not allow the command."""
     refused = refusal(state.status, command)
     if refused is not None:
         raise WrongStatus(refused)
@@ -388,8 +445,8 @@ async def resize(
     plan = await _other_plan(tx, form, old)
     await billing.check_create(tx, clock, settings, caller.account_id, plan, instead_of=(server_id, old))
     await _check_room(tx, settings, plan, instead_of=old)
-    state = await _state(tx, caller, server_id)
-    _check_status(state, Command.RESIZE)
+    state = await state_of(tx, caller, server_id)
+    check_status(state, Command.RESIZE)
     present = await tx.first(Plan, _PLAN, the_account=caller.account_id, the_id=server_id)
     if present != old:
         raise Busy("The server was given another plan at the same moment. Look at it, and ask again.")
@@ -430,13 +487,13 @@ async def rebuild(
 
     Raises `NotFound`, `Invalid`, `PaymentRequired`, `WrongStatus` or `Busy`.
     """
-    state = await _state(tx, caller, server_id)
+    state = await state_of(tx, caller, server_id)
     system = await _chosen_system(tx, form)
     form.done()
     assert system is not None
     runs = state.status == Status.ACTIVE
     await billing.check_start(tx, clock, settings, caller.account_id, runs=runs)  # it runs in the end
-    _check_status(state, Command.REBUILD)
+    check_status(state, Command.REBUILD)
     password = None
     if await tx.first(lambda key: key, _KEY, the_id=server_id) is None:
         password = ids.password()
@@ -465,7 +522,7 @@ async def begin(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command
 
 async def delete(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int) -> None:
     """Make a server vanish: for its owner now, from the host when the worker has been there. Raises `NotFound`."""
-    await _state(tx, caller, server_id)
+    await state_of(tx, caller, server_id)
     await vanish(tx, caller, ids, clock, server_id)
 
 
@@ -478,7 +535,8 @@ async def vanish(tx: Tx, actor: Actor, ids: Ids, clock: Clock, server_id: int) -
     await tx.run(_DELETE, the_id=server_id, status=Status.DELETING, updated_at_ms=now, deleted_at_ms=now)
 
 
-async def _state(tx: Tx, caller: Caller, server_id: int) -> ServerState:
+async def state_of(tx: Tx, caller: Caller, server_id: int) -> ServerState:
+    """A server of the account, kept from others until the transaction ends; raises `NotFound`."""
     state = await tx.first(
         lambda found, name, status: ServerState(found, name, Status(status)),
         _STATE,

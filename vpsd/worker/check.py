@@ -12,12 +12,12 @@ from vpsd.addresses.service import Assignment, assignments
 from vpsd.core.db import Statement, Tx, UniqueViolation
 from vpsd.core.ids import Ids
 from vpsd.errors import Busy
-from vpsd.hypervisor.protocol import guest_name
+from vpsd.hypervisor.protocol import Volumes, disk_name, guest_name
 from vpsd.operations import service as operations
 from vpsd.servers import rows, service
 from vpsd.servers.flows import World
 from vpsd.servers.lifecycle import Command, Status
-from vpsd.servers.models import Server
+from vpsd.servers.models import Made, Server
 
 _AT_REST = {Status.ACTIVE, Status.STOPPED, Status.SUSPENDED, Status.ERROR}
 
@@ -58,7 +58,8 @@ class Check:
         owned = {self._name(server_id) for rows in (before, after) for server_id in rows.servers}
         for name in sorted(set(guests) - owned):
             await self._ownerless("guest", name)
-        for name in sorted((volumes.disks | volumes.seeds) - set(guests) - owned):
+        bodies = {disk.partition(".")[0] for disk in volumes.disks} | volumes.seeds | volumes.copies
+        for name in sorted(bodies - set(guests) - owned):
             await self._ownerless("volume", name)
         for name in sorted(volumes.strangers):
             self._tell("volume", name, "lies in vpsd's pool and is nobody's; delete it by hand if you do not know it")
@@ -68,7 +69,9 @@ class Check:
         await self._held_by_nobody(before, after)
         quiet = [s for s in after.servers.values() if s.id not in before.busy | after.busy and s.id in before.servers]
         for server in quiet:
-            await self._bodiless(server, self._name(server.id) in guests, self._name(server.id) in volumes.disks, after)
+            has_disk = disk_name(self._name(server.id), server.disk) in volumes.disks
+            await self._bodiless(server, self._name(server.id) in guests, has_disk, after)
+            await self._left_behind(server, volumes)
         return self._findings
 
     def _name(self, server_id: int) -> str:
@@ -102,6 +105,21 @@ class Check:
             self._tell(
                 "address", assignment.address, f"is held for server {assignment.server_id}, which is gone", "freed"
             )
+
+    async def _left_behind(self, server: Server, volumes: Volumes) -> None:
+        """What a backup or restore that could not tidy up has left."""
+        name, known = self._name(server.id), {server.disk}
+        if server.replaced is not None:
+            known.add(msgspec.json.decode(server.replaced, type=Made).disk)
+        owned = {disk_name(name, disk) for disk in known}
+        for disk in sorted(disk for disk in volumes.disks - owned if disk.partition(".")[0] == name):
+            if self._fix:
+                await self._world.hypervisor.delete_disk(disk)
+            self._tell("disk", disk, "is not the server's any more", "removed from the host")
+        if name in volumes.copies:
+            if self._fix:
+                await self._world.hypervisor.drop_copy(name)
+            self._tell("copy", name, "was made for a backup that is over", "removed from the host")
 
     async def _bodiless(self, server: Server, has_guest: bool, has_disk: bool, after: _Rows) -> None:
         name = f"{server.id} ({server.name})"

@@ -14,7 +14,7 @@ from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.operations.service import Lease, LostLease
 from vpsd.servers import rows
-from vpsd.servers.flows import FLOWS, Job, Superseded, World
+from vpsd.servers.flows import FLOWS, TIDY, Job, Superseded, World, settle
 from vpsd.servers.lifecycle import RULES, Command, Status
 
 log = logging.getLogger(__name__)
@@ -97,15 +97,16 @@ class Runner:
         except LostLease:
             log.warning("operation %s: another worker has taken it over", operation.id)
         except Superseded:
+            await self._tidy(job)
             await self._hand_over(operation, lease)
         except Unusable as error:
-            await self._fail(operation, lease, str(error))
+            await self._fail(operation, lease, job, str(error))
         except Unavailable as error:
-            await self._try_again(operation, lease, str(error))
+            await self._try_again(operation, lease, job, str(error))
         except Exception as error:
             log.exception("operation %s: %s met an error of vpsd's own", operation.id, operation.command)
             text = str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}"
-            await self._try_again(operation, lease, text)
+            await self._try_again(operation, lease, job, text)
         finally:
             heartbeat.cancel()
             await asyncio.wait({heartbeat})
@@ -145,10 +146,28 @@ class Runner:
     async def _succeed(self, operation: Operation, lease: Lease, job: Job) -> None:
         await self._rest(operation, lease, RULES[Command(operation.command)].success, None, job.result)
 
-    async def _fail(self, operation: Operation, lease: Lease, error: str) -> None:
+    async def _tidy(self, job: Job) -> str | None:
+        tidy = TIDY.get(Command(job.operation.command))
+        try:
+            if tidy is not None:
+                await job.refresh()
+                return await tidy(job)
+        except LostLease:
+            raise
+        except Exception as error:  # what is left is found by `vpsd check`
+            log.warning("operation %s: could not tidy up behind it: %s", job.operation.id, error)
+        return None
+
+    async def _fail(self, operation: Operation, lease: Lease, job: Job, error: str) -> None:
         if RULES[Command(operation.command)].minutes is None:  # tried until it is done
-            await self._try_again(operation, lease, error)
+            await self._try_again(operation, lease, job, error)
             return
+        try:
+            said = await self._tidy(job)
+        except LostLease:
+            log.warning("operation %s: another worker has taken it over", operation.id)
+            return
+        error = error if said is None else f"{error} {said}"
         log.warning("server %s: %s failed: %s", operation.server_id, operation.command, error)
         await self._rest(operation, lease, RULES[Command(operation.command)].failure, error, None)
 
@@ -162,6 +181,7 @@ class Runner:
                 if await operations.renew(tx, clock, lease) is not None:
                     raise Superseded
                 await operations.finish(tx, clock, lease, error, detail)
+                await settle(tx, self._world, operation, error)
                 if status is not None:
                     reason = error if status is Status.ERROR else None
                     await rows.set_status(tx, operation.server_id, status, reason, clock.now_ms())
@@ -177,10 +197,11 @@ class Runner:
                 successor = await operations.renew(tx, self._world.clock, lease)
                 assert successor is not None
                 await operations.hand_over(tx, self._ids, self._world.clock, lease, operation.server_id, successor)
+                await settle(tx, self._world, operation, f"It gave way to the server's {successor.command}.")
         except LostLease:
             log.warning("operation %s: another worker has taken it over", operation.id)
 
-    async def _try_again(self, operation: Operation, lease: Lease, error: str) -> None:
+    async def _try_again(self, operation: Operation, lease: Lease, job: Job, error: str) -> None:
         now = self._world.clock.now_ms()
         endless = RULES[Command(operation.command)].minutes is None
         longest = _LONGEST_ENDLESS_PAUSE_SECONDS if endless else _LONGEST_PAUSE_SECONDS
@@ -188,7 +209,7 @@ class Runner:
         run_at_ms = now + pause_seconds * 1000
         late = operation.deadline_at_ms is not None and run_at_ms > operation.deadline_at_ms
         if not endless and (late or operation.attempts >= operations.MAX_ATTEMPTS):
-            await self._fail(operation, lease, f"Given up after {operation.attempts} attempts: {error}")
+            await self._fail(operation, lease, job, f"Given up after {operation.attempts} attempts: {error}")
             return
         log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, error)
         try:

@@ -35,7 +35,8 @@ def begin(host: libvirt.virConnect, name: str, path: str, mark: str, since: str 
         raise Unusable(f"The host knows no guest {name}.")
     if not domain.isActive():
         domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
-    runs = power_of(*domain.state()) is Power.RUNNING
+    state, reason = domain.state()
+    runs = power_of(state, reason) is Power.RUNNING
     marks = _marks(domain)
     if mark in marks:  # of an earlier try
         _forget(marks.pop(mark))
@@ -43,7 +44,8 @@ def begin(host: libvirt.virConnect, name: str, path: str, mark: str, since: str 
         since = None
     with _frozen(domain) if runs else contextlib.nullcontext([0, 0]) as frozen:
         since = _begin(domain, path, mark, since)
-    return Copying(since, not runs or frozen[0] > 0, frozen[1])
+    off = not runs and reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR
+    return Copying(since, off or frozen[0] > 0, frozen[1], off)
 
 
 def _begin(domain: libvirt.virDomain, path: str, mark: str, since: str | None) -> str | None:

@@ -1,0 +1,391 @@
+"""Backups, snapshots and what is made of them, from the request to the disk: database, simulated host, real target."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.cloud import TINY, Cloud
+from vpsd.backups.targets import Directory, TargetFull
+from vpsd.backups.vault import Vault
+from vpsd.core.ids import Ids
+from vpsd.core.money import MICROS
+from vpsd.errors import Unavailable
+from vpsd.hypervisor.protocol import Power
+from vpsd.servers.lifecycle import Status
+from vpsd.worker.check import Check
+
+MB = 1 << 20
+
+
+async def _restore(cloud: Cloud, what: str, copy_id: int) -> None:
+    answer = await cloud.post(f"/api/v1/{what}s/{copy_id}/restore/")
+    assert answer.status_code == 200, answer.text
+    await cloud.work()
+
+
+async def _write(cloud: Cloud, server: int, at: int, text: str) -> None:
+    cloud.hypervisor.writes(await cloud.disk(server), at, text.encode().ljust(20))
+
+
+async def _read(cloud: Cloud, server: int, at: int) -> str:
+    return cloud.hypervisor.content(await cloud.disk(server), at, 20).decode().strip("\0 ")
+
+
+async def _is_tidy(cloud: Cloud) -> None:
+    assert await Check(cloud.world, Ids()).run() == []
+    assert not (await cloud.hypervisor.volumes()).copies
+
+
+@pytest.mark.parametrize("what", ["backup", "snapshot"])
+async def test_a_server_goes_back_to_how_it_was(cloud: Cloud, what: str) -> None:
+    server = await cloud.have_server()
+    address = (await cloud.get(f"/api/v1/servers/{server}/")).json()["ip_address"]
+    await _write(cloud, server, 5 * MB, "before")
+    copy = await cloud.have_copy(server, what)
+    assert (copy["server"], copy["consistent"], copy["incremental"]) == ({"id": server, "name": "web"}, True, False)
+    assert copy["size_mb"] > 0
+    await _write(cloud, server, 5 * MB, "after")
+    answer = (await cloud.post(f"/api/v1/{what}s/{copy['id']}/restore/")).json()
+    assert answer["server"] == {"id": server, "name": "web", "status": "restoring"}
+    assert await cloud.status(server) == "restoring"
+    await cloud.work()
+    detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
+    assert (detail["status"], detail["ip_address"], detail["error"]) == ("active", address, None)
+    assert await _read(cloud, server, 5 * MB) == "before"
+    await _is_tidy(cloud)
+
+
+async def test_a_chain_outlives_any_of_its_members(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    backups = []
+    for number in range(5):
+        await _write(cloud, server, number * MB, f"text {number}")
+        await _write(cloud, server, 9 * MB, f"version {number}")
+        backups.append(await cloud.have_copy(server))
+    assert [backup["incremental"] for backup in backups] == [False, True, True, True, True]
+    for gone in (backups[2], backups[0]):
+        assert (await cloud.ask("DELETE", f"/api/v1/backups/{gone['id']}/")).status_code == 204
+        await cloud.keeper().keep()
+    for number in (1, 4, 3):
+        await _restore(cloud, "backup", backups[number]["id"])
+        assert await _read(cloud, server, 9 * MB) == f"version {number}"
+        assert await _read(cloud, server, number * MB) == f"text {number}"
+        assert await _read(cloud, server, (number + 1) * MB) == ""
+    for number in (4, 1, 3):
+        await cloud.ask("DELETE", f"/api/v1/backups/{backups[number]['id']}/")
+        await cloud.keeper().keep()
+    assert cloud.target.objects() == []
+    await _is_tidy(cloud)
+
+
+async def test_after_a_restore_the_next_backup_holds_everything_again(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "one")
+    first = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "two")
+    await _restore(cloud, "backup", first["id"])
+    await _write(cloud, server, 2 * MB, "three")
+    second = await cloud.have_copy(server)
+    assert not second["incremental"]
+    await _write(cloud, server, MB, "four")
+    await _restore(cloud, "backup", second["id"])
+    assert (await _read(cloud, server, MB), await _read(cloud, server, 2 * MB)) == ("one", "three")
+
+
+async def test_a_new_server_begins_with_what_a_backup_of_a_deleted_one_holds(cloud: Cloud) -> None:
+    old = await cloud.have_server("old")
+    await _write(cloud, old, 3 * MB, "kept")
+    snapshot, backup = await cloud.have_copy(old, "snapshot"), await cloud.have_copy(old)
+    await cloud.ask("DELETE", f"/api/v1/servers/{old}/")
+    await cloud.settle()
+    refused = await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")
+    assert refused.status_code == 400
+    assert "backup_id" in refused.json()["detail"]
+    for field, copy in (("snapshot_id", snapshot), ("backup_id", backup)):
+        body = {"name": "new", "plan_id": TINY["plan_id"], "location": "us-west", field: copy["id"]}
+        made = await cloud.post("/api/v1/servers/", body)
+        assert made.status_code == 201, made.text
+        assert made.json()["os"]["id"] == TINY["os_id"]
+        busy = await cloud.ask("DELETE", f"/api/v1/{field.removesuffix('_id')}s/{copy['id']}/")
+        assert busy.json()["code"] == "busy"
+        await cloud.work()
+        new = made.json()["id"]
+        assert await cloud.status(new) == "active"
+        assert await _read(cloud, new, 3 * MB) == "kept"
+        assert (await cloud.ask("DELETE", f"/api/v1/{field.removesuffix('_id')}s/{copy['id']}/")).status_code == 204
+        await cloud.keeper().keep()
+    await _is_tidy(cloud)
+    assert cloud.target.objects() == []
+
+
+async def test_a_new_server_needs_one_beginning_that_it_may_have(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    backup, snapshot = await cloud.have_copy(server), await cloud.have_copy(server, "snapshot")
+    begun = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
+    plain = {"name": "new", "plan_id": TINY["plan_id"], "location": "us-west"}
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({}, "os_id", "required"),
+        ({"os_id": 1, "backup_id": backup["id"]}, "os_id", "one of"),
+        ({"backup_id": snapshot["id"]}, "backup_id", "There is no backup"),
+        ({"snapshot_id": backup["id"]}, "snapshot_id", "There is no snapshot"),
+        ({"backup_id": 999}, "backup_id", "/api/v1/backups/"),
+        ({"backup_id": begun["id"]}, "backup_id", "in progress"),
+    ]
+    for beginning, field, text in cases:
+        answer = await cloud.post("/api/v1/servers/", {**plain, **beginning})
+        assert answer.status_code == 400, beginning
+        assert list(answer.json()) == [field]
+        assert text in answer.json()[field][0]
+    stranger = await cloud.post("/api/v1/servers/", {**plain, "backup_id": backup["id"]}, who="charlie")
+    assert "There is no backup" in stranger.json()["backup_id"][0]
+
+
+async def test_a_disk_must_fit_on_the_new_servers_plan(cloud: Cloud) -> None:
+    server = await cloud.create(plan_id=1)
+    await cloud.work()
+    backup = await cloud.have_copy(server)
+    body = {"name": "new", "plan_id": TINY["plan_id"], "location": "us-west", "backup_id": backup["id"]}
+    answer = await cloud.post("/api/v1/servers/", body)
+    assert answer.status_code == 400
+    assert "disk has" in answer.json()["plan_id"][0]
+
+
+async def test_a_server_that_is_off_is_backed_up_and_stays_off(cloud: Cloud) -> None:
+    server = await cloud.have_server(status=Status.STOPPED)
+    backup = await cloud.have_copy(server)
+    assert backup["consistent"]
+    assert await cloud.status(server) == "stopped"
+    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    assert guest is not None
+    assert guest.power is Power.OFF
+    await cloud.settle()
+    assert await cloud.status(server) == "stopped"
+
+
+async def test_a_guest_without_an_agent_is_backed_up_and_the_record_says_so(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.has_agent = False
+    assert (await cloud.have_copy(server))["consistent"] is False
+
+
+async def test_a_full_target_fails_the_backup_and_leaves_nothing_there(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    for number in range(8):
+        await _write(cloud, server, number * MB, f"text {number}")
+    puts = 0
+
+    def full(call: str) -> None:
+        nonlocal puts
+        puts += call == "put"
+        if puts > 4:
+            raise TargetFull("directory /srv/backups is full.")
+
+    cloud.target.before_call = full
+    made = (await cloud.post("/api/v1/backups/", {"server_id": server})).json()
+    await cloud.work()
+    failed = (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()
+    assert (failed["status"], failed["size_mb"]) == ("failed", None)
+    assert "is full" in failed["error"]
+    assert await cloud.status(server) == "active"
+    assert cloud.target.objects()
+    refused = await cloud.post(f"/api/v1/backups/{made['id']}/restore/")
+    assert refused.status_code == 400
+    assert "failed" in refused.json()["detail"]
+    cloud.target.before_call = None
+    await cloud.keeper().keep()
+    assert cloud.target.objects() == []
+    await _is_tidy(cloud)
+    assert (await cloud.have_copy(server))["status"] == "completed"
+
+
+async def test_a_lost_connection_is_waited_for_and_the_backup_goes_on_where_it_was(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    for number in range(8):
+        await _write(cloud, server, number * MB, f"text {number}")
+    lost = 5
+
+    def cut(call: str) -> None:
+        nonlocal lost
+        lost -= call == "put"
+        if lost <= 0:
+            raise Unavailable("The target does not answer.")
+
+    cloud.target.before_call = cut
+    made = (await cloud.post("/api/v1/backups/", {"server_id": server})).json()
+    await cloud.work()
+    (operation,) = [one for one in await cloud.operations(server) if one["command"] == "backup"]
+    assert (operation["status"], operation["step"]) == ("queued", "store_copy")
+    assert "does not answer" in operation["error"]
+    there = len(cloud.target.objects())
+    assert there > 0
+    cloud.target.before_call = None
+    cloud.target.calls.clear()
+    await cloud.settle()
+    assert (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()["status"] == "completed"
+    assert cloud.target.calls.count("put") == len(cloud.target.objects()) - there
+    await _is_tidy(cloud)
+
+
+async def test_a_target_that_never_answers_ends_in_a_clear_error(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+
+    def away(_: str) -> None:
+        raise Unavailable("The target does not answer.")
+
+    cloud.target.before_call = away
+    made = (await cloud.post("/api/v1/backups/", {"server_id": server})).json()
+    for _ in range(40):
+        await cloud.settle()
+    failed = (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()
+    assert failed["status"] == "failed"
+    assert "does not answer" in failed["error"]
+    assert await cloud.status(server) == "active"
+    await cloud.keeper().keep()  # cannot be swept now; nobody is told of an error for that
+    cloud.target.before_call = None
+    cloud.clock.advance(600)
+    await cloud.keeper().keep()
+    await _is_tidy(cloud)
+
+
+async def test_a_restore_whose_backup_cannot_be_read_leaves_the_server_as_it_was(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "before")
+    backup = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "after")
+    for path in cloud.target.folder.rglob("*"):
+        if path.is_file() and path.name != "manifest":
+            path.write_bytes(path.read_bytes()[:-3] + b"bad")
+    await _restore(cloud, "backup", backup["id"])
+    detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
+    assert detail["status"] == "error"
+    assert "before" in detail["error"]
+    assert backup["uuid"] in detail["error"]
+    assert await _read(cloud, server, MB) == "after"
+    await cloud.settle()  # the guest never stopped: it is taken in again
+    assert await cloud.status(server) == "active"
+    await _is_tidy(cloud)
+
+
+async def test_a_restore_that_does_not_boot_gives_the_old_disk_back(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "before")
+    backup = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "after")
+    cloud.hypervisor.never_boots = True
+    await _restore(cloud, "backup", backup["id"])
+    detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
+    assert detail["status"] == "error"
+    assert "did not answer" in detail["error"]
+    assert "disk that it had before" in detail["error"]
+    assert await _read(cloud, server, MB) == "after"
+    cloud.hypervisor.never_boots = False
+    assert (await cloud.post(f"/api/v1/servers/{server}/start/")).status_code == 200
+    await cloud.work()
+    assert await cloud.status(server) == "active"
+    await _is_tidy(cloud)
+
+
+async def test_a_restore_that_nobody_could_undo_is_undone_at_the_next_boot(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "before")
+    backup = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "after")
+    assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+
+    def breaks(call: str) -> None:
+        if call == "is_up":
+            cloud.hypervisor.broken = True
+
+    cloud.hypervisor.before_call = breaks
+    for _ in range(3000):
+        await cloud.work()
+        cloud.clock.advance(60)
+        if await cloud.status(server) == "error":
+            break
+    assert (await cloud.row(server)).replaced is not None
+    cloud.hypervisor.before_call = None
+    cloud.hypervisor.broken = False
+    assert (await cloud.post(f"/api/v1/servers/{server}/start/")).status_code == 200
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+    assert await _read(cloud, server, MB) == "after"
+    await _is_tidy(cloud)
+
+
+async def test_a_backup_from_before_a_rebuild_brings_its_system_back(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "tiny")
+    backup = await cloud.have_copy(server)
+    await cloud.post(f"/api/v1/servers/{server}/rebuild/", {"os_id": 3})
+    await cloud.work()
+    assert (await cloud.have_copy(server))["incremental"] is False
+    await _restore(cloud, "backup", backup["id"])
+    detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
+    assert (detail["status"], detail["os"]["id"]) == ("active", TINY["os_id"])
+    assert await _read(cloud, server, MB) == "tiny"
+    await _is_tidy(cloud)
+
+
+async def test_a_server_grows_after_a_restore_to_what_its_plan_says(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    backup = await cloud.have_copy(server)
+    await cloud.post(f"/api/v1/servers/{server}/resize/", {"plan_id": 3})
+    await cloud.work()
+    grown = cloud.hypervisor.disk_bytes(await cloud.disk(server))
+    await _restore(cloud, "backup", backup["id"])
+    assert cloud.hypervisor.disk_bytes(await cloud.disk(server)) == grown > backup["size_mb"] * MB
+
+
+async def test_no_more_snapshots_than_five_and_manual_backups_than_ten(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    for what, most in (("snapshot", 5), ("backup", 10)):
+        made = [await cloud.have_copy(server, what) for _ in range(most)]
+        refused = await cloud.post(f"/api/v1/servers/{server}/{what}/")
+        assert refused.status_code == 400
+        assert f"may have {most}" in refused.json()["server_id"][0]
+        await cloud.ask("DELETE", f"/api/v1/{what}s/{made[0]['id']}/")
+        await cloud.have_copy(server, what)
+
+
+async def test_restoring_a_stopped_server_needs_credit(cloud: Cloud) -> None:
+    server = await cloud.have_server(status=Status.STOPPED)
+    backup = await cloud.have_copy(server)
+    await cloud.have_balance(0)
+    refused = await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")
+    assert refused.status_code == 402
+    await cloud.have_balance(100 * MICROS)
+    await _restore(cloud, "backup", backup["id"])
+    assert await cloud.status(server) == "active"
+
+
+async def test_a_backup_is_sealed_where_the_operator_has_a_key(cloud: Cloud) -> None:
+    vault = Vault(cloud.target, cloud.instance, b"k" * 32)
+    cloud.world = msgspec.structs.replace(cloud.world, vault=vault)
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "a secret of Alice's")
+    backup = await cloud.have_copy(server)
+    assert backup["encrypted"]
+    for path in cloud.target.objects():
+        assert b"secret of Alice" not in (cloud.target.folder / path).read_bytes()
+    await _restore(cloud, "backup", backup["id"])
+    assert await _read(cloud, server, MB) == "a secret of Alice's"
+
+
+async def test_what_was_made_under_another_key_or_elsewhere_is_refused_in_words(cloud: Cloud, tmp_path: Path) -> None:
+    server = await cloud.have_server()
+    backup = await cloud.have_copy(server)
+    here = cloud.world
+    for vault, text in (
+        (Vault(cloud.target, cloud.instance, b"k" * 32), "key"),
+        (Vault(Directory(tmp_path / "other"), cloud.instance, None), "vpsd is set to"),
+    ):
+        cloud.world = msgspec.structs.replace(here, vault=vault)
+        await _restore(cloud, "backup", backup["id"])
+        assert text in (await cloud.get(f"/api/v1/servers/{server}/")).json()["error"]
+        await cloud.settle()
+        assert not (await cloud.have_copy(server))["incremental"]
+    cloud.world = here
+    await _restore(cloud, "backup", backup["id"])
+    assert await cloud.status(server) == "active"

@@ -1,0 +1,108 @@
+"""The table of backups and snapshots: what was copied of which server, when, and what became of it.
+
+Both are made in the same way; a snapshot has a name and a place in a server's five, a backup may be made every day.
+"""
+
+from enum import StrEnum
+
+import msgspec
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, String, Table, Text
+
+from vpsd.core.db import metadata
+from vpsd.core.tables import identity
+
+
+class Kind(StrEnum):
+    """Who asked for it."""
+
+    MANUAL = "manual"
+    AUTOMATIC = "automatic"
+    SNAPSHOT = "snapshot"
+
+
+class State(StrEnum):
+    """How far it is."""
+
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+backups = Table(
+    "backups",
+    metadata,
+    identity(),
+    Column("uuid", String(36), nullable=False, unique=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(63)),  # of a snapshot
+    Column("description", Text),
+    Column("status", String(16), nullable=False),
+    Column("error", Text),
+    # What it was made of: restoring gives these back.
+    Column("os_id", BigInteger, ForeignKey("operating_systems.id"), nullable=False),
+    Column("disk", BigInteger, nullable=False),  # which of the server's disks (`servers.disk`)
+    Column("base", String(100)),
+    Column("kernel_cmdline", Text),
+    # How it was made, and where it lies.
+    Column("parent_id", BigInteger, ForeignKey("backups.id")),  # only what changed since that one was sent
+    Column("frozen", Boolean),  # the file systems were at rest
+    Column("frozen_ms", BigInteger),  # for how long the guest could not write
+    Column("target", Text),
+    Column("key_id", String(16)),  # of the key that it is sealed with
+    Column("disk_bytes", BigInteger),  # the size of the disk
+    Column("size_bytes", BigInteger),  # what is on it
+    Column("sent_bytes", BigInteger),  # what had to be sent for this one
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("completed_at_ms", BigInteger),
+    Column("expires_at_ms", BigInteger),
+    Column("deleted_at_ms", BigInteger),  # nobody sees it any more
+    Column("gone_at_ms", BigInteger),  # and nothing of it is left
+    sqlite_autoincrement=True,
+)
+_shown = backups.c.deleted_at_ms.is_(None)
+Index(
+    "ix_backups_shown_account",
+    *(backups.c.account_id, backups.c.id),
+    sqlite_where=_shown,
+    postgresql_where=_shown,
+)
+_there = backups.c.gone_at_ms.is_(None)
+Index(
+    "ix_backups_there_server",
+    *(backups.c.server_id, backups.c.id),
+    sqlite_where=_there,
+    postgresql_where=_there,
+)
+
+
+class Backup(msgspec.Struct, frozen=True):
+    """One row, field for column."""
+
+    id: int
+    uuid: str
+    account_id: int
+    server_id: int
+    kind: str
+    name: str | None
+    description: str | None
+    status: str
+    error: str | None
+    os_id: int
+    disk: int
+    base: str | None
+    kernel_cmdline: str | None
+    parent_id: int | None
+    frozen: bool | None
+    frozen_ms: int | None
+    target: str | None
+    key_id: str | None
+    disk_bytes: int | None
+    size_bytes: int | None
+    sent_bytes: int | None
+    created_at_ms: int
+    completed_at_ms: int | None
+    expires_at_ms: int | None
+    deleted_at_ms: int | None
+    gone_at_ms: int | None

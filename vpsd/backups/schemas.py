@@ -1,0 +1,176 @@
+"""What goes over the wire about backups and snapshots: as on VPS.org's pages, and then some."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from vpsd.backups.models import Backup, State
+from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.pages import PageQuery
+from vpsd.servers.schemas import ActionAccepted, an_id
+
+_MB = 1 << 20
+
+Description = Annotated[str, Meta(max_length=1000, description="Free text", examples=["Before system update"])]
+ServerId = Annotated[int, an_id("/api/v1/servers/", 12345)]
+SnapshotName = Annotated[
+    str,
+    Meta(
+        description="Letters, digits, hyphens and underscores; at most 63",
+        pattern=r"^[A-Za-z0-9_-]{1,63}$(?!\n)",
+        examples=["before-update-snapshot"],
+        extra={"message": "Use letters, digits, hyphens and underscores, at most 63."},
+    ),
+]
+
+
+class SnapshotQuery(PageQuery):
+    """What a list of snapshots can be narrowed to."""
+
+    server_id: Annotated[
+        ServerId | UnsetType, Meta(description="Only those of this server", extra={"message": "Give a server's id."})
+    ] = UNSET
+
+
+class BackupQuery(SnapshotQuery):
+    """What a list of backups can be narrowed to."""
+
+    backup_type: Annotated[
+        Annotated[str, Meta(pattern="^(manual|automatic)$(?!\\n)")] | UnsetType,
+        Meta(description="Only manual or only automatic ones", extra={"message": "Give manual or automatic."}),
+    ] = UNSET
+
+
+class BackupCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """A backup to make."""
+
+    server_id: ServerId
+    description: Description | None = None
+
+
+class SnapshotCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """A snapshot to make."""
+
+    server_id: ServerId
+    name: SnapshotName
+    description: Description | None = None
+
+
+class CopyLabel(msgspec.Struct, forbid_unknown_fields=True):
+    """What the official client calls a backup or snapshot that it asks a server for."""
+
+    label: Annotated[
+        Annotated[str, Meta(max_length=255)] | None, Meta(description="What it is for", examples=["before-update"])
+    ] = None
+
+
+class OfServer(msgspec.Struct):
+    """The server that something belongs to; it may be deleted by now."""
+
+    id: int
+    name: str
+
+
+class CopyView(msgspec.Struct):
+    """What a backup and a snapshot have in common."""
+
+    id: int
+    server: OfServer
+    status: Annotated[State, Meta(description="in_progress, completed or failed")]
+    size_mb: Annotated[int | None, Meta(description="What is on the disk, in MB; null until it is completed")]
+    created_at: str
+    description: str | None
+    uuid: str
+    completed_at: str | None
+    consistent: Annotated[
+        bool | None, Meta(description="The file systems were at rest: frozen by the guest's agent, or the server off")
+    ]
+    paused_ms: Annotated[int | None, Meta(description="For how long the running server could not write, in ms")]
+    incremental: Annotated[bool | None, Meta(description="Only what had changed since the one before was sent")]
+    sent_mb: Annotated[float | None, Meta(description="What had to be sent for it, compressed, in MB")]
+    encrypted: bool | None
+    error: Annotated[str | None, Meta(description="Why it failed")]
+
+
+class BackupView(CopyView):
+    """A backup."""
+
+    backup_type: Annotated[str, Meta(description="manual or automatic")]
+    expires_at: Annotated[str | None, Meta(description="When it is deleted by itself; null: never")]
+
+    @classmethod
+    def of(cls, backup: Backup, server_name: str) -> "BackupView":
+        """From a row."""
+        expires_at = iso_utc_or_none(backup.expires_at_ms)
+        return cls(**_common(backup, server_name), backup_type=backup.kind, expires_at=expires_at)
+
+
+class SnapshotView(CopyView):
+    """A snapshot."""
+
+    name: str
+
+    @classmethod
+    def of(cls, backup: Backup, server_name: str) -> "SnapshotView":
+        """From a row."""
+        return cls(**_common(backup, server_name), name=backup.name or "")
+
+
+def _common(backup: Backup, server_name: str) -> dict[str, Any]:
+    return {
+        "id": backup.id,
+        "server": OfServer(backup.server_id, server_name),
+        "status": State(backup.status),
+        "size_mb": None if backup.size_bytes is None else -(-backup.size_bytes // _MB),
+        "created_at": iso_utc(backup.created_at_ms),
+        "description": backup.description,
+        "uuid": backup.uuid,
+        "completed_at": iso_utc_or_none(backup.completed_at_ms),
+        "consistent": backup.frozen,
+        "paused_ms": backup.frozen_ms,
+        "incremental": None if backup.target is None else backup.parent_id is not None,
+        "sent_mb": None if backup.sent_bytes is None else round(backup.sent_bytes / _MB, 2),
+        "encrypted": None if backup.target is None else backup.key_id is not None,
+        "error": backup.error,
+    }
+
+
+class BackupCreated(BackupView):
+    """A backup that is being made."""
+
+    message: str
+
+
+class SnapshotCreated(SnapshotView):
+    """A snapshot that is being made."""
+
+    message: str
+
+
+class BackupBrief(msgspec.Struct):
+    """The backup that a server is restored from."""
+
+    id: int
+    backup_type: str
+    created_at: str
+
+
+class SnapshotBrief(msgspec.Struct):
+    """The snapshot that a server is restored from."""
+
+    id: int
+    name: str
+    created_at: str
+
+
+class BackupRestore(ActionAccepted):
+    """The server is being restored."""
+
+    backup: BackupBrief
+
+
+class SnapshotRestore(ActionAccepted):
+    """The server is being restored."""
+
+    snapshot: SnapshotBrief
