@@ -34,6 +34,18 @@ NEEDS = {
     "server_resize": "servers:*",
     "server_rebuild": "servers:*",
     "server_operations": "servers:read",
+    "backup_of_server": "servers:*",
+    "snapshot_of_server": "servers:*",
+    "backup_list": "servers:read",
+    "backup_create": "servers:*",
+    "backup_get": "servers:read",
+    "backup_restore": "servers:*",
+    "backup_delete": "servers:*",
+    "snapshot_list": "servers:read",
+    "snapshot_create": "servers:*",
+    "snapshot_get": "servers:read",
+    "snapshot_restore": "servers:*",
+    "snapshot_delete": "servers:*",
     "ssh_key_list": "ssh_keys:read",
     "ssh_key_create": "ssh_keys:*",
     "ssh_key_get": "ssh_keys:read",
@@ -50,6 +62,7 @@ NEEDS = {
     "transaction_list": "billing:read",
     "account_usage": "billing:read",
 }
+IDS = ("server_id", "backup_id", "snapshot_id", "key_id", "token_id", "plan_id")
 FOR_EVERYBODY = {"account_me"}  # any valid token
 
 
@@ -60,7 +73,7 @@ def body(operation: dict[str, Any]) -> dict[str, Any]:
 
 async def ask(cloud: Cloud, route: tuple[str, str, dict[str, Any]], who: str | None, **ids: int) -> Any:
     method, path, operation = route
-    filled = path.format(**{"server_id": 1, "key_id": 1, "token_id": 1, "plan_id": 1, **ids})
+    filled = path.format(**{**dict.fromkeys(IDS, 1), **ids})
     return await cloud.ask(method, filled, who=who, **body(operation))
 
 
@@ -98,9 +111,11 @@ async def test_what_belongs_to_another_account_does_not_exist(cloud: Cloud) -> N
     assert key.status_code == 201
     token_id = (await cloud.get("/api/v1/account/me/")).json()["token"]["id"]
     owned = [route for route in ROUTES if "{" in route[1] and "plan_id" not in route[1]]
-    assert len(owned) == 14
+    assert len(owned) == 22
+    ids = {"server_id": server_id, "key_id": key.json()["id"], "token_id": token_id}
+    ids |= {f"{what}_id": (await cloud.have_copy(server_id, what))["id"] for what in ("backup", "snapshot")}
     for route in owned:
-        answer = await ask(cloud, route, "charlie", server_id=server_id, key_id=key.json()["id"], token_id=token_id)
+        answer = await ask(cloud, route, "charlie", **ids)
         assert answer.status_code == 404, route[:2]
         assert answer.json()["code"] == "not_found"
     assert await cloud.status(server_id) == "active"
@@ -112,11 +127,16 @@ async def test_lists_show_ones_own_things_only(cloud: Cloud) -> None:
     await cloud.create()
     await cloud.post("/api/v1/ssh-keys/", {"name": "laptop", "public_key": PUBLIC_KEY})
     await cloud.post("/api/v1/account/tokens/", {"name": "one more", "permissions": ["servers:read"]})
+    server_id = await cloud.have_server("two")
+    for what in ("backup", "snapshot"):
+        await cloud.have_copy(server_id, what)
     for path, theirs, mine in (
-        ("servers/", 0, 1),
+        ("servers/", 0, 2),
+        ("backups/", 0, 1),
+        ("snapshots/", 0, 1),
         ("ssh-keys/", 0, 1),
         ("account/tokens/", 1, 2),
-        ("account/events/", 3, 6),
+        ("account/events/", 3, 9),
         ("account/transactions/", 1, 1),
     ):
         assert (await cloud.get(f"/api/v1/{path}", who="charlie")).json()["count"] == theirs, path

@@ -34,6 +34,14 @@ CHANGES: dict[str, tuple[Any, str, str, str | None]] = {
     "server_resize": ({"plan_id": 3}, "server.resize", "server", "Nano VPS to Starter VPS"),
     "server_rebuild": ({"os_id": 3}, "server.rebuild", "server", "Debian 12"),
     "server_delete": (None, "server.delete", "server", None),
+    "backup_of_server": (None, "backup.create", "backup", "of server {server_id}"),
+    "snapshot_of_server": ({"label": "x"}, "snapshot.create", "snapshot", "of server {server_id}"),
+    "backup_create": ({"server_id": 0}, "backup.create", "backup", "of server {server_id}"),
+    "backup_restore": (None, "server.restore", "server", "from backup {backup_id}"),
+    "backup_delete": (None, "backup.delete", "backup", "of server {server_id}"),
+    "snapshot_create": ({"server_id": 0, "name": "x"}, "snapshot.create", "snapshot", "of server {server_id}"),
+    "snapshot_restore": (None, "server.restore", "server", "from snapshot {snapshot_id}"),
+    "snapshot_delete": (None, "snapshot.delete", "snapshot", "of server {server_id}"),
     "ssh_key_create": (
         *({"name": "laptop", "public_key": PUBLIC_KEY}, "ssh_key.add", "ssh_key"),
         "laptop SHA256:uzVFf1/MRs46QOr6LE9iUMja+pcJdQ/bcm6Oa3WYODQ",
@@ -47,19 +55,26 @@ CHANGES: dict[str, tuple[Any, str, str, str | None]] = {
 }
 
 
-async def _ready(cloud: Cloud, operation: str) -> int:
-    """Id of what the change is done to; 0 for what it makes."""
+async def _ready(cloud: Cloud, operation: str) -> dict[str, int]:
+    """Ids of what the change is done to."""
     if operation == "ssh_key_delete":
         key = await cloud.post("/api/v1/ssh-keys/", {"name": "laptop", "public_key": PUBLIC_KEY}, who="charlie")
         assert key.status_code == 201
-        return int(key.json()["id"])
+        return {"key_id": key.json()["id"]}
     if operation == "token_delete":
         made = await cloud.post("/api/v1/account/tokens/", {"name": "n", "permissions": ["*:read"]}, who="charlie")
-        return int(made.json()["id"])
+        return {"token_id": made.json()["id"]}
+    what, _, done = operation.partition("_")
+    if what in ("backup", "snapshot"):
+        server_id = await cloud.have_server(operation.replace("_", "-"), who="charlie")
+        ids = {"server_id": server_id}
+        if done in ("restore", "delete"):
+            ids[f"{what}_id"] = (await cloud.have_copy(server_id, what, who="charlie"))["id"]
+        return ids
     if operation.startswith("server_") and operation != "server_create":
         status = Status.STOPPED if operation == "server_start" else Status.ACTIVE
-        return await cloud.have_server(operation.replace("_", "-"), status, who="charlie")
-    return 0
+        return {"server_id": await cloud.have_server(operation.replace("_", "-"), status, who="charlie")}
+    return {}
 
 
 async def test_every_change_has_one_event_that_tells_who_and_what(cloud: Cloud) -> None:
@@ -73,9 +88,11 @@ async def test_every_change_has_one_event_that_tells_who_and_what(cloud: Cloud) 
         for method, path, operation in sorted(routes, key=lambda route: "delete" not in route[2]["operationId"]):
             name = operation["operationId"]
             body, action, target, detail = CHANGES[name]
-            target_id = await _ready(cloud, name)
+            ids = await _ready(cloud, name)
+            if "server_id" in (body or {}):
+                body = {**body, **ids}
             before = len(await rows(cloud.database, "events"))
-            filled = path.format(server_id=target_id, key_id=target_id, token_id=target_id)
+            filled = path.format(**ids)
             request_id = f"request.{name}"
             answer = await http.request(method, filled, json=body, headers={"X-Request-ID": request_id})
             assert answer.is_success, (name, answer.text)
@@ -89,8 +106,8 @@ async def test_every_change_has_one_event_that_tells_who_and_what(cloud: Cloud) 
                 "token": {"id": me["id"], "name": "test"},
                 "address": "2001:db8::7",
                 "request_id": request_id,
-                "target": {"type": target, "id": target_id or answer.json()["id"]},
-                "detail": detail,
+                "target": {"type": target, "id": ids.get(f"{target.removeprefix('ssh_')}_id") or answer.json()["id"]},
+                "detail": detail and detail.format(**ids),
             }
     assert (await cloud.get(EVENTS)).json()["count"] == 3  # of Alice's account: none of that is hers
 
@@ -122,7 +139,7 @@ async def test_a_refused_request_has_no_event_and_neither_has_a_read(cloud: Clou
         assert answer.status_code == status_code, (method, path, answer.text)
     for method, path, _ in ROUTES:
         if method == "GET":
-            await cloud.get(path.format(server_id=server_id, key_id=1, plan_id=1))
+            await cloud.get(path.format(server_id=server_id, key_id=1, plan_id=1, backup_id=1, snapshot_id=1))
     assert await rows(cloud.database, "events") == before
 
 

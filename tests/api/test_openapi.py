@@ -11,6 +11,7 @@ from tests.api.test_access import DOCUMENT, ROUTES
 from tests.cloud import Cloud
 from vpsd.accounts.tokens import TokenCreate
 from vpsd.api.app import openapi_json
+from vpsd.backups.schemas import BackupCreate, CopyLabel, SnapshotCreate
 from vpsd.core.forms import Form
 from vpsd.servers.schemas import (
     ServerCreate,
@@ -90,6 +91,7 @@ def test_paths_are_written_as_published() -> None:
         *(("GET", "/api/v1/servers/"), ("POST", "/api/v1/servers/"), ("GET", f"{one}operations/")),
         *((method, one) for method in ("GET", "PUT", "PATCH", "DELETE")),
         *(("POST", f"{one}{command}/") for command in ("start", "stop", "reboot", "power", "resize", "rebuild")),
+        *(("POST", f"{one}{copy}/") for copy in ("backup", "snapshot")),
     }
 
 
@@ -125,6 +127,18 @@ def test_the_status_codes_are_those_that_can_happen() -> None:
         "server_resize": "200 400 401 402 403 404 409 413 415 422 429 503",
         "server_rebuild": "200 400 401 402 403 404 409 413 415 422 429",
         "server_operations": "200 400 401 403 404 429",
+        "backup_of_server": "201 400 401 403 404 409 413 415 422 429",
+        "snapshot_of_server": "201 400 401 403 404 409 413 415 422 429",
+        "backup_list": "200 400 401 403 429",
+        "backup_create": "201 400 401 403 404 409 413 415 422 429",
+        "backup_get": "200 401 403 404 429",
+        "backup_restore": "200 400 401 402 403 404 409 422 429",
+        "backup_delete": "204 400 401 403 404 429",
+        "snapshot_list": "200 400 401 403 429",
+        "snapshot_create": "201 400 401 403 404 409 413 415 422 429",
+        "snapshot_get": "200 401 403 404 429",
+        "snapshot_restore": "200 400 401 402 403 404 409 422 429",
+        "snapshot_delete": "204 400 401 403 404 429",
         "ssh_key_list": "200 400 401 403 429",
         "ssh_key_create": "201 400 401 403 409 413 415 422 429",
         "ssh_key_get": "200 401 403 404 429",
@@ -170,6 +184,10 @@ def test_the_examples_of_bodies_are_accepted() -> None:
         ("server_power", ServerPower),
         ("server_resize", ServerResize),
         ("server_rebuild", ServerRebuild),
+        ("backup_of_server", CopyLabel),
+        ("snapshot_of_server", CopyLabel),
+        ("backup_create", BackupCreate),
+        ("snapshot_create", SnapshotCreate),
         ("ssh_key_create", SshKeyCreate),
         ("token_create", TokenCreate),
     ]
@@ -205,9 +223,10 @@ def _assert_same(ours: Any, published: Any) -> None:
 
 async def test_what_goes_over_the_wire_fits_the_description(cloud: Cloud) -> None:
     server_id = await cloud.have_server()
+    ids = {f"{what}_id": (await cloud.have_copy(server_id, what))["id"] for what in ("backup", "snapshot")}
     for method, path, operation in ROUTES:
         if method == "GET" and "key_id" not in path:
-            answer = await cloud.get(path.format(server_id=server_id, plan_id=1))
+            answer = await cloud.get(path.format(server_id=server_id, plan_id=1, **ids))
             schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
             assert fits(answer.json(), schema), answer.text
     for path, code in (("/api/v1/servers/?page=0", "400"), ("/api/v1/servers/99/", "404")):

@@ -29,6 +29,12 @@ BODIES: dict[str, Any] = {
     "server_power": {"action": "stop"},
     "server_resize": {"plan_id": 3},
     "server_rebuild": {"os_id": 3},
+    "backup_of_server": {"label": "before"},
+    "snapshot_of_server": None,
+    "backup_create": {"server_id": 1},
+    "backup_restore": None,
+    "snapshot_create": {"server_id": 1, "name": "before"},
+    "snapshot_restore": None,
     "ssh_key_create": {"name": "laptop", "public_key": PUBLIC_KEY},
     "token_create": {"name": "backup", "permissions": ["servers:read"]},
 }
@@ -37,11 +43,16 @@ POSTS = {operation["operationId"]: path for method, path, operation in ROUTES if
 
 async def ready(cloud: Cloud, operation: str) -> tuple[str, Any]:
     """Path and body of a POST that will be accepted."""
-    server_id = 0
-    if "{server_id}" in POSTS[operation]:
+    path, body, ids = POSTS[operation], BODIES[operation], {}
+    if "{" in path or "server_id" in (body or {}):
         status = Status.STOPPED if operation == "server_start" else Status.ACTIVE
-        server_id = await cloud.have_server(status=status)
-    return POSTS[operation].format(server_id=server_id), BODIES[operation]
+        ids["server_id"] = await cloud.have_server(status=status)
+        if "server_id" in (body or {}):
+            body = {**body, "server_id": ids["server_id"]}
+    for what in ("backup", "snapshot"):
+        if f"{{{what}_id}}" in path:
+            ids[f"{what}_id"] = (await cloud.have_copy(ids["server_id"], what))["id"]
+    return path.format(**ids), body
 
 
 async def count(cloud: Cloud, table: str) -> int:

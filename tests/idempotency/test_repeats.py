@@ -45,6 +45,10 @@ async def test_every_post_sent_twice_is_answered_alike_and_done_once(cloud: Clou
         "server_resize": {"operations", "rentals"},
         "ssh_key_create": {"ssh_keys"},
         "token_create": {"tokens"},
+        "backup_of_server": {"backups", "operations"},
+        "backup_create": {"backups", "operations"},
+        "snapshot_of_server": {"backups", "operations"},
+        "snapshot_create": {"backups", "operations"},
     }.get(operation, {"operations"})
 
 

@@ -1,14 +1,15 @@
 """The backups and snapshots sections, and their short forms under a server."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import Response, Router, delete, get, post
 from litestar.params import FromPath, JSONBody, Parameter
 
-from vpsd.api.carrying import carry_out
+from vpsd.api.carrying import DryRun, DryRunQuery, carry_out
 from vpsd.api.cloud import CloudRequest, Listing, cloud_of, neighbours
-from vpsd.api.servers import ServerId
+from vpsd.api.servers import ServerId, shown
 from vpsd.backups import service
 from vpsd.backups.models import Kind
 from vpsd.backups.schemas import (
@@ -31,7 +32,8 @@ from vpsd.core.clock import iso_utc
 from vpsd.core.db import Tx
 from vpsd.core.forms import Form
 from vpsd.core.pages import Page
-from vpsd.errors import Busy, PaymentRequired, WrongStatus
+from vpsd.errors import Busy, NotFound, PaymentRequired, WrongStatus
+from vpsd.servers.schemas import ActionAccepted
 
 Created = TypeVar("Created", BackupCreated, SnapshotCreated)
 
@@ -51,8 +53,8 @@ class SnapshotList(Listing):
 BackupId = FromPath[Annotated[int, Parameter(description="Id of the backup")]]
 SnapshotId = FromPath[Annotated[int, Parameter(description="Id of the snapshot")]]
 
-_MAKE = {"needs": "servers:*", "raises": (WrongStatus, Busy)}
-_RESTORE = {"needs": "servers:*", "raises": (WrongStatus, Busy, PaymentRequired)}
+_MAKE = {"needs": "servers:*", "raises": (WrongStatus, Busy, NotFound)}
+_RESTORE = {"needs": "servers:*", "raises": (WrongStatus, Busy, PaymentRequired), "query": DryRunQuery}
 _DELETE = {"needs": "servers:*", "raises": (Busy,)}
 
 
@@ -102,7 +104,7 @@ async def restore_backup(request: CloudRequest, backup_id: BackupId) -> Response
         brief = BackupBrief(backup.id, backup.kind, iso_utc(backup.created_at_ms))
         return BackupRestore("success", _restoring("backup"), state, brief)
 
-    return await carry_out(request, work, 200)
+    return await carry_out(request, work, 200, _preview(request))
 
 
 @delete("/{backup_id:int}/", operation_id="backup_delete", summary="Delete a backup", opt=_DELETE)
@@ -162,7 +164,7 @@ async def restore_snapshot(request: CloudRequest, snapshot_id: SnapshotId) -> Re
         brief = SnapshotBrief(backup.id, backup.name or "", iso_utc(backup.created_at_ms))
         return SnapshotRestore("success", _restoring("snapshot"), state, brief)
 
-    return await carry_out(request, work, 200)
+    return await carry_out(request, work, 200, _preview(request))
 
 
 @delete("/{snapshot_id:int}/", operation_id="snapshot_delete", summary="Delete a snapshot", opt=_DELETE)
@@ -174,7 +176,7 @@ async def delete_snapshot(request: CloudRequest, snapshot_id: SnapshotId) -> Non
 _LABELLED = {**_MAKE, "body": CopyLabel}
 
 
-@post("/{server_id:int}/backup/", operation_id="server_backup", summary="Back a server up", opt=_LABELLED)
+@post("/{server_id:int}/backup/", operation_id="backup_of_server", summary="Back a server up", opt=_LABELLED)
 async def back_server_up(request: CloudRequest, server_id: ServerId) -> Response[BackupCreated]:
     """A manual backup, as the official client asks for it; the body may be left out."""
 
@@ -185,7 +187,7 @@ async def back_server_up(request: CloudRequest, server_id: ServerId) -> Response
     return await carry_out(request, work, 201)
 
 
-@post("/{server_id:int}/snapshot/", operation_id="server_snapshot", summary="Snapshot a server", opt=_LABELLED)
+@post("/{server_id:int}/snapshot/", operation_id="snapshot_of_server", summary="Snapshot a server", opt=_LABELLED)
 async def snapshot_server(request: CloudRequest, server_id: ServerId) -> Response[SnapshotCreated]:
     """A snapshot, as the official client asks for it: its name is made of the label; the body may be left out."""
 
@@ -207,6 +209,13 @@ def _created(kind: type[Created], view: Any, what: str) -> Created:
 
 def _restoring(what: str) -> str:
     return f"Server is being restored from {what}. This may take 5-15 minutes."
+
+
+def _preview(request: CloudRequest) -> Callable[[Tx, ActionAccepted], Awaitable[DryRun]]:
+    async def preview(tx: Tx, accepted: ActionAccepted) -> DryRun:
+        return await shown(request, tx, accepted.server.id, msgspec.to_builtins(accepted))
+
+    return preview
 
 
 async def _restore(request: CloudRequest, tx: Tx, kinds: Any, backup_id: int) -> Any:

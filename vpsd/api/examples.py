@@ -141,6 +141,10 @@ def _copy(id: int, description: str, created_at: str, size_mb: int | None) -> di
     }
 
 
+def _daily(expires_at: str) -> dict[str, Any]:
+    return {"backup_type": "automatic", "expires_at": expires_at}
+
+
 def _being_made(id: int, description: str, what: str) -> dict[str, Any]:  # noqa: A002
     unknown = dict.fromkeys(("completed_at", "consistent", "paused_ms", "incremental", "sent_mb", "encrypted"))
     made = _copy(id, description, "2025-01-16T16:15:00Z", None)
@@ -176,17 +180,21 @@ _TOKEN = TokenView(
     *(3, _UUIDS[3], "backup-script", ["servers:read"], "john@example.com"),
     *("2025-01-10T14:00:00Z", None, "2025-01-16T15:30:00Z"),
 )
-_BACKUP = BackupView(
-    **_copy(501, "Automatic daily backup", "2025-01-16T03:00:00Z", 4523),
-    backup_type="automatic",
-    expires_at="2025-02-16T03:00:00Z",
-)
-_SNAPSHOT = SnapshotView(**_copy(801, "Before major migration", "2025-01-15T18:30:00Z", 5120), name="pre-migration")
+_AUTOMATIC = "Automatic daily backup"
+_BACKUPS = [
+    BackupView(**_copy(501, _AUTOMATIC, "2025-01-16T03:00:00Z", 4523), **_daily("2025-02-16T03:00:00Z")),
+    BackupView(**_copy(499, "Pre-update backup", "2025-01-14T10:30:00Z", 4456), backup_type="manual", expires_at=None),
+    BackupView(**_copy(495, _AUTOMATIC, "2025-01-15T03:00:00Z", 4389), **_daily("2025-02-15T03:00:00Z")),
+]
+_SNAPSHOTS = [
+    SnapshotView(**_copy(801, "Before major migration", "2025-01-15T18:30:00Z", 5120), name="pre-migration-snapshot"),
+    SnapshotView(**_copy(798, "Weekly snapshot", "2025-01-08T12:00:00Z", 4856), name="weekly-snapshot-2025-01-08"),
+]
 _BACKUP_CREATED = BackupCreated(
     **_being_made(502, "Pre-update backup", "backup"), backup_type="manual", expires_at=None
 )
 _SNAPSHOT_CREATED = SnapshotCreated(
-    **_being_made(802, "Before system update", "snapshot"), name="before-update-snapshot"
+    **_being_made(802, "Snapshot before system update", "snapshot"), name="before-update-snapshot"
 )
 _RESTORING = ServerState(12345, "web-server-01", Status.RESTORING)
 DRY_RUN = DryRun(
@@ -215,13 +223,13 @@ BODIES: dict[str, dict[str, Any]] = {
     "server_power": {"action": "restart"},
     "server_resize": {"plan_id": 2},
     "server_rebuild": {"os_id": 3},
-    "server_backup": {"label": "before-update"},
-    "server_snapshot": {"label": "before-update"},
+    "backup_of_server": {"label": "before-update"},
+    "snapshot_of_server": {"label": "before-update"},
     "backup_create": {"server_id": 12345, "description": "Pre-update backup"},
     "snapshot_create": {
         "server_id": 12345,
         "name": "before-update-snapshot",
-        "description": "Before system update",
+        "description": "Snapshot before system update",
     },
     "ssh_key_create": {"name": "laptop", "public_key": _KEY},
     "token_create": {"name": "backup-script", "permissions": ["servers:read"], "expires_in_days": 90},
@@ -243,25 +251,25 @@ ANSWERS: dict[str, Any] = {
         password="mT7wQzXk4vNc9HsRb2Ey",  # noqa: S106  # as it looks
     ),
     "server_operations": OperationList(1, None, None, [_OPERATION]),
-    "server_backup": _BACKUP_CREATED,
-    "server_snapshot": _SNAPSHOT_CREATED,
-    "backup_list": BackupList(1, None, None, [_BACKUP]),
+    "backup_of_server": _BACKUP_CREATED,
+    "snapshot_of_server": _SNAPSHOT_CREATED,
+    "backup_list": BackupList(3, None, None, _BACKUPS),
     "backup_create": _BACKUP_CREATED,
-    "backup_get": _BACKUP,
+    "backup_get": _BACKUPS[0],
     "backup_restore": BackupRestore(
         "success",
         "Server is being restored from backup. This may take 5-15 minutes.",
         _RESTORING,
         BackupBrief(501, "automatic", "2025-01-16T03:00:00Z"),
     ),
-    "snapshot_list": SnapshotList(1, None, None, [_SNAPSHOT]),
+    "snapshot_list": SnapshotList(2, None, None, _SNAPSHOTS),
     "snapshot_create": _SNAPSHOT_CREATED,
-    "snapshot_get": _SNAPSHOT,
+    "snapshot_get": _SNAPSHOTS[0],
     "snapshot_restore": SnapshotRestore(
         "success",
         "Server is being restored from snapshot. This may take 5-15 minutes.",
         _RESTORING,
-        SnapshotBrief(801, "pre-migration", "2025-01-15T18:30:00Z"),
+        SnapshotBrief(801, "pre-migration-snapshot", "2025-01-15T18:30:00Z"),
     ),
     "ssh_key_list": SshKeyList(1, None, None, [_SSH_KEY]),
     "ssh_key_create": _SSH_KEY,

@@ -142,7 +142,7 @@ class _Traits:
         return [
             *([] if self.public else [401, 429]),
             *([] if self.public or self.handler.opt["needs"] == EVERYBODY else [403]),
-            *([404] if self.ids else []),
+            *([404] if self.ids or errors.NotFound in self.raises else []),
             *([409, 422] if self.posts else []),
             *([413, 415] if self.body else []),
             *(STATUS_CODES[error] for error in self.raises if STATUS_CODES[error] in (402, 503)),

@@ -83,12 +83,13 @@ async def create(request: CloudRequest, data: JSONBody[Form[ServerCreate]]) -> R
 
     async def preview(tx: Tx, created: ServerCreated) -> DryRun:
         answer = msgspec.to_builtins(created)
-        return await _dry_run(request, tx, created.id, {**answer, "id": None, "uuid": None, "password": None})
+        return await shown(request, tx, created.id, {**answer, "id": None, "uuid": None, "password": None})
 
     return await carry_out(request, work, 201, preview)
 
 
-async def _dry_run(request: CloudRequest, tx: Tx, server_id: int, answer: dict[str, Any]) -> DryRun:
+async def shown(request: CloudRequest, tx: Tx, server_id: int, answer: dict[str, Any]) -> DryRun:
+    """What a request to a server would come to, in rehearsal."""
     settings = cloud_of(request).settings
     server = await service.get(tx, request.user, cloud_of(request).clock, server_id)
     monthly = await billing.price_of(tx, cloud_of(request).clock, server_id)
@@ -180,7 +181,7 @@ async def _tell(request: CloudRequest, server_id: int, command: Command) -> Resp
 async def _act(request: CloudRequest, server_id: int, work: Callable[[Tx], Awaitable[ActionAccepted]]) -> Response[Any]:
     async def preview(tx: Tx, accepted: ActionAccepted) -> DryRun:
         answer = msgspec.to_builtins(accepted)
-        return await _dry_run(request, tx, server_id, answer | ({"password": None} if "password" in answer else {}))
+        return await shown(request, tx, server_id, answer | ({"password": None} if "password" in answer else {}))
 
     return await carry_out(request, work, 200, preview)
 
