@@ -117,7 +117,7 @@ def test_the_status_codes_are_those_that_can_happen() -> None:
         "server_get": "200 401 403 404 429",
         "server_update": "200 400 401 403 404 413 415 429",
         "server_patch": "200 400 401 403 404 413 415 429",
-        "server_delete": "204 400 401 403 404 429",
+        "server_delete": "204 400 401 403 404 409 429",
         "server_start": "200 400 401 402 403 404 409 422 429",
         "server_stop": "200 400 401 403 404 409 422 429",
         "server_reboot": "200 400 401 402 403 404 409 422 429",

@@ -15,7 +15,7 @@ from vpsd.core import money
 from vpsd.core.db import Tx
 from vpsd.core.forms import Form
 from vpsd.core.pages import Page, PageQuery
-from vpsd.errors import Busy, OverQuota, PaymentRequired, Unavailable, WrongStatus
+from vpsd.errors import Busy, OverQuota, PaymentRequired, Protected, Unavailable, WrongStatus
 from vpsd.hosts import service as hosts
 from vpsd.servers import service
 from vpsd.servers.lifecycle import Command
@@ -113,7 +113,7 @@ _CHANGE = {"needs": "servers:*", "raises": (Busy,)}
 
 @put("/{server_id:int}/", operation_id="server_update", summary="Update a server", opt=_CHANGE)
 async def replace(request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerUpdate]]) -> ServerDetail:
-    """Change name, hostname and backups; a new hostname reaches the guest at its next boot."""
+    """Change name, hostname, backups, tags and protection; a new hostname reaches the guest at its next boot."""
     return await _change(request, server_id, data)
 
 
@@ -130,9 +130,14 @@ async def _change(request: CloudRequest, server_id: int, data: Form[ServerUpdate
         return await service.get(tx, request.user, cloud.clock, server_id)
 
 
-@delete("/{server_id:int}/", operation_id="server_delete", summary="Delete a server", opt={"needs": "servers:*"})
+@delete(
+    "/{server_id:int}/",
+    operation_id="server_delete",
+    summary="Delete a server",
+    opt={"needs": "servers:*", "raises": (Protected,)},
+)
 async def remove(request: CloudRequest, server_id: ServerId) -> None:
-    """Delete a server for ever, whatever its status. It cannot be undone."""
+    """Delete a server for ever, whatever its status. It cannot be undone. A protected server is left alone."""
     cloud = cloud_of(request)
     async with cloud.database.write() as tx:
         await service.delete(tx, request.user, cloud.ids, cloud.clock, server_id)

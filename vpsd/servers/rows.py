@@ -7,7 +7,8 @@ from vpsd.core.db import Statement, Tx
 from vpsd.servers.models import Server, servers
 
 _c = servers.c
-_SERVER = select(servers, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb).join_from(servers, plans)
+_COLUMNS = [column for column in _c if column is not _c.user_data]
+_SERVER = select(*_COLUMNS, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb).join_from(servers, plans)
 _BY_ID = Statement(_SERVER.where(_c.id == bindparam("the_id")))
 _LOCK = Statement(_SERVER.where(_c.id == bindparam("the_id")).with_for_update(of=servers, key_share=True))
 _PRESENT = Statement(_SERVER.where(_c.gone_at_ms.is_(None)).order_by(_c.id))
