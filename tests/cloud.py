@@ -83,6 +83,12 @@ class Cloud:
         own = msgspec.structs.replace(self.settings, **settings)
         return make_app(ApiCloud(self.database, self.clock, self.ids, HostStatus("ok"), own))
 
+    def set(self, **settings: Any) -> None:
+        """Have API and worker go by other settings from now on."""
+        self.settings = msgspec.structs.replace(self.settings, **settings)
+        self.world = msgspec.structs.replace(self.world, settings=self.settings)
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app()), base_url="http://vpsd.test")
+
     async def close(self) -> None:
         await self.http.aclose()
         await self.hypervisor.close()

@@ -17,8 +17,9 @@ from vpsd.servers.lifecycle import Command
 pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
 
 SEED = 7
-# Suspending and resuming, which are stopping and starting for another reason, are an account's affair: test_credit.
-COMMANDS = [command for command in Command if command not in (Command.SUSPEND, Command.RESUME)]
+# Stopping and starting for another reason: an account's affair (test_credit), and a setting's (test_undelete).
+_ELSEWHERE = (Command.SUSPEND, Command.RESUME, Command.RETIRE, Command.UNDELETE)
+COMMANDS = [command for command in Command if command not in _ELSEWHERE]
 ARRIVES: dict[Command, str] = {
     **dict.fromkeys(COMMANDS, "active"),
     Command.STOP: "stopped",

@@ -177,6 +177,7 @@ ANSWERS: dict[str, Any] = {
     "server_get": _SERVER,
     "server_update": _SERVER,
     "server_patch": _SERVER,
+    "server_undelete": _accepted(Command.UNDELETE, Status.STARTING),
     "server_start": _accepted(Command.START, Status.STARTING),
     "server_stop": _accepted(Command.STOP, Status.STOPPING),
     "server_reboot": _accepted(Command.REBOOT, Status.REBOOTING),

@@ -251,9 +251,9 @@ def _bad_request(traits: _Traits) -> dict[int, dict[str, Any]]:
     codes += [CODES[400]] if traits.body else []
     examples: dict[str, object] = {code: {"value": PROBLEMS[code]} for code in codes}
     kinds = ["Problem"] if codes else []
-    cannot_be_dry = "GET" not in traits.handler.http_methods and traits.query is None
+    cannot_be_dry = "GET" not in traits.handler.http_methods and not traits.may_be_dry
     if traits.body or traits.query or cannot_be_dry:
-        wrong = WRONG_FIELDS if traits.body else WRONG_QUERY if traits.query else NOT_DRY
+        wrong = WRONG_FIELDS if traits.body else NOT_DRY if cannot_be_dry else WRONG_QUERY
         examples["invalid"] = {"value": wrong}
         kinds.append("FieldErrors")
     if not kinds:

@@ -356,6 +356,8 @@ FLOWS: dict[Command, tuple[Step, ...]] = {
     Command.RESIZE: (shut_down, *_BOOT),
     Command.REBUILD: (fetch_next_image, discard_disk, *_BOOT),
     Command.DELETE: (remove_guest, release_address),
+    Command.RETIRE: (shut_down,),
+    Command.UNDELETE: (shut_down, *_BOOT),  # one that is still going down would go down after all
     Command.CONFIGURE: (write_seed,),
     Command.SUSPEND: (shut_down,),
     Command.RESUME: _BOOT,

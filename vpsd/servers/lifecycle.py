@@ -18,6 +18,7 @@ class Status(StrEnum):
     REBUILDING = "rebuilding"
     SUSPENDED = "suspended"
     DELETING = "deleting"
+    DELETED = "deleted"  # shut down, and to be had back until its time is over
     ERROR = "error"
 
 
@@ -32,6 +33,8 @@ class Command(StrEnum):
     RESIZE = "resize"
     REBUILD = "rebuild"
     DELETE = "delete"
+    UNDELETE = "undelete"
+    RETIRE = "retire"  # vpsd's own: what a delete does that may be undone
     RECOVER = "recover"  # vpsd's own: bring a guest back that should run, or take in one that runs
     CONFIGURE = "configure"  # vpsd's own: hand the guest's seed a new hostname
     SUSPEND = "suspend"  # vpsd's own: stop a server for which there is no credit
@@ -60,6 +63,8 @@ RULES: dict[Command, Rule] = {
     Command.RESIZE: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.RESIZING, _S.ACTIVE, _S.ERROR, 30),
     Command.REBUILD: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.REBUILDING, _S.ACTIVE, _S.ERROR, 60),
     Command.DELETE: Rule(frozenset(_S), _S.DELETING, _S.DELETING, _S.DELETING, None),
+    Command.UNDELETE: Rule(frozenset({_S.DELETING, _S.DELETED}), _S.STARTING, _S.ACTIVE, _S.ERROR, 60),
+    Command.RETIRE: Rule(frozenset(_S), _S.DELETING, _S.DELETED, _S.DELETED, None, False),
     Command.RECOVER: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 30, False),
     Command.CONFIGURE: Rule(frozenset({_S.ACTIVE}), None, None, None, 15, False),
     Command.SUSPEND: Rule(frozenset({_S.ACTIVE, _S.SUSPENDED}), _S.STOPPING, _S.SUSPENDED, _S.SUSPENDED, None, False),
@@ -87,9 +92,14 @@ def refusal(status: Status, command: Command) -> str | None:
 def supersedes(command: Command, open_command: Command) -> bool:
     """Whether a command may push an open one aside.
 
-    DELETE may push anything, and everything may push the seed's rewriting: the seed is written anew at each boot. Who
-    has asked a guest to stop may lose patience and pull its plug.
+    DELETE may push anything, and so may RETIRE, which is a delete as well; what an undelete leads to may push a RETIRE.
+    Everything may push the seed's rewriting: the seed is written anew at each boot. Who has asked a guest to stop may
+    lose patience and pull its plug.
     """
+    if open_command is Command.DELETE:
+        return command is Command.DELETE
+    if open_command is Command.RETIRE and command in (Command.UNDELETE, Command.STOP, Command.SUSPEND):
+        return True
     if open_command is Command.STOP and command is Command.HARD_STOP:
         return True
-    return command is Command.DELETE or open_command is Command.CONFIGURE
+    return command in (Command.DELETE, Command.RETIRE) or open_command is Command.CONFIGURE

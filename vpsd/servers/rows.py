@@ -36,6 +36,7 @@ _OF_ACCOUNT = Statement(
 _WITH_STATUS = Statement(
     select(_c.account_id).where(_c.status == bindparam("the_status"), _c.deleted_at_ms.is_(None)).distinct()
 )
+_OVERDUE = Statement(select(_c.id).where(_c.delete_at_ms <= bindparam("the_time"), _c.deleted_at_ms.is_(None)))
 _SET_UP = Statement(
     update(servers)
     .where(_c.id == bindparam("the_id"))
@@ -72,6 +73,11 @@ async def of_account(tx: Tx, account_id: int) -> list[Server]:
 async def accounts_with(tx: Tx, status: str) -> list[int]:
     """Accounts that have a server in that status."""
     return await tx.all(int, _WITH_STATUS, the_status=status)
+
+
+async def overdue(tx: Tx, now_ms: int) -> list[int]:
+    """Servers whose deletion cannot be undone any more."""
+    return await tx.all(int, _OVERDUE, the_time=now_ms)
 
 
 async def operating_system(tx: Tx, server_id: int) -> OperatingSystem:

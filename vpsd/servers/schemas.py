@@ -131,6 +131,18 @@ class ServerRebuild(msgspec.Struct, forbid_unknown_fields=True):
     os_id: Annotated[int, _id("/api/v1/operating-systems/", 5)]
 
 
+class DeleteQuery(msgspec.Struct):
+    """How a server is to be deleted."""
+
+    now: Annotated[
+        bool,
+        Meta(
+            description="true: for ever, at once, also where a deletion could be undone for a time",
+            extra={"message": "Give true or false."},
+        ),
+    ] = False
+
+
 class Power(StrEnum):
     """What the official client calls the power actions."""
 

@@ -86,6 +86,9 @@ _ADD = Statement(
     + ("authorized_key", "root_password_hash", "created_at_ms", "updated_at_ms", "tags", "protected"),
 )
 _SET_STATUS = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "error", "updated_at_ms"))
+_SET_RETIRED = Statement(
+    update(servers).where(_c.id == bindparam("the_id")), ("status", "updated_at_ms", "delete_at_ms", "retired_from")
+)
 _DELETE = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "updated_at_ms", "deleted_at_ms"))
 
 _SET_PLAN = Statement(update(servers).where(_c.id == bindparam("the_id")), ("plan_id", "updated_at_ms"))
@@ -113,6 +116,7 @@ MESSAGES = {
     Command.REBOOT: "Server is rebooting",
     Command.RESIZE: "Server is being resized. It reboots once.",
     Command.REBUILD: "Server is being rebuilt. This may take 2-5 minutes.",
+    Command.UNDELETE: "Server is being brought back",
 }
 
 
@@ -381,10 +385,15 @@ def _update(columns: tuple[str, ...]) -> Statement:
 async def change(
     tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int, form: Form[ServerUpdate] | Form[ServerPatch]
 ) -> None:
-    """Change the fields that were sent; raises `Invalid` or `NotFound`."""
+    """Change the fields that were sent.
+
+    Raises `Invalid` or `NotFound`; `WrongStatus` when a server shall be protected that is deleted already.
+    """
     state = await _state(tx, caller, server_id)
     tags = _chosen_tags(form)
     form.done()
+    if form.get("protected") and state.delete_at_ms is not None:
+        raise WrongStatus(_is_deleted(state))
     changes = {name: form.get(name) for name in _CHANGEABLE if form.has(name)}
     if not changes:
         return
@@ -419,7 +428,14 @@ async def tell(
 def _check_status(state: _State, command: Command) -> None:
     refused = refusal(Status(state.status), command)
     if refused is not None:
-        raise WrongStatus(refused)
+        raise WrongStatus(refused if state.delete_at_ms is None else _is_deleted(state))
+
+
+def _is_deleted(state: _State) -> str:
+    way = f"POST /api/v1/servers/{state.id}/undelete/"
+    return (
+        f"The server is {state.status}, and gone for ever at {iso_utc_or_none(state.delete_at_ms)}. Undelete it: {way}."
+    )
 
 
 async def resize(
@@ -512,9 +528,12 @@ async def begin(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command
         await tx.run(_SET_STATUS, the_id=server_id, status=working, error=None, updated_at_ms=clock.now_ms())
 
 
-async def delete(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int) -> None:
+async def delete(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int, *, at_once: bool
+) -> None:
     """Make a server vanish: for its owner now, from the host when the worker has been there.
 
+    Where deletions can be undone for a time it is only shut down, unless it shall go `at_once` or has never worked.
     Raises `NotFound` or `Protected`.
     """
     state = await _state(tx, caller, server_id)
@@ -523,7 +542,62 @@ async def delete(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int)
             "The server is protected from being deleted. Lift that first: "
             f'PATCH /api/v1/servers/{server_id}/ with {{"protected": false}}.'
         )
-    await vanish(tx, caller, ids, clock, server_id)
+    never_worked = state.provisioned_at_ms is None and state.status != Status.REBUILDING
+    if at_once or never_worked or not settings.undelete_hours:
+        await vanish(tx, caller, ids, clock, server_id)
+    elif state.delete_at_ms is None:
+        await _retire(tx, caller, ids, clock, state, clock.now_ms() + settings.undelete_hours * 3_600_000)
+
+
+async def _retire(tx: Tx, caller: Caller, ids: Ids, clock: Clock, state: _State, delete_at_ms: int) -> None:
+    """Shut a server down; it keeps what it has, and costs, until that time."""
+    under_way = await operations.open_operation(tx, state.id)
+    before = Status(state.status)
+    off = under_way is None and before in (Status.STOPPED, Status.SUSPENDED, Status.ERROR)
+    if not off:
+        await operations.add(tx, ids, clock, state.id, Command.RETIRE)
+    if before is Status.STOPPING:  # it goes back to where it was on its way to
+        suspends = under_way is not None and under_way.command == Command.SUSPEND
+        before = Status.SUSPENDED if suspends else Status.STOPPED
+    elif not off:
+        before = Status.ACTIVE
+    now = Status.DELETED if off else Status.DELETING
+    await _set_retired(tx, clock, state.id, now, delete_at_ms, before)
+    detail = f"It can be undeleted until {iso_utc(delete_at_ms)}."
+    await events.add(tx, clock, caller, "server.delete", "server", state.id, detail)
+
+
+async def _set_retired(
+    tx: Tx, clock: Clock, server_id: int, status: Status, delete_at_ms: int | None, retired_from: Status | None
+) -> None:
+    values = {"status": status, "delete_at_ms": delete_at_ms, "retired_from": retired_from}
+    await tx.run(_SET_RETIRED, the_id=server_id, updated_at_ms=clock.now_ms(), **values)
+
+
+async def undelete(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int
+) -> ActionAccepted:
+    """Bring a deleted server back to what it was; one that ran starts, and needs credit for it.
+
+    Raises `NotFound`, `WrongStatus` or `PaymentRequired`.
+    """
+    state = await _state(tx, caller, server_id)
+    _check_status(state, Command.UNDELETE)
+    back = Status(state.retired_from or Status.ACTIVE)
+    goes_down = await operations.open_operation(tx, server_id) is not None
+    if back is Status.ACTIVE:
+        await billing.check_start(tx, clock, settings, caller.account_id)
+        command = Command.UNDELETE
+    else:  # one that is still going down comes to rest where it was
+        command = Command.SUSPEND if back is Status.SUSPENDED else Command.STOP
+    await _set_retired(tx, clock, server_id, back, None, None)
+    await events.add(tx, clock, caller, "server.undelete", "server", server_id)
+    if back is not Status.ACTIVE and not goes_down:
+        return ActionAccepted("success", f"Server is back: {back}", ServerState(state.id, state.name, back))
+    await begin(tx, ids, clock, server_id, command)
+    working = RULES[command].working
+    assert working is not None
+    return ActionAccepted("success", MESSAGES[Command.UNDELETE], ServerState(state.id, state.name, working))
 
 
 async def vanish(tx: Tx, actor: Actor, ids: Ids, clock: Clock, server_id: int) -> None:
