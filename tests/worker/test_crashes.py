@@ -14,6 +14,7 @@ from vpsd.worker.check import Check
 TOLD = {
     Command.HARD_STOP: ("power", {"action": "hard_stop"}),
     Command.RESIZE: ("resize", {"plan_id": 3}),
+    Command.GROW: ("resize", {"plan_id": 5}),
     Command.REBUILD: ("rebuild", {"os_id": 3}),
 }
 
@@ -58,6 +59,7 @@ async def _told(cloud: Cloud, command: Command) -> int:
         cloud.hypervisor.vanishes(cloud.guest(server))
         await cloud.reconciler().reconcile()
     else:
+        await cloud.offer(5, storage_gb=5)
         path, body = TOLD.get(command, (command, None))
         answer = await cloud.post(f"/api/v1/servers/{server}/{path}/", body)
         assert answer.status_code == 200, answer.text

@@ -244,7 +244,10 @@ async def power(
 async def resize(
     request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerResize]]
 ) -> Response[ActionAccepted]:
-    """Give a server another plan. One that runs reboots once, and the answer says so; a disk never shrinks."""
+    """Give a server another plan. A disk never shrinks.
+
+    One that runs reboots once, unless only its disk grows; the answer says which it is.
+    """
     cloud = cloud_of(request)
 
     async def work(tx: Tx) -> ActionAccepted:

@@ -354,6 +354,7 @@ FLOWS: dict[Command, tuple[Step, ...]] = {
     Command.HARD_STOP: (pull_plug,),
     Command.REBOOT: (shut_down, *_BOOT),
     Command.RESIZE: (shut_down, *_BOOT),
+    Command.GROW: (make_disk,),
     Command.REBUILD: (fetch_next_image, discard_disk, *_BOOT),
     Command.DELETE: (remove_guest, release_address),
     Command.RETIRE: (shut_down,),

@@ -34,6 +34,7 @@ class Command(StrEnum):
     REBUILD = "rebuild"
     DELETE = "delete"
     UNDELETE = "undelete"
+    GROW = "grow"  # vpsd's own: a resize that is only a larger disk, under a guest that runs on
     RETIRE = "retire"  # vpsd's own: what a delete does that may be undone
     RECOVER = "recover"  # vpsd's own: bring a guest back that should run, or take in one that runs
     CONFIGURE = "configure"  # vpsd's own: hand the guest's seed a new hostname
@@ -61,6 +62,7 @@ RULES: dict[Command, Rule] = {
     Command.HARD_STOP: Rule(frozenset({_S.ACTIVE, _S.STOPPING}), _S.STOPPING, _S.STOPPED, _S.ACTIVE, 15),
     Command.REBOOT: Rule(frozenset({_S.ACTIVE}), _S.REBOOTING, _S.ACTIVE, _S.ERROR, 30),
     Command.RESIZE: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.RESIZING, _S.ACTIVE, _S.ERROR, 30),
+    Command.GROW: Rule(frozenset({_S.ACTIVE}), _S.RESIZING, _S.ACTIVE, _S.ERROR, 30, False),
     Command.REBUILD: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.REBUILDING, _S.ACTIVE, _S.ERROR, 60),
     Command.DELETE: Rule(frozenset(_S), _S.DELETING, _S.DELETING, _S.DELETING, None),
     Command.UNDELETE: Rule(frozenset({_S.DELETING, _S.DELETED}), _S.STARTING, _S.ACTIVE, _S.ERROR, 60),

@@ -115,6 +115,7 @@ MESSAGES = {
     Command.HARD_STOP: "Server is being powered off",
     Command.REBOOT: "Server is rebooting",
     Command.RESIZE: "Server is being resized. It reboots once.",
+    Command.GROW: "Server is being resized while it runs. Its file system fills the larger disk when it boots next.",
     Command.REBUILD: "Server is being rebuilt. This may take 2-5 minutes.",
     Command.UNDELETE: "Server is being brought back",
 }
@@ -443,6 +444,8 @@ async def resize(
 ) -> ActionAccepted:
     """Give a server another plan; one that runs reboots for it, another takes its new size when it starts.
 
+    A disk grows under a running guest: where that is all, there is no reboot.
+
     It costs the new plan's price from now on. Raises `NotFound`, `Invalid`, `PaymentRequired`, `OverQuota`,
     `Unavailable`, `WrongStatus` or `Busy`.
     """
@@ -463,8 +466,10 @@ async def resize(
     if state.status != Status.ACTIVE:
         text = "Server is resized. It has its new size when it starts."
         return ActionAccepted("success", text, ServerState(state.id, state.name, Status(state.status)))
-    await begin(tx, ids, clock, server_id, Command.RESIZE)
-    return _accepted(state, Command.RESIZE)
+    only_disk = (plan.vcpus, plan.memory_mb) == (old.vcpus, old.memory_mb)
+    command = Command.GROW if only_disk else Command.RESIZE
+    await begin(tx, ids, clock, server_id, command)
+    return _accepted(state, command)
 
 
 async def _other_plan(tx: Tx, form: Form[ServerResize], old: Plan) -> Plan:
