@@ -102,8 +102,10 @@ class Cloud:
         self.world: World
         self.http: httpx.AsyncClient
         self.tokens: dict[str, str] = {}
+        self.offered: Catalog
 
     async def open(self, offered: Catalog, images: Images | None = None) -> None:
+        self.offered = offered
         async with self.database.write() as tx:
             await catalog.apply(tx, self.clock, offered)
             self.instance = await accounts.instance(tx, self.ids)
@@ -124,6 +126,20 @@ class Cloud:
         """The API, with the settings of this vpsd or some of one's own."""
         own = msgspec.structs.replace(self.settings, **settings)
         return make_app(ApiCloud(self.database, self.clock, self.ids, HostStatus("ok"), own))
+
+    async def offer(self, plan_id: int, **changed: Any) -> None:
+        """Have one plan more: the nano with some of it changed."""
+        nano = next(plan for plan in self.offered.plans if plan.slug == "nano")
+        more = msgspec.structs.replace(nano, id=plan_id, name=f"Plan {plan_id}", slug=f"plan-{plan_id}", **changed)
+        async with self.database.write() as tx:
+            plans = [*self.offered.plans, more]
+            await catalog.apply(tx, self.clock, msgspec.structs.replace(self.offered, plans=plans))
+
+    def set(self, **settings: Any) -> None:
+        """Have API and worker go by other settings from now on."""
+        self.settings = msgspec.structs.replace(self.settings, **settings)
+        self.world = msgspec.structs.replace(self.world, settings=self.settings)
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app()), base_url="http://vpsd.test")
 
     async def close(self) -> None:
         await self.http.aclose()

@@ -80,6 +80,12 @@ class WrongStatus(VpsdError):
     code = "wrong_status"
 
 
+class Protected(VpsdError):
+    """The server's owner has protected it from this; the text says how to lift that."""
+
+    code = "protected"
+
+
 class Busy(VpsdError):
     """Another operation on the same server is still open."""
 

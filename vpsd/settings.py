@@ -81,6 +81,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="Days after suspension until servers are deleted; unset: never."),
     ] = None
+    undelete_hours: Annotated[
+        int, Meta(ge=0, le=8760, description="Hours in which a deleted server can be undeleted; 0: none, it is gone.")
+    ] = 0
     transfer_price: Annotated[Decimal, Meta(description="Price of a GB of transfer beyond the plan's; 0: free.")] = (
         Decimal("0.01")
     )

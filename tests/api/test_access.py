@@ -27,6 +27,7 @@ NEEDS = {
     "server_update": "servers:*",
     "server_patch": "servers:*",
     "server_delete": "servers:*",
+    "server_undelete": "servers:*",
     "server_start": "servers:*",
     "server_stop": "servers:*",
     "server_reboot": "servers:*",
@@ -111,7 +112,7 @@ async def test_what_belongs_to_another_account_does_not_exist(cloud: Cloud) -> N
     assert key.status_code == 201
     token_id = (await cloud.get("/api/v1/account/me/")).json()["token"]["id"]
     owned = [route for route in ROUTES if "{" in route[1] and "plan_id" not in route[1]]
-    assert len(owned) == 22
+    assert len(owned) == 23
     ids = {"server_id": server_id, "key_id": key.json()["id"], "token_id": token_id}
     ids |= {f"{what}_id": (await cloud.have_copy(server_id, what))["id"] for what in ("backup", "snapshot")}
     for route in owned:

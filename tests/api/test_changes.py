@@ -8,6 +8,7 @@ from tests.cloud import Cloud
 from vpsd.billing.models import Rental
 from vpsd.billing.service import _RENTALS as RENTALS
 from vpsd.core.money import MICROS
+from vpsd.hypervisor.protocol import Power
 from vpsd.servers.lifecycle import Status
 
 SERVERS = "/api/v1/servers/"
@@ -80,6 +81,40 @@ async def test_a_running_server_is_resized_by_one_reboot_and_its_disk_grows(clou
     assert (detail["status"], detail["plan"]["name"], detail["ip_address"]) == ("active", "Starter VPS", address)
     assert cloud.hypervisor.disk_bytes(cloud.guest(server_id)) == 40 * GIB
     assert cloud.hypervisor.spec(cloud.guest(server_id)).memory_mb == 2048
+
+
+async def test_a_disk_alone_grows_under_the_running_guest_and_nothing_reboots(cloud: Cloud) -> None:
+    await cloud.offer(5, storage_gb=5)
+    server_id = await cloud.have_server()
+    name = cloud.guest(server_id)
+    cloud.hypervisor.calls.clear()
+    answer = (await cloud.post(f"{SERVERS}{server_id}/resize/", {"plan_id": 5})).json()
+    assert (answer["server"]["status"], "while it runs" in answer["message"]) == ("resizing", True)
+    await cloud.work()
+    assert await cloud.status(server_id) == "active"
+    assert cloud.hypervisor.disk_bytes(name) == 5 * GIB
+    assert not {"request_shutdown", "power_off", "power_on", "define"} & set(cloud.hypervisor.calls)
+    assert (await cloud.get(f"{SERVERS}{server_id}/")).json()["plan"]["storage"] == 5
+
+
+@pytest.mark.parametrize("more", [{"vcpus": 2}, {"memory_mb": 512}, {"vcpus": 2, "storage_gb": 2}])
+async def test_whatever_else_changes_with_the_disk_needs_the_reboot(cloud: Cloud, more: dict[str, int]) -> None:
+    await cloud.offer(5, **{"storage_gb": 5, **more})
+    server_id = await cloud.have_server()
+    answer = (await cloud.post(f"{SERVERS}{server_id}/resize/", {"plan_id": 5})).json()
+    assert answer["message"] == "Server is being resized. It reboots once."
+    await cloud.settle()
+    assert cloud.hypervisor.calls.count("power_on") == 2
+
+
+async def test_a_guest_that_went_down_while_its_disk_grew_is_found_stopped(cloud: Cloud) -> None:
+    await cloud.offer(5, storage_gb=5)
+    server_id = await cloud.have_server()
+    await cloud.post(f"{SERVERS}{server_id}/resize/", {"plan_id": 5})
+    cloud.hypervisor.happens(cloud.guest(server_id), Power.OFF)
+    await cloud.settle()
+    assert await cloud.status(server_id) == "stopped"
+    assert cloud.hypervisor.disk_bytes(cloud.guest(server_id)) == 5 * GIB
 
 
 async def test_a_stopped_server_has_its_new_size_when_it_starts(cloud: Cloud) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import delete, update
 from tests.api.tables import rows
 from tests.api.test_access import PUBLIC_KEY, ROUTES
 from tests.cloud import TINY, Cloud
+from tests.idempotency.posts import BEFORE
 from vpsd.accounts.models import events
 from vpsd.core.clock import iso_utc
 from vpsd.core.db import Statement
@@ -27,6 +28,7 @@ CHANGES: dict[str, tuple[Any, str, str, str | None]] = {
         "name web-2, hostname web.example.com, backups_enabled True",
     ),
     "server_patch": ({"name": "web-3"}, "server.change", "server", "name web-3"),
+    "server_undelete": (None, "server.undelete", "server", None),
     "server_start": (None, "server.start", "server", None),
     "server_stop": (None, "server.stop", "server", None),
     "server_reboot": (None, "server.reboot", "server", None),
@@ -72,7 +74,7 @@ async def _ready(cloud: Cloud, operation: str) -> dict[str, int]:
             ids[f"{what}_id"] = (await cloud.have_copy(server_id, what, who="charlie"))["id"]
         return ids
     if operation.startswith("server_") and operation != "server_create":
-        status = Status.STOPPED if operation == "server_start" else Status.ACTIVE
+        status = BEFORE.get(operation, Status.ACTIVE)
         return {"server_id": await cloud.have_server(operation.replace("_", "-"), status, who="charlie")}
     return {}
 

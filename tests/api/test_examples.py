@@ -17,7 +17,7 @@ from vpsd.servers.lifecycle import Status
 EXAMPLES = Path(__file__).parent / "examples"
 
 # What vpsd adds to the published answers.
-ADDED = {"uuid", "next", "previous", "ssh", "error", "password"}
+ADDED = {"uuid", "next", "previous", "ssh", "error", "password", "tags", "protected", "delete_at"}
 # Figures that nobody measured, and addresses that nobody has.
 MAY_BE_NULL = {"ipv6_address", "cpu_percent", "memory_used", "disk_used", "bandwidth_used"}
 

@@ -90,7 +90,10 @@ def test_paths_are_written_as_published() -> None:
     assert servers == {
         *(("GET", "/api/v1/servers/"), ("POST", "/api/v1/servers/"), ("GET", f"{one}operations/")),
         *((method, one) for method in ("GET", "PUT", "PATCH", "DELETE")),
-        *(("POST", f"{one}{command}/") for command in ("start", "stop", "reboot", "power", "resize", "rebuild")),
+        *(
+            ("POST", f"{one}{command}/")
+            for command in ("start", "stop", "reboot", "power", "resize", "rebuild", "undelete")
+        ),
         *(("POST", f"{one}{copy}/") for copy in ("backup", "snapshot")),
     }
 
@@ -119,7 +122,8 @@ def test_the_status_codes_are_those_that_can_happen() -> None:
         "server_get": "200 401 403 404 429",
         "server_update": "200 400 401 403 404 413 415 429",
         "server_patch": "200 400 401 403 404 413 415 429",
-        "server_delete": "204 400 401 403 404 429",
+        "server_delete": "204 400 401 403 404 409 429",
+        "server_undelete": "200 400 401 402 403 404 409 422 429",
         "server_start": "200 400 401 402 403 404 409 422 429",
         "server_stop": "200 400 401 403 404 409 422 429",
         "server_reboot": "200 400 401 402 403 404 409 422 429",

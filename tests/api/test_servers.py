@@ -34,6 +34,8 @@ async def test_a_server_is_created_and_becomes_active(cloud: Cloud) -> None:
         "plan": {"id": 1, "name": "Standard VPS", "vcpus": 2, "memory": 4096, "storage": 80},
         "os": {"id": 5, "name": "Ubuntu 22.04 LTS"},
         "backups_enabled": True,
+        "tags": [],
+        "protected": False,
         "created_at": "2025-06-15T15:06:40Z",
         "updated_at": "2025-06-15T15:06:40Z",
         "message": "Server is being provisioned. This may take 2-5 minutes.",
@@ -102,7 +104,7 @@ async def test_changes_refuse_null_and_what_cannot_be_changed(cloud: Cloud) -> N
             "name": ["Expected a string, got null."],
             "hostname": ["Expected a string, got null."],
             "backups_enabled": ["Expected true or false, got null."],
-            "plan_id": ["Unknown field. The fields are name, hostname, backups_enabled."],
+            "plan_id": ["Unknown field. The fields are name, hostname, backups_enabled, tags, protected."],
         }
 
 

@@ -31,11 +31,24 @@ def vpsd() -> Iterator[Vpsd]:
         connect.remember(connect.Choice("own", "", ""), running.data)  # also beside a system's libvirt
     try:
         running.start()
+        _offer_larger_disk(running)
         yield running
         _let_go(running)
     finally:
         print(running.said())
         _clean_up(running)
+
+
+def _offer_larger_disk(vpsd: Vpsd) -> None:
+    """Plan 5: the nano with a larger disk."""
+    file = vpsd.data / "catalog.toml"
+    nano = next(part for part in file.read_text().split("[[plans]]") if "id = 4\n" in part).partition("[[")[0]
+    for old, new in (("id = 4", "id = 5"), ("Nano VPS", "Wide VPS"), ('"nano"', '"wide"'), ("_gb = 2\n", "_gb = 5\n")):
+        assert old in nano
+        nano = nano.replace(old, new)
+    file.write_text(f"{file.read_text()}\n[[plans]]{nano}")
+    done = vpsd.run("catalog", "apply")
+    assert done.returncode == 0, done.stderr
 
 
 def _let_go(vpsd: Vpsd) -> None:

@@ -31,6 +31,23 @@ def test_a_resized_server_has_more_memory_and_a_larger_disk_with_what_was_on_it(
     vpsd.delete(server)
 
 
+def test_a_disk_grows_under_a_running_guest_and_its_file_system_at_the_next_boot(
+    vpsd: Vpsd, key: Path, key_id: int
+) -> None:
+    server = vpsd.create("widens", ssh_key_id=key_id)["id"]
+    login = Login(vpsd.until_status(server, "active")["ssh"], key=key)
+    boot = login.boot_id
+    answer = vpsd.post(f"servers/{server}/resize/", {"plan_id": 5})
+    assert "while it runs" in answer["message"]
+    vpsd.until_status(server, "active")
+    until(lambda: login.run("cat /sys/block/vda/size") == str(5 * 2**30 // 512), "the guest to see the larger disk")
+    assert (login.boot_id, root_size_mb(login) < 2.1 * 1024) == (boot, True)
+    vpsd.post(f"servers/{server}/reboot/")
+    login = Login(vpsd.until_status(server, "active")["ssh"], key=key)
+    until(lambda: root_size_mb(login) > 0.95 * 5 * 1024, "the file system to fill the larger disk")
+    vpsd.delete(server)
+
+
 def test_a_rebuilt_server_is_a_new_machine_at_the_old_address(vpsd: Vpsd) -> None:
     created = vpsd.create("anew")
     server = created["id"]

@@ -17,8 +17,9 @@ from vpsd.servers.lifecycle import Command
 pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
 
 SEED = 7
-# Suspending and resuming, which are stopping and starting for another reason, are an account's affair: test_credit.
-COMMANDS = [command for command in Command if command not in (Command.SUSPEND, Command.RESUME)]
+# Stopping and starting for another reason: an account's affair (test_credit), and a setting's (test_undelete).
+_ELSEWHERE = (Command.SUSPEND, Command.RESUME, Command.RETIRE, Command.UNDELETE)
+COMMANDS = [command for command in Command if command not in _ELSEWHERE]
 ARRIVES: dict[Command, str] = {
     **dict.fromkeys(COMMANDS, "active"),
     Command.STOP: "stopped",
@@ -71,6 +72,7 @@ def tell_all(vpsd: Vpsd, servers: dict[Command, int], key_id: int) -> None:
         vpsd.post(f"servers/{servers[command]}/{command}/")
     vpsd.post(f"servers/{servers[Command.HARD_STOP]}/power/", {"action": "hard_stop"})
     vpsd.post(f"servers/{servers[Command.RESIZE]}/resize/", {"plan_id": 3})
+    vpsd.post(f"servers/{servers[Command.GROW]}/resize/", {"plan_id": 5})
     vpsd.post(f"servers/{servers[Command.REBUILD]}/rebuild/", {"os_id": 1})
     vpsd.delete(servers[Command.DELETE])
     changed = vpsd.ask("PATCH", f"servers/{servers[Command.CONFIGURE]}/", {"hostname": "configured.example.com"})
@@ -118,7 +120,7 @@ def assert_arrived(
     stopped = (Command.STOP, Command.HARD_STOP)
     for command in [command for command in details if command not in stopped]:
         boot_id = Login(details[command].json()["ssh"], key=key).boot_id
-        assert (boot_id == boot_ids.get(command)) == (command is Command.CONFIGURE), command
+        assert (boot_id == boot_ids.get(command)) == (command in (Command.CONFIGURE, Command.GROW)), command
     seed = vpsd.data / "pool" / f"{host.name(servers[Command.CONFIGURE])}-seed.iso"
     assert b"configured.example.com" in seed.read_bytes()
     assert_one_of_each(vpsd, host)

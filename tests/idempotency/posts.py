@@ -23,6 +23,7 @@ KEY = {"Idempotency-Key": "4f1d7c1e-order-17"}
 # By what the API calls them: a POST that is not here fails the test that walks them.
 BODIES: dict[str, Any] = {
     "server_create": WEB,
+    "server_undelete": None,
     "server_start": None,
     "server_stop": None,
     "server_reboot": None,
@@ -38,6 +39,7 @@ BODIES: dict[str, Any] = {
     "ssh_key_create": {"name": "laptop", "public_key": PUBLIC_KEY},
     "token_create": {"name": "backup", "permissions": ["servers:read"]},
 }
+BEFORE = {"server_start": Status.STOPPED, "server_undelete": Status.DELETED}
 POSTS = {operation["operationId"]: path for method, path, operation in ROUTES if method == "POST"}
 
 
@@ -45,7 +47,7 @@ async def ready(cloud: Cloud, operation: str) -> tuple[str, Any]:
     """Path and body of a POST that will be accepted."""
     path, body, ids = POSTS[operation], BODIES[operation], {}
     if "{" in path or "server_id" in (body or {}):
-        status = Status.STOPPED if operation == "server_start" else Status.ACTIVE
+        status = BEFORE.get(operation, Status.ACTIVE)
         ids["server_id"] = await cloud.have_server(status=status)
         if "server_id" in (body or {}):
             body = {**body, "server_id": ids["server_id"]}

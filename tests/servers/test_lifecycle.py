@@ -19,8 +19,9 @@ def test_every_command_ends_where_another_can_begin() -> None:
         assert len(allowed(rule.failure)) > 1, f"{command} fails into a status with no way out but delete"
 
 
-def test_everything_but_delete_and_suspend_is_given_up_some_day() -> None:
-    assert [command for command, rule in RULES.items() if rule.minutes is None] == [Command.DELETE, Command.SUSPEND]
+def test_everything_but_deleting_and_suspending_is_given_up_some_day() -> None:
+    endless = [Command.DELETE, Command.RETIRE, Command.SUSPEND]
+    assert [command for command, rule in RULES.items() if rule.minutes is None] == endless
 
 
 @pytest.mark.parametrize("status", list(Status))
@@ -40,3 +41,10 @@ def test_delete_pushes_everything_aside_and_everything_pushes_the_seeds_rewritin
     assert all(supersedes(command, Command.CONFIGURE) for command in Command)
     assert not supersedes(Command.STOP, Command.REBOOT)
     assert supersedes(Command.HARD_STOP, Command.STOP)
+
+
+def test_a_delete_that_can_be_undone_pushes_all_but_a_final_one_and_only_an_undelete_pushes_it() -> None:
+    assert [command for command in Command if not supersedes(Command.RETIRE, command)] == [Command.DELETE]
+    pushing = {command for command in Command if supersedes(command, Command.RETIRE)}
+    assert pushing == {Command.DELETE, Command.RETIRE, Command.UNDELETE, Command.STOP, Command.SUSPEND}
+    assert [command for command in Command if supersedes(command, Command.DELETE)] == [Command.DELETE]

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
 import pytest
 
 from tests.billing.books import DAY, HOUR, assert_right, charge, charges_of, have_connections
@@ -40,12 +39,6 @@ async def suspend(cloud: Cloud) -> None:
     await run_out(cloud)
     cloud.clock.advance(GRACE)
     await look(cloud)
-
-
-def with_settings(cloud: Cloud, **settings: Any) -> None:
-    changed = msgspec.structs.replace(cloud.settings, **settings)
-    cloud.settings = changed
-    cloud.world = msgspec.structs.replace(cloud.world, settings=changed)
 
 
 async def events(cloud: Cloud, *actions: str, who: str = "alice") -> list[dict[str, Any]]:
@@ -274,7 +267,7 @@ async def test_credit_added_and_spent_between_two_looks_brings_a_grace_of_its_ow
 
 async def test_without_a_grace_servers_are_suspended_at_the_first_look(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    with_settings(cloud, grace_hours=0)
+    cloud.set(grace_hours=0)
     await cloud.have_balance(1)
     cloud.clock.advance(HOUR)
     await look(cloud)
@@ -324,7 +317,7 @@ async def test_nothing_is_ever_deleted_for_lack_of_money_unless_a_time_is_set(cl
 
 async def test_where_a_time_is_set_servers_are_deleted_then_and_not_a_second_before(cloud: Cloud) -> None:
     servers = [await cloud.have_server("runs"), await cloud.have_server("rests", status=Status.STOPPED)]
-    with_settings(cloud, delete_unpaid_after_days=3)
+    cloud.set(delete_unpaid_after_days=3)
     await suspend(cloud)
     end = iso_utc(cloud.clock.now_ms() + 3 * DAY * 1000)
     for event in await events(cloud, "server.suspend"):
@@ -347,7 +340,7 @@ async def test_where_a_time_is_set_servers_are_deleted_then_and_not_a_second_bef
 
 async def test_no_downtime_of_the_worker_turns_a_grace_into_a_deletion(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    with_settings(cloud, delete_unpaid_after_days=3)
+    cloud.set(delete_unpaid_after_days=3)
     await run_out(cloud)
     cloud.clock.advance(GRACE + 30 * DAY)  # nobody looked: the customer's server was never suspended
     await look(cloud)
@@ -360,7 +353,7 @@ async def test_no_downtime_of_the_worker_turns_a_grace_into_a_deletion(cloud: Cl
 
 async def test_credit_in_time_saves_a_suspended_server_from_deletion(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    with_settings(cloud, delete_unpaid_after_days=3)
+    cloud.set(delete_unpaid_after_days=3)
     await suspend(cloud)
     await cloud.have_balance(10**6)
     cloud.clock.advance(3 * DAY)

@@ -16,6 +16,7 @@ from vpsd.worker.check import Check
 TOLD = {
     Command.HARD_STOP: ("power", {"action": "hard_stop"}),
     Command.RESIZE: ("resize", {"plan_id": 3}),
+    Command.GROW: ("resize", {"plan_id": 5}),
     Command.REBUILD: ("rebuild", {"os_id": 3}),
 }
 
@@ -42,8 +43,12 @@ async def _told(cloud: Cloud, command: Command) -> int:
     if command is Command.CREATE:
         return await cloud.create()
     server = await cloud.have_server(status=Status.STOPPED if command is Command.START else Status.ACTIVE)
-    if command is Command.DELETE:
-        await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
+    if command in (Command.DELETE, Command.RETIRE, Command.UNDELETE):
+        cloud.set(undelete_hours=0 if command is Command.DELETE else 1)
+        assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+        if command is Command.UNDELETE:
+            await cloud.work()
+            assert (await cloud.post(f"/api/v1/servers/{server}/undelete/")).status_code == 200
     elif command is Command.CONFIGURE:
         await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "new.example.com"})
     elif command in (Command.SUSPEND, Command.RESUME):
@@ -66,6 +71,7 @@ async def _told(cloud: Cloud, command: Command) -> int:
         cloud.hypervisor.vanishes(cloud.guest(server))
         await cloud.reconciler().reconcile()
     else:
+        await cloud.offer(5, storage_gb=5)
         path, body = TOLD.get(command, (command, None))
         answer = await cloud.post(f"/api/v1/servers/{server}/{path}/", body)
         assert answer.status_code == 200, answer.text
@@ -89,7 +95,7 @@ async def _calls_of(cloud: Cloud, command: Command) -> int:
 
 async def _delete(cloud: Cloud, server: int) -> None:
     await cloud.have_balance(1000 * MICROS)
-    await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
+    await cloud.ask("DELETE", f"/api/v1/servers/{server}/?now=1")
     await cloud.settle()
     for backup in (await cloud.get("/api/v1/backups/")).json()["results"]:
         assert backup["status"] == "completed"
@@ -104,6 +110,7 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
     cloud: Cloud, command: Command, moment: str
 ) -> None:
     stops = {Command.STOP: Status.STOPPED, Command.HARD_STOP: Status.STOPPED, Command.SUSPEND: Status.SUSPENDED}
+    stops |= {Command.RETIRE: Status.DELETED}
     arrives = stops.get(command, Status.ACTIVE)
     calls = await _calls_of(cloud, command)
     assert calls > 0

@@ -6,6 +6,7 @@ from tests.cloud import Cloud
 from vpsd.hypervisor.protocol import Power
 from vpsd.operations import service as operations
 from vpsd.servers.lifecycle import Command, Status
+from vpsd.worker.check import _AT_REST
 from vpsd.worker.reconcile import VERDICTS
 
 
@@ -133,4 +134,4 @@ async def test_a_host_that_does_not_answer_changes_no_row(cloud: Cloud) -> None:
 
 
 def test_only_servers_at_rest_are_judged() -> None:
-    assert {status for status, _ in VERDICTS} == {Status.ACTIVE, Status.STOPPED, Status.ERROR, Status.SUSPENDED}
+    assert {status for status, _ in VERDICTS} == _AT_REST

@@ -9,6 +9,7 @@ from litestar.middleware import DefineMiddleware
 
 from vpsd.api import account, backups, catalog, servers, ssh_keys
 from vpsd.api.access import BearerToken, needed
+from vpsd.api.carrying import DryRunQuery
 from vpsd.api.cloud import Cloud, CloudRequest
 from vpsd.api.edge import Asgi, Edge
 from vpsd.api.errors import HANDLERS, LARGEST_BODY_BYTES
@@ -77,7 +78,8 @@ def _make_litestar(cloud: Cloud | None) -> Litestar:
 
 async def _refuse_what_is_odd(request: Request[Any, Any, Any]) -> None:
     assert isinstance(request, CloudRequest)
-    if request.method != "GET" and request.asks_for("dry_run") and request.route_handler.opt.get("query") is None:
+    query = request.route_handler.opt.get("query")
+    if request.method != "GET" and request.asks_for("dry_run") and query is not DryRunQuery:
         raise Invalid({"dry_run": ["This cannot be tried: leave dry_run out to do it."]})  # rather than to do it
     # The framework reads ids as Python does: 1_0 and +1 would be numbers.
     numbers: dict[str, Any] = request.scope["path_params"]

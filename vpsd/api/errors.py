@@ -23,6 +23,7 @@ STATUS_CODES: dict[type[errors.VpsdError], int] = {
     errors.Forbidden: 403,
     errors.OverQuota: 403,
     errors.NotFound: 404,
+    errors.Protected: 409,
     errors.StillRunning: 409,
     errors.KeyReused: 422,
     errors.TooMany: 429,

@@ -65,6 +65,7 @@ from vpsd.servers.service import MESSAGES
 _UUIDS = [f"3f0c2a64-8d1e-4b57-9a3c-5e7d1f2b6c{number:02d}" for number in range(4)]
 _STANDARD = PlanBrief(1, "Standard VPS", 2, 4096, 80)
 _UBUNTU = OsBrief(5, "Ubuntu 22.04 LTS")
+_NO_TAGS: list[str] = []
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKXAUNfJY/JyqXeO35s/xoksDoq86DgTYmivuCURdqkV ana@laptop"
 _SSH_KEY = SshKeyView(
     7, _UUIDS[3], "laptop", _KEY, "SHA256:uzVFf1/MRs46QOr6LE9iUMja+pcJdQ/bcm6Oa3WYODQ", "2025-01-10T14:00:00Z"
@@ -82,6 +83,9 @@ _SERVER = ServerDetail(
     plan=PlanFull(1, "Standard VPS", 2, 4096, 80, 2048),
     os=_UBUNTU,
     backups_enabled=True,
+    tags=["env:prod", "web"],
+    protected=False,
+    delete_at=None,
     resource_usage=ResourceUsage(23.5, 2048, 35.0, 450.0),
     ssh="ssh root@127.10.0.2",
     error=None,
@@ -95,11 +99,11 @@ _SERVERS = ServerList(
     [
         ServerSummary(
             *(12345, _UUIDS[0], "web-server-01", "web01.example.com", Status.ACTIVE, "127.10.0.2", "us-west"),
-            *(_STANDARD, _UBUNTU, "2025-01-10T14:30:00Z", "2025-01-15T10:20:00Z"),
+            *(_STANDARD, _UBUNTU, ["env:prod", "web"], False, None, "2025-01-10T14:30:00Z", "2025-01-15T10:20:00Z"),
         ),
         ServerSummary(
             *(12346, _UUIDS[1], "db-server-01", "db01.example.com", Status.ACTIVE, "127.10.0.3", "us-east"),
-            *(PlanBrief(2, "Performance VPS", 4, 8192, 160), OsBrief(3, "Debian 12")),
+            *(PlanBrief(2, "Performance VPS", 4, 8192, 160), OsBrief(3, "Debian 12"), _NO_TAGS, True, None),
             *("2025-01-12T09:15:00Z", "2025-01-16T08:45:00Z"),
         ),
     ],
@@ -115,6 +119,8 @@ _CREATED = ServerCreated(
     plan=_STANDARD,
     os=_UBUNTU,
     backups_enabled=True,
+    tags=["env:prod"],
+    protected=False,
     created_at="2025-01-16T15:30:00Z",
     updated_at="2025-01-16T15:30:00Z",
     message="Server is being provisioned. This may take 2-5 minutes.",
@@ -241,6 +247,7 @@ ANSWERS: dict[str, Any] = {
     "server_get": _SERVER,
     "server_update": _SERVER,
     "server_patch": _SERVER,
+    "server_undelete": _accepted(Command.UNDELETE, Status.STARTING),
     "server_start": _accepted(Command.START, Status.STARTING),
     "server_stop": _accepted(Command.STOP, Status.STOPPING),
     "server_reboot": _accepted(Command.REBOOT, Status.REBOOTING),
@@ -358,6 +365,11 @@ PROBLEMS = {
             "A Standard VPS costs 10.00 USD a month. The balance is 0.10 and has to cover all your servers with this "
             "one for 24 hours (0.357143): 0.257143 USD are missing. Add credit, or delete a server.",
             "payment_required",
+        ),
+        Problem(
+            "The server is protected from being deleted. Lift that first: PATCH /api/v1/servers/12345/ with "
+            '{"protected": false}.',
+            "protected",
         ),
         Problem("This token lacks the permission servers:*.", "forbidden"),
         Problem(

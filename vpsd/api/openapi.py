@@ -45,6 +45,7 @@ _FIELD_ERRORS = {
     "type": "object",
     "additionalProperties": {"type": "array", "items": {"type": "string"}, "minItems": 1},
 }
+_PROTECTED = errors.Protected.code
 _REFUSALS = {
     401: "The token is missing or not valid",
     402: "The balance does not cover it",
@@ -94,7 +95,10 @@ def describe(routes: Sequence[BaseRoute]) -> bytes:
         "paths": paths,
         "components": {
             "schemas": dict(sorted(schemas.components.items())),
-            "responses": {CODES[status]: _refusal(status, schemas) for status in sorted(_REFUSALS)},
+            "responses": {
+                **{CODES[status]: _refusal(status, CODES[status], schemas) for status in sorted(_REFUSALS)},
+                _PROTECTED: _refusal(409, _PROTECTED, schemas),
+            },
             "parameters": {"idempotency_key": _IDEMPOTENCY_KEY},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token of an account"}},
         },
@@ -214,19 +218,22 @@ def _responses(name: str, traits: _Traits, schemas: _Schemas) -> dict[int, dict[
         _add_dry_run(answers, schemas)
     for status, spec in traits.further.items():
         answers[status] = {"description": spec.description, "content": schemas.content(spec.data_container)}
-    answers |= {status: {"$ref": f"#/components/responses/{CODES[status]}"} for status in traits.refusals}
+    codes = {status: CODES[status] for status in traits.refusals}
+    if errors.Protected in traits.raises:
+        codes[409] = _PROTECTED
+    answers |= {status: {"$ref": f"#/components/responses/{code}"} for status, code in codes.items()}
     return answers | _bad_request(traits)
 
 
-def _refusal(status: int, schemas: _Schemas) -> dict[str, Any]:
+def _refusal(status: int, code: str, schemas: _Schemas) -> dict[str, Any]:
     headers: dict[int, dict[str, Any]] = {
         401: {"WWW-Authenticate": {"schema": {"type": "string"}, "example": CHALLENGE}},
         429: _RATE_HEADERS,
     }
     return {
-        "description": _REFUSALS[status],
+        "description": "The server is protected from it" if code == _PROTECTED else _REFUSALS[status],
         **({"headers": headers[status]} if status in headers else {}),
-        "content": schemas.content(Problem, PROBLEMS[CODES[status]]),
+        "content": schemas.content(Problem, PROBLEMS[code]),
     }
 
 
@@ -248,9 +255,9 @@ def _bad_request(traits: _Traits) -> dict[int, dict[str, Any]]:
     codes += [CODES[400]] if traits.body else []
     examples: dict[str, object] = {code: {"value": PROBLEMS[code]} for code in codes}
     kinds = ["Problem"] if codes else []
-    cannot_be_dry = "GET" not in traits.handler.http_methods and traits.query is None
+    cannot_be_dry = "GET" not in traits.handler.http_methods and not traits.may_be_dry
     if traits.body or traits.query or cannot_be_dry:
-        wrong = WRONG_FIELDS if traits.body else WRONG_QUERY if traits.query else NOT_DRY
+        wrong = WRONG_FIELDS if traits.body else NOT_DRY if cannot_be_dry else WRONG_QUERY
         examples["invalid"] = {"value": wrong}
         kinds.append("FieldErrors")
     if not kinds:

@@ -15,12 +15,13 @@ from vpsd.core import money
 from vpsd.core.db import Tx
 from vpsd.core.forms import Form
 from vpsd.core.pages import Page, PageQuery
-from vpsd.errors import Busy, OverQuota, PaymentRequired, Unavailable, WrongStatus
+from vpsd.errors import Busy, OverQuota, PaymentRequired, Protected, Unavailable, WrongStatus
 from vpsd.hosts import service as hosts
 from vpsd.servers import service
 from vpsd.servers.lifecycle import Command
 from vpsd.servers.schemas import (
     ActionAccepted,
+    DeleteQuery,
     OperationView,
     Power,
     ServerCreate,
@@ -109,12 +110,12 @@ async def detail(request: CloudRequest, server_id: ServerId) -> ServerDetail:
         return await service.get(tx, request.user, cloud.clock, server_id)
 
 
-_CHANGE = {"needs": "servers:*", "raises": (Busy,)}
+_CHANGE = {"needs": "servers:*", "raises": (WrongStatus, Busy)}
 
 
 @put("/{server_id:int}/", operation_id="server_update", summary="Update a server", opt=_CHANGE)
 async def replace(request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerUpdate]]) -> ServerDetail:
-    """Change name, hostname and backups; a new hostname reaches the guest at its next boot."""
+    """Change name, hostname, backups, tags and protection; a new hostname reaches the guest at its next boot."""
     return await _change(request, server_id, data)
 
 
@@ -131,12 +132,41 @@ async def _change(request: CloudRequest, server_id: int, data: Form[ServerUpdate
         return await service.get(tx, request.user, cloud.clock, server_id)
 
 
-@delete("/{server_id:int}/", operation_id="server_delete", summary="Delete a server", opt={"needs": "servers:*"})
+@delete(
+    "/{server_id:int}/",
+    operation_id="server_delete",
+    summary="Delete a server",
+    opt={"needs": "servers:*", "raises": (Protected,), "query": DeleteQuery},
+)
 async def remove(request: CloudRequest, server_id: ServerId) -> None:
-    """Delete a server for ever, whatever its status. It cannot be undone."""
+    """Delete a server, whatever its status. A protected one is left alone.
+
+    It is gone for ever, unless the operator gives a time to undo it: then it is shut down, keeps disk and address,
+    costs as before, and is gone at its `delete_at`.
+    """
     cloud = cloud_of(request)
+    asked: Form[DeleteQuery] = request.query_form()
+    asked.done()
+    at_once = asked.get("now", False)
     async with cloud.database.write() as tx:
-        await service.delete(tx, request.user, cloud.ids, cloud.clock, server_id)
+        await service.delete(tx, request.user, cloud.ids, cloud.clock, cloud.settings, server_id, at_once=at_once)
+
+
+@post(
+    "/{server_id:int}/undelete/",
+    operation_id="server_undelete",
+    summary="Undelete a server",
+    status_code=200,
+    opt=_NEEDS_CREDIT,
+)
+async def undelete(request: CloudRequest, server_id: ServerId) -> Response[ActionAccepted]:
+    """Bring a deleted server back, until its `delete_at`: to what it was before, running or stopped."""
+    cloud = cloud_of(request)
+
+    async def work(tx: Tx) -> ActionAccepted:
+        return await service.undelete(tx, request.user, cloud.ids, cloud.clock, cloud.settings, server_id)
+
+    return await _act(request, server_id, work)
 
 
 @post(
@@ -215,7 +245,10 @@ async def power(
 async def resize(
     request: CloudRequest, server_id: ServerId, data: JSONBody[Form[ServerResize]]
 ) -> Response[ActionAccepted]:
-    """Give a server another plan. One that runs reboots once, and the answer says so; a disk never shrinks."""
+    """Give a server another plan. A disk never shrinks.
+
+    One that runs reboots once, unless only its disk grows; the answer says which it is.
+    """
     cloud = cloud_of(request)
 
     async def work(tx: Tx) -> ActionAccepted:
@@ -261,7 +294,21 @@ async def operations(request: CloudRequest, server_id: ServerId) -> OperationLis
 
 router = Router(
     "/servers",
-    route_handlers=[list_servers, create, detail, replace, change, remove, start, stop, reboot, power, resize, rebuild]
+    route_handlers=[
+        list_servers,
+        create,
+        detail,
+        replace,
+        change,
+        remove,
+        undelete,
+        start,
+        stop,
+        reboot,
+        power,
+        resize,
+        rebuild,
+    ]
     + [operations],
     tags=["Servers"],
 )

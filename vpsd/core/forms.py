@@ -62,7 +62,9 @@ class Form(Generic[T]):
             self._values[name] = msgspec.convert(value, field.kind, strict=strict)
         except msgspec.ValidationError as error:
             other_type = strict and ", got " in str(error)
-            self.wrong(name, field.message if field.message and not other_type else _in_words(error))
+            place = re.search(r"at `\$\[(\d+)\]`", str(error))
+            where = f"Entry {int(place[1]) + 1}: " if place else ""
+            self.wrong(name, where + field.message if field.message and not other_type else _in_words(error))
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a field that was sent and is right, else the default."""

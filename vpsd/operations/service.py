@@ -127,7 +127,8 @@ async def add(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command, 
     """
     present = await open_operation(tx, server_id)
     if present is not None:
-        if not supersedes(command, Command(present.command)):
+        ahead = [Command(found) for found in (present.command, present.successor) if found is not None]
+        if not any(supersedes(command, found) for found in ahead):
             raise Busy(f"Another operation ({present.command}) on this server is under way; try again when it is done.")
         cancelled = await tx.run(
             _CANCEL_WAITING, the_id=present.id, b_detail=f"superseded by {command}", b_now=clock.now_ms()

@@ -561,6 +561,7 @@ FLOWS: dict[Command, tuple[Step, ...]] = {
     Command.HARD_STOP: (pull_plug,),
     Command.REBOOT: (shut_down, *_BOOT),
     Command.RESIZE: (shut_down, *_BOOT),
+    Command.GROW: (make_disk,),
     Command.REBUILD: (fetch_next_image, discard_disk, *_BOOT),
     Command.BACKUP: (copy_disk, store_copy, drop_copy),
     Command.BACKUP_DAILY: (copy_disk, store_copy, drop_copy),
@@ -570,6 +571,8 @@ FLOWS: dict[Command, tuple[Step, ...]] = {
         drop_old_disk,
     ),
     Command.DELETE: (remove_guest, release_address),
+    Command.RETIRE: (shut_down,),
+    Command.UNDELETE: (shut_down, *_BOOT),  # one that is still going down would go down after all
     Command.CONFIGURE: (write_seed,),
     Command.SUSPEND: (shut_down,),
     Command.RESUME: _BOOT,
@@ -581,8 +584,7 @@ async def tidy_copy(job: Job) -> str | None:
     hypervisor = job.world.hypervisor
     await hypervisor.drop_copy(job.name)
     guest = await hypervisor.guest(job.name)
-    was_off = job.server.status in (Status.STOPPED, Status.STARTING, Status.ERROR)
-    if guest is not None and guest.power is Power.PAUSED and was_off:
+    if guest is not None and guest.power is Power.PAUSED and job.server.status != Status.ACTIVE:
         await hypervisor.power_off(job.name)
     return None
 

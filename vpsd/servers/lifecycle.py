@@ -19,6 +19,7 @@ class Status(StrEnum):
     RESTORING = "restoring"
     SUSPENDED = "suspended"
     DELETING = "deleting"
+    DELETED = "deleted"  # shut down, and to be had back until its time is over
     ERROR = "error"
 
 
@@ -36,6 +37,9 @@ class Command(StrEnum):
     BACKUP_DAILY = "backup_daily"  # vpsd's own: the automatic one, which gives way to everything
     RESTORE = "restore"
     DELETE = "delete"
+    UNDELETE = "undelete"
+    GROW = "grow"  # vpsd's own: a resize that is only a larger disk, under a guest that runs on
+    RETIRE = "retire"  # vpsd's own: what a delete does that may be undone
     RECOVER = "recover"  # vpsd's own: bring a guest back that should run, or take in one that runs
     CONFIGURE = "configure"  # vpsd's own: hand the guest's seed a new hostname
     SUSPEND = "suspend"  # vpsd's own: stop a server for which there is no credit
@@ -62,11 +66,14 @@ RULES: dict[Command, Rule] = {
     Command.HARD_STOP: Rule(frozenset({_S.ACTIVE, _S.STOPPING}), _S.STOPPING, _S.STOPPED, _S.ACTIVE, 15),
     Command.REBOOT: Rule(frozenset({_S.ACTIVE}), _S.REBOOTING, _S.ACTIVE, _S.ERROR, 30),
     Command.RESIZE: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.RESIZING, _S.ACTIVE, _S.ERROR, 30),
+    Command.GROW: Rule(frozenset({_S.ACTIVE}), _S.RESIZING, _S.ACTIVE, _S.ERROR, 30, False),
     Command.REBUILD: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.REBUILDING, _S.ACTIVE, _S.ERROR, 60),
     Command.BACKUP: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), None, None, None, 1440, False),
     Command.BACKUP_DAILY: Rule(frozenset({_S.ACTIVE, _S.STOPPED}), None, None, None, 1440, False),
     Command.RESTORE: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.RESTORING, _S.ACTIVE, _S.ERROR, 1440, False),
     Command.DELETE: Rule(frozenset(_S), _S.DELETING, _S.DELETING, _S.DELETING, None),
+    Command.UNDELETE: Rule(frozenset({_S.DELETING, _S.DELETED}), _S.STARTING, _S.ACTIVE, _S.ERROR, 60),
+    Command.RETIRE: Rule(frozenset(_S), _S.DELETING, _S.DELETED, _S.DELETED, None, False),
     Command.RECOVER: Rule(frozenset({_S.ACTIVE, _S.STOPPED, _S.ERROR}), _S.STARTING, _S.ACTIVE, _S.ERROR, 30, False),
     Command.CONFIGURE: Rule(frozenset({_S.ACTIVE}), None, None, None, 15, False),
     Command.SUSPEND: Rule(frozenset({_S.ACTIVE, _S.SUSPENDED}), _S.STOPPING, _S.SUSPENDED, _S.SUSPENDED, None, False),
@@ -94,12 +101,16 @@ def refusal(status: Status, command: Command) -> str | None:
 def supersedes(command: Command, open_command: Command) -> bool:
     """Whether a command may push an open one aside.
 
-    DELETE may push anything, and everything may push the seed's rewriting: the seed is written anew at each boot. An
-    automatic backup, which nobody waits for, gives way and is made up for later. Who has asked a guest to stop may lose
-    patience and pull its plug.
+    DELETE may push anything, and so may RETIRE, which is a delete as well; what an undelete leads to may push a RETIRE.
+    Everything may push the seed's rewriting: the seed is written anew at each boot. An automatic backup, which nobody
+    waits for, gives way and is made up for later. Who has asked a guest to stop may lose patience and pull its plug.
     """
+    if open_command is Command.DELETE:
+        return command is Command.DELETE
+    if open_command is Command.RETIRE and command in (Command.UNDELETE, Command.STOP, Command.SUSPEND):
+        return True
     if open_command is Command.STOP and command is Command.HARD_STOP:
         return True
     if open_command is Command.BACKUP_DAILY:
         return command not in (Command.CONFIGURE, Command.BACKUP_DAILY)
-    return command is Command.DELETE or open_command is Command.CONFIGURE
+    return command in (Command.DELETE, Command.RETIRE) or open_command is Command.CONFIGURE

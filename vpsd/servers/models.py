@@ -1,7 +1,7 @@
 """Tables of servers and of what was measured of them."""
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text, false
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
@@ -39,6 +39,11 @@ servers = Table(
     Column("updated_at_ms", BigInteger, nullable=False),
     Column("deleted_at_ms", BigInteger),  # when the customer deleted it
     Column("gone_at_ms", BigInteger),  # when nothing of it was left
+    Column("tags", Text, nullable=False, server_default="[]"),  # a JSON list
+    Column("protected", Boolean, nullable=False, server_default=false()),
+    Column("delete_at_ms", BigInteger),  # when a deletion that can be undone becomes final
+    Column("retired_from", String(16)),  # the status that it goes back to when the deletion is undone
+    Column("user_data", Text),  # the last column, and read alone: it may be large
     sqlite_autoincrement=True,
 )
 _alive = servers.c.deleted_at_ms.is_(None)
@@ -118,6 +123,10 @@ class Server(msgspec.Struct, frozen=True):
     updated_at_ms: int
     deleted_at_ms: int | None
     gone_at_ms: int | None
+    tags: str
+    protected: bool
+    delete_at_ms: int | None
+    retired_from: str | None
     vcpus: int
     memory_mb: int
     storage_gb: int

@@ -8,7 +8,8 @@ from vpsd.core.db import Statement, Tx
 from vpsd.servers.models import Made, Server, servers
 
 _c = servers.c
-_SERVER = select(servers, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb).join_from(servers, plans)
+_COLUMNS = [column for column in _c if column is not _c.user_data]
+_SERVER = select(*_COLUMNS, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb).join_from(servers, plans)
 _BY_ID = Statement(_SERVER.where(_c.id == bindparam("the_id")))
 _LOCK = Statement(_SERVER.where(_c.id == bindparam("the_id")).with_for_update(of=servers, key_share=True))
 _PRESENT = Statement(_SERVER.where(_c.gone_at_ms.is_(None)).order_by(_c.id))
@@ -49,6 +50,7 @@ _OF_ACCOUNT = Statement(
 _WITH_STATUS = Statement(
     select(_c.account_id).where(_c.status == bindparam("the_status"), _c.deleted_at_ms.is_(None)).distinct()
 )
+_OVERDUE = Statement(select(_c.id).where(_c.delete_at_ms <= bindparam("the_time"), _c.deleted_at_ms.is_(None)))
 _SET_UP = Statement(
     update(servers)
     .where(_c.id == bindparam("the_id"))
@@ -85,6 +87,11 @@ async def of_account(tx: Tx, account_id: int) -> list[Server]:
 async def accounts_with(tx: Tx, status: str) -> list[int]:
     """Accounts that have a server in that status."""
     return await tx.all(int, _WITH_STATUS, the_status=status)
+
+
+async def overdue(tx: Tx, now_ms: int) -> list[int]:
+    """Servers whose deletion cannot be undone any more."""
+    return await tx.all(int, _OVERDUE, the_time=now_ms)
 
 
 async def operating_system(tx: Tx, server_id: int) -> OperatingSystem:

@@ -37,6 +37,21 @@ Hostname = Annotated[
     ),
 ]
 
+_TAG = "a lower-case letter or digit, then at most 62 of these and of . _ : -"
+Tag = Annotated[str, Meta(pattern=f"^[a-z0-9][a-z0-9._:-]{{0,62}}{_END}", examples=["env:prod"])]
+Tags = Annotated[
+    list[Tag],
+    Meta(
+        max_length=20,
+        description=f"At most 20, none twice; each {_TAG}",
+        extra={"message": f"Give at most 20 tags, each {_TAG}."},
+    ),
+]
+Protected = Annotated[bool, Meta(description="Refuse to delete it")]
+DeleteAt = Annotated[
+    str | None, Meta(description="When its deletion becomes final; null unless it is deleted and may be undeleted")
+]
+
 
 def an_id(where: str, example: int) -> Meta:
     """An id that a list of the API tells."""
@@ -59,6 +74,10 @@ class ServerQuery(PageQuery):
     location: Annotated[
         str | UnsetType, Meta(description="Only servers at this location code, from /api/v1/locations/")
     ] = UNSET
+    tag: Annotated[
+        Tag | UnsetType, Meta(description="Only servers with this tag", extra={"message": f"A tag is {_TAG}."})
+    ] = UNSET
+    name: Annotated[Name | UnsetType, Meta(description="Only servers of exactly this name")] = UNSET
 
 
 class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,14 +101,18 @@ class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
         Meta(description="SSH key to install; without one the answer carries a root password"),
     ] = None
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] = False
+    tags: Tags = []
+    protected: Protected = False
 
 
 class ServerUpdate(msgspec.Struct, forbid_unknown_fields=True):
-    """Everything that can be changed; all fields are needed."""
+    """Everything that can be changed; all fields but tags and protection are needed."""
 
     name: Name
     hostname: Hostname
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")]
+    tags: Tags | UnsetType = UNSET
+    protected: Protected | UnsetType = UNSET
 
 
 class ServerPatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -98,6 +121,8 @@ class ServerPatch(msgspec.Struct, forbid_unknown_fields=True):
     name: Name | UnsetType = UNSET
     hostname: Hostname | UnsetType = UNSET
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] | UnsetType = UNSET
+    tags: Tags | UnsetType = UNSET
+    protected: Protected | UnsetType = UNSET
 
 
 class ServerResize(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,6 +138,18 @@ class ServerRebuild(msgspec.Struct, forbid_unknown_fields=True):
     """What a server shall be made anew from. Everything on its disk is lost."""
 
     os_id: Annotated[int, an_id("/api/v1/operating-systems/", 5)]
+
+
+class DeleteQuery(msgspec.Struct):
+    """How a server is to be deleted."""
+
+    now: Annotated[
+        bool,
+        Meta(
+            description="true: for ever, at once, also where a deletion could be undone for a time",
+            extra={"message": "Give true or false."},
+        ),
+    ] = False
 
 
 class Power(StrEnum):
@@ -179,6 +216,9 @@ class ServerSummary(msgspec.Struct):
     location: str
     plan: PlanBrief
     os: OsBrief
+    tags: list[str]
+    protected: bool
+    delete_at: DeleteAt
     created_at: str
     updated_at: str
 
@@ -199,6 +239,9 @@ class ServerSummary(msgspec.Struct):
         storage_gb: int,
         os_id: int,
         os_name: str,
+        tags: str,
+        protected: bool,
+        delete_at_ms: int | None,
         created_at_ms: int,
         updated_at_ms: int,
     ) -> "ServerSummary":
@@ -213,6 +256,9 @@ class ServerSummary(msgspec.Struct):
             location,
             PlanBrief(plan_id, plan_name, vcpus, memory_mb, storage_gb),
             OsBrief(os_id, os_name),
+            msgspec.json.decode(tags),
+            protected,
+            iso_utc_or_none(delete_at_ms),
             iso_utc(created_at_ms),
             iso_utc(updated_at_ms),
         )
@@ -232,6 +278,9 @@ class ServerDetail(msgspec.Struct):
     plan: PlanFull
     os: OsBrief
     backups_enabled: bool
+    tags: list[str]
+    protected: bool
+    delete_at: DeleteAt
     resource_usage: ResourceUsage
     ssh: Annotated[str | None, Meta(description="How to log in; null until the address works")]
     error: Annotated[str | None, Meta(description="Why the server is in status error")]
@@ -252,6 +301,8 @@ class ServerCreated(msgspec.Struct, omit_defaults=True):
     plan: PlanBrief
     os: OsBrief
     backups_enabled: bool
+    tags: list[str]
+    protected: bool
     created_at: str
     updated_at: str
     message: str

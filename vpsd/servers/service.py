@@ -18,12 +18,12 @@ from vpsd.backups.models import Backup, Kind, State
 from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan, operating_systems, plans
-from vpsd.core.clock import Clock, iso_utc
+from vpsd.core.clock import Clock, iso_utc, iso_utc_or_none
 from vpsd.core.db import Statement, Tx
 from vpsd.core.forms import REQUIRED, Form
 from vpsd.core.ids import Ids
 from vpsd.core.pages import Page
-from vpsd.errors import Busy, NotFound, Unavailable, WrongStatus
+from vpsd.errors import Busy, NotFound, Protected, Unavailable, WrongStatus
 from vpsd.hosts import service as hosts
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
@@ -66,7 +66,8 @@ _DETAIL = Statement(
     select(
         *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.ip_address, _c.location, _c.plan_id, plans.c.name),
         *(plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb, plans.c.bandwidth_gb, _c.os_id),
-        *(operating_systems.c.name, _c.backups_enabled, _c.ssh_port, _c.error, _c.created_at_ms, _c.updated_at_ms),
+        *(operating_systems.c.name, _c.backups_enabled, _c.tags, _c.protected, _c.delete_at_ms),
+        *(_c.ssh_port, _c.error, _c.created_at_ms, _c.updated_at_ms),
         *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
         *(traffic.c.received_bytes, traffic.c.sent_bytes),
     )
@@ -78,14 +79,21 @@ _DETAIL = Statement(
     .where(_ONE)
 )
 _EXISTS = Statement(select(_c.id).where(_ONE))
-_STATE = Statement(select(_c.id, _c.name, _c.status).where(_ONE).with_for_update(key_share=True))
+_STATE = Statement(
+    select(_c.id, _c.name, _c.status, _c.protected, _c.provisioned_at_ms, _c.delete_at_ms, _c.retired_from)
+    .where(_ONE)
+    .with_for_update(key_share=True)
+)
 _ADD = Statement(
     insert(servers).returning(_c.id),
     ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
     + ("authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
-    + ("created_at_ms", "updated_at_ms"),
+    + ("created_at_ms", "updated_at_ms", "tags", "protected"),
 )
 _SET_STATUS = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "error", "updated_at_ms"))
+_SET_RETIRED = Statement(
+    update(servers).where(_c.id == bindparam("the_id")), ("status", "updated_at_ms", "delete_at_ms", "retired_from")
+)
 _DELETE = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "updated_at_ms", "deleted_at_ms"))
 
 _SET_PLAN = Statement(update(servers).where(_c.id == bindparam("the_id")), ("plan_id", "updated_at_ms"))
@@ -93,39 +101,57 @@ _SET_PASSWORD = Statement(update(servers).where(_c.id == bindparam("the_id")), (
 _KEY = Statement(select(_c.authorized_key).where(_c.id == bindparam("the_id")))
 _PLAN = Statement(select(plans).join_from(servers, plans).where(_ONE))
 
+
+class Standing(msgspec.Struct, frozen=True):
+    """What decides whether a server can be told something."""
+
+    id: int
+    name: str
+    status: str
+    protected: bool
+    provisioned_at_ms: int | None
+    delete_at_ms: int | None
+    retired_from: str | None
+
+
 MESSAGES = {
     Command.START: "Server is starting",
     Command.STOP: "Server is stopping",
     Command.HARD_STOP: "Server is being powered off",
     Command.REBOOT: "Server is rebooting",
     Command.RESIZE: "Server is being resized. It reboots once.",
+    Command.GROW: "Server is being resized while it runs. Its file system fills the larger disk when it boots next.",
     Command.REBUILD: "Server is being rebuilt. This may take 2-5 minutes.",
+    Command.UNDELETE: "Server is being brought back",
 }
 
 
-def _narrowed(statement: Select[Any], by_status: bool, by_location: bool) -> Select[Any]:
-    statement = statement.where(_OWN)
-    if by_status:
-        statement = statement.where(_c.status == bindparam("the_status"))
-    if by_location:
-        statement = statement.where(_c.location == bindparam("the_location"))
-    return statement
+_FILTERS = {
+    "status": _c.status == bindparam("the_status"),
+    "location": _c.location == bindparam("the_location"),
+    "tag": _c.tags.like(bindparam("the_tag"), escape="\\"),
+    "name": _c.name == bindparam("the_name"),
+}
+
+
+def _narrowed(statement: Select[Any], filters: tuple[str, ...]) -> Select[Any]:
+    return statement.where(_OWN, *(_FILTERS[name] for name in filters))
 
 
 @cache
-def _count(by_status: bool, by_location: bool) -> Statement:
-    return Statement(_narrowed(select(func.count()).select_from(servers), by_status, by_location))
+def _count(filters: tuple[str, ...]) -> Statement:
+    return Statement(_narrowed(select(func.count()).select_from(servers), filters))
 
 
 @cache
-def _page(by_status: bool, by_location: bool) -> Statement:
+def _page(filters: tuple[str, ...]) -> Statement:
     # The ids of the page first, from the index alone: joining what an offset skips would cost ten times as much.
-    ids = _narrowed(select(_c.id), by_status, by_location).order_by(_c.id)
+    ids = _narrowed(select(_c.id), filters).order_by(_c.id)
     return Statement(
         select(
             *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.ip_address, _c.location, _c.plan_id),
             *(plans.c.name, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb, _c.os_id),
-            *(operating_systems.c.name, _c.created_at_ms, _c.updated_at_ms),
+            *(operating_systems.c.name, _c.tags, _c.protected, _c.delete_at_ms, _c.created_at_ms, _c.updated_at_ms),
         )
         .select_from(_WITH_CATALOG)
         .where(_c.id.in_(ids.limit(bindparam("the_limit")).offset(bindparam("the_offset")).correlate(None)))
@@ -135,15 +161,17 @@ def _page(by_status: bool, by_location: bool) -> Statement:
 
 async def list_servers(tx: Tx, caller: Caller, asked: Form[ServerQuery]) -> tuple[int, list[ServerSummary]]:
     """How many servers the account has, and a page of them, newest last; raises `Invalid` for a query that is none."""
-    status, location = asked.get("status"), asked.get("location")
+    location, tag = asked.get("location"), asked.get("tag")
     if location is not None and await catalog.find_location(tx, location) is None:
         asked.wrong("location", await catalog.no_location(tx, location))
     asked.done()
-    kinds = (status is not None, location is not None)
+    filters = tuple(name for name in _FILTERS if asked.has(name))
     page = Page.of(asked)
-    values = {"the_account": caller.account_id, "the_status": status, "the_location": location}
-    count = await tx.first(int, _count(*kinds), **values) or 0
-    rows = await tx.all(ServerSummary.of, _page(*kinds), **values, the_limit=page.size, the_offset=page.offset)
+    values = {"the_account": caller.account_id, **{f"the_{name}": asked.get(name) for name in filters}}
+    if tag is not None:  # as it stands in the JSON; of what LIKE reads in its own way a tag has only _
+        values["the_tag"] = '%"' + tag.replace("_", r"\_") + '"%'
+    count = await tx.first(int, _count(filters), **values) or 0
+    rows = await tx.all(ServerSummary.of, _page(filters), **values, the_limit=page.size, the_offset=page.offset)
     return count, rows
 
 
@@ -178,6 +206,9 @@ def _detail(
     os_id: int,
     os_name: str,
     backups_enabled: bool,
+    tags: str,
+    protected: bool,
+    delete_at_ms: int | None,
     ssh_port: int | None,
     error: str | None,
     created_at_ms: int,
@@ -203,6 +234,9 @@ def _detail(
         plan=PlanFull(plan_id, plan_name, vcpus, memory_mb, storage_gb, bandwidth_gb),
         os=OsBrief(os_id, os_name),
         backups_enabled=backups_enabled,
+        tags=msgspec.json.decode(tags),
+        protected=protected,
+        delete_at=iso_utc_or_none(delete_at_ms),
         resource_usage=ResourceUsage(
             cpu_percent if fresh else None,
             memory_used_mb if fresh else None,
@@ -236,6 +270,7 @@ async def create(
     system = await _chosen_system(tx, form) if backup is None else await _system_of(tx, backup)
     await _check_location(tx, form)
     key = await _chosen_key(tx, caller, form)
+    tags = _chosen_tags(form)
     form.done()
     assert plan is not None
     assert system is not None
@@ -251,6 +286,7 @@ async def create(
         "status": Status.PROVISIONING,
         "location": form.get("location"),
         "backups_enabled": form.get("backups_enabled", False),
+        "protected": form.get("protected", False),
     }
     uuid = values["uuid"]
     server_id = await tx.first(
@@ -262,6 +298,7 @@ async def create(
         account_id=caller.account_id,
         plan_id=plan.id,
         os_id=system.id,
+        tags=_tags_text(tags),
         authorized_key=key,
         root_password_hash=None if password is None else _password_hash(password),
         created_at_ms=now,
@@ -277,6 +314,7 @@ async def create(
         ip_address=None,
         plan=PlanBrief(plan.id, plan.name, plan.vcpus, plan.memory_mb, plan.storage_gb),
         os=OsBrief(system.id, system.name),
+        tags=tags,
         created_at=iso_utc(now),
         updated_at=iso_utc(now),
         message="Server is being provisioned. This may take 2-5 minutes.",
@@ -364,7 +402,19 @@ async def _chosen_key(tx: Tx, caller: Caller, form: Form[ServerCreate]) -> str |
     return None if key is None else key.public_key
 
 
-_CHANGEABLE = ("name", "hostname", "backups_enabled")
+def _chosen_tags(form: Form[Any]) -> list[str]:
+    tags: list[str] = form.get("tags", [])
+    for place, tag in enumerate(tags):
+        if tag in tags[:place]:
+            form.wrong("tags", f"Entry {place + 1}: {tag} is there already. Give each tag once.")
+    return tags
+
+
+def _tags_text(tags: list[str]) -> str:
+    return msgspec.json.encode(tags).decode()
+
+
+_CHANGEABLE = ("name", "hostname", "backups_enabled", "tags", "protected")
 
 
 @cache
@@ -381,16 +431,24 @@ async def change(
     server_id: int,
     form: Form[ServerUpdate] | Form[ServerPatch],
 ) -> None:
-    """Change the fields that were sent; raises `Invalid` or `NotFound`."""
+    """Change the fields that were sent.
+
+    Raises `Invalid` or `NotFound`; `WrongStatus` when a server shall be protected that is deleted already.
+    """
     state = await state_of(tx, caller, server_id)
+    tags = _chosen_tags(form)
     form.done()
+    if form.get("protected") and state.delete_at_ms is not None:
+        raise WrongStatus(_is_deleted(state))
     changes = {name: form.get(name) for name in _CHANGEABLE if form.has(name)}
     if not changes:
         return
-    await tx.run(_update(tuple(changes)), the_id=server_id, updated_at_ms=clock.now_ms(), **changes)
+    if "tags" in changes:
+        changes["tags"] = _tags_text(tags)
     if "backups_enabled" in changes:
-        await _schedule_backups(tx, clock, settings, server_id)
+        await _schedule_backups(tx, clock, settings, server_id, wanted=changes["backups_enabled"])
     detail = ", ".join(f"{name} {value}" for name, value in changes.items())
+    await tx.run(_update(tuple(changes)), the_id=server_id, updated_at_ms=clock.now_ms(), **changes)
     await events.add(tx, clock, caller, "server.change", "server", server_id, detail)
     # While another operation is open the seed is written by it, or brought up to date by reconcile.
     if (
@@ -401,9 +459,9 @@ async def change(
         await operations.add(tx, ids, clock, server_id, Command.CONFIGURE)
 
 
-async def _schedule_backups(tx: Tx, clock: Clock, settings: Settings, server_id: int) -> None:
+async def _schedule_backups(tx: Tx, clock: Clock, settings: Settings, server_id: int, *, wanted: bool) -> None:
     server = await rows.get(tx, server_id)
-    if not server.backups_enabled:
+    if not wanted:
         await rows.set_next_backup(tx, server_id, None)
     elif server.next_backup_at_ms is None:
         slot_ms = schedule.next_slot_ms(settings, server.uuid, clock.now_ms())
@@ -424,17 +482,26 @@ async def tell(
     return _accepted(state, command)
 
 
-def check_status(state: ServerState, command: Command) -> None:
+def check_status(state: Standing, command: Command) -> None:
     """Raise `WrongStatus` where the status does not allow the command."""
-    refused = refusal(state.status, command)
+    refused = refusal(Status(state.status), command)
     if refused is not None:
-        raise WrongStatus(refused)
+        raise WrongStatus(refused if state.delete_at_ms is None else _is_deleted(state))
+
+
+def _is_deleted(state: Standing) -> str:
+    way = f"POST /api/v1/servers/{state.id}/undelete/"
+    return (
+        f"The server is {state.status}, and gone for ever at {iso_utc_or_none(state.delete_at_ms)}. Undelete it: {way}."
+    )
 
 
 async def resize(
     tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int, form: Form[ServerResize]
 ) -> ActionAccepted:
     """Give a server another plan; one that runs reboots for it, another takes its new size when it starts.
+
+    A disk grows under a running guest: where that is all, there is no reboot.
 
     It costs the new plan's price from now on. Raises `NotFound`, `Invalid`, `PaymentRequired`, `OverQuota`,
     `Unavailable`, `WrongStatus` or `Busy`.
@@ -454,9 +521,12 @@ async def resize(
     await tx.run(_SET_PLAN, the_id=server_id, plan_id=plan.id, updated_at_ms=clock.now_ms())
     await events.add(tx, clock, caller, "server.resize", "server", server_id, f"{old.name} to {plan.name}")
     if state.status != Status.ACTIVE:
-        return ActionAccepted("success", "Server is resized. It has its new size when it starts.", state)
-    await begin(tx, ids, clock, server_id, Command.RESIZE)
-    return _accepted(state, Command.RESIZE)
+        text = "Server is resized. It has its new size when it starts."
+        return ActionAccepted("success", text, ServerState(state.id, state.name, Status(state.status)))
+    only_disk = (plan.vcpus, plan.memory_mb) == (old.vcpus, old.memory_mb)
+    command = Command.GROW if only_disk else Command.RESIZE
+    await begin(tx, ids, clock, server_id, command)
+    return _accepted(state, command)
 
 
 async def _other_plan(tx: Tx, form: Form[ServerResize], old: Plan) -> Plan:
@@ -506,7 +576,7 @@ async def rebuild(
     )
 
 
-def _accepted(state: ServerState, command: Command) -> ActionAccepted:
+def _accepted(state: Standing, command: Command) -> ActionAccepted:
     working = RULES[command].working
     assert working is not None
     return ActionAccepted("success", MESSAGES[command], ServerState(state.id, state.name, working))
@@ -520,10 +590,79 @@ async def begin(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command
         await tx.run(_SET_STATUS, the_id=server_id, status=working, error=None, updated_at_ms=clock.now_ms())
 
 
-async def delete(tx: Tx, caller: Caller, ids: Ids, clock: Clock, server_id: int) -> None:
-    """Make a server vanish: for its owner now, from the host when the worker has been there. Raises `NotFound`."""
-    await state_of(tx, caller, server_id)
-    await vanish(tx, caller, ids, clock, server_id)
+async def delete(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int, *, at_once: bool
+) -> None:
+    """Make a server vanish: for its owner now, from the host when the worker has been there.
+
+    Where deletions can be undone for a time it is only shut down, unless it shall go `at_once` or has never worked.
+    Raises `NotFound` or `Protected`.
+    """
+    state = await state_of(tx, caller, server_id)
+    if state.protected:
+        raise Protected(
+            "The server is protected from being deleted. Lift that first: "
+            f'PATCH /api/v1/servers/{server_id}/ with {{"protected": false}}.'
+        )
+    never_worked = state.provisioned_at_ms is None and state.status != Status.REBUILDING
+    if at_once or never_worked or not settings.undelete_hours:
+        await vanish(tx, caller, ids, clock, server_id)
+    elif state.delete_at_ms is None:
+        await _retire(tx, caller, ids, clock, state, clock.now_ms() + settings.undelete_hours * 3_600_000)
+
+
+_OFF = (Status.STOPPED, Status.SUSPENDED, Status.ERROR)
+
+
+async def _retire(tx: Tx, caller: Caller, ids: Ids, clock: Clock, state: Standing, delete_at_ms: int) -> None:
+    """Shut a server down; it keeps what it has, and costs, until that time."""
+    under_way = await operations.open_operation(tx, state.id)
+    before = Status(state.status)
+    off = under_way is None and before in _OFF
+    if not off:
+        await operations.add(tx, ids, clock, state.id, Command.RETIRE)
+    if before is Status.STOPPING:  # it goes back to where it was on its way to
+        suspends = under_way is not None and under_way.command == Command.SUSPEND
+        before = Status.SUSPENDED if suspends else Status.STOPPED
+    elif before not in _OFF:  # those may have a backup under way
+        before = Status.ACTIVE
+    now = Status.DELETED if off else Status.DELETING
+    await _set_retired(tx, clock, state.id, now, delete_at_ms, before)
+    detail = f"It can be undeleted until {iso_utc(delete_at_ms)}."
+    await events.add(tx, clock, caller, "server.delete", "server", state.id, detail)
+
+
+async def _set_retired(
+    tx: Tx, clock: Clock, server_id: int, status: Status, delete_at_ms: int | None, retired_from: Status | None
+) -> None:
+    values = {"status": status, "delete_at_ms": delete_at_ms, "retired_from": retired_from}
+    await tx.run(_SET_RETIRED, the_id=server_id, updated_at_ms=clock.now_ms(), **values)
+
+
+async def undelete(
+    tx: Tx, caller: Caller, ids: Ids, clock: Clock, settings: Settings, server_id: int
+) -> ActionAccepted:
+    """Bring a deleted server back to what it was; one that ran starts, and needs credit for it.
+
+    Raises `NotFound`, `WrongStatus` or `PaymentRequired`.
+    """
+    state = await state_of(tx, caller, server_id)
+    check_status(state, Command.UNDELETE)
+    back = Status(state.retired_from or Status.ACTIVE)
+    goes_down = await operations.open_operation(tx, server_id) is not None
+    if back is Status.ACTIVE:
+        await billing.check_start(tx, clock, settings, caller.account_id)
+        command = Command.UNDELETE
+    else:  # one that is still going down comes to rest where it was
+        command = Command.SUSPEND if back is Status.SUSPENDED else Command.STOP
+    await _set_retired(tx, clock, server_id, back, None, None)
+    await events.add(tx, clock, caller, "server.undelete", "server", server_id)
+    if back is not Status.ACTIVE and not goes_down:
+        return ActionAccepted("success", f"Server is back: {back}", ServerState(state.id, state.name, back))
+    await begin(tx, ids, clock, server_id, command)
+    working = RULES[command].working
+    assert working is not None
+    return ActionAccepted("success", MESSAGES[Command.UNDELETE], ServerState(state.id, state.name, working))
 
 
 async def vanish(tx: Tx, actor: Actor, ids: Ids, clock: Clock, server_id: int) -> None:
@@ -535,14 +674,9 @@ async def vanish(tx: Tx, actor: Actor, ids: Ids, clock: Clock, server_id: int) -
     await tx.run(_DELETE, the_id=server_id, status=Status.DELETING, updated_at_ms=now, deleted_at_ms=now)
 
 
-async def state_of(tx: Tx, caller: Caller, server_id: int) -> ServerState:
+async def state_of(tx: Tx, caller: Caller, server_id: int) -> Standing:
     """A server of the account, kept from others until the transaction ends; raises `NotFound`."""
-    state = await tx.first(
-        lambda found, name, status: ServerState(found, name, Status(status)),
-        _STATE,
-        the_account=caller.account_id,
-        the_id=server_id,
-    )
+    state = await tx.first(Standing, _STATE, the_account=caller.account_id, the_id=server_id)
     if state is None:
         raise NotFound(f"There is no server {server_id}.")
     return state

@@ -2,7 +2,7 @@
 
 An account without credit is warned; after the grace its servers are suspended: stopped, with disk and address kept.
 With credit again they go back to what they were. Nothing is deleted for lack of money unless the operator has set a
-time for it.
+time for it. What customers have deleted is gone for good when the time to undo that is over.
 """
 
 import asyncio
@@ -57,6 +57,7 @@ class Biller:
     async def bill(self) -> None:
         """Charge what is due, and see to the accounts that it concerns."""
         world = self._world
+        await self._end_deletions()
         concerned = await meter.charge(world.database, world.settings, self._ids, world.clock)
         async with world.database.read() as tx:
             concerned |= {account.id for account in await accounts.list_accounts(tx) if account.exhausted_at_ms}
@@ -66,6 +67,22 @@ class Biller:
                 await self._settle(account_id)
             except Exception:
                 log.exception("account %s could not be looked at; the others are", account_id)
+
+    async def _end_deletions(self) -> None:
+        clock = self._world.clock
+        async with self._world.database.read() as tx:
+            overdue = await rows.overdue(tx, clock.now_ms())
+        for server_id in overdue:
+            try:
+                async with self._world.database.write() as tx:
+                    server = await rows.lock(tx, server_id)
+                    # Looked at anew together with what is done: it may have been undeleted in between.
+                    if server.delete_at_ms is None or server.deleted_at_ms is not None:
+                        continue
+                    actor = Actor(account_id=server.account_id, kind="vpsd")
+                    await service.vanish(tx, actor, self._ids, clock, server_id)
+            except Exception:
+                log.exception("server %s could not be deleted for good; the next look tries again", server_id)
 
     async def _settle(self, account_id: int) -> None:
         async with self._world.database.write() as tx:

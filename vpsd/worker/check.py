@@ -19,7 +19,7 @@ from vpsd.servers.flows import World
 from vpsd.servers.lifecycle import Command, Status
 from vpsd.servers.models import Made, Server
 
-_AT_REST = {Status.ACTIVE, Status.STOPPED, Status.SUSPENDED, Status.ERROR}
+_AT_REST = {Status.ACTIVE, Status.STOPPED, Status.SUSPENDED, Status.DELETED, Status.ERROR}
 
 _RELEASE = Statement(delete(addresses).where(addresses.c.address == bindparam("the_address")))
 _HOLD = Statement(insert(addresses), ("address", "server_id", "assigned_at_ms"))
@@ -126,11 +126,14 @@ class Check:
         if server.deleted_at_ms is not None:
             await self._begin(server, Command.DELETE)
             self._tell("server", name, "is deleted, and nothing is cleaning up after it", "the clean-up is queued")
+        elif server.status not in _AT_REST and server.delete_at_ms is not None:
+            await self._begin(server, Command.RETIRE)
+            self._tell("server", name, f"is {server.status}, and nothing is under way", "its shutdown is queued")
         elif server.status not in _AT_REST:
             await self._rest_in_error(server, f"Found {server.status} with nothing under way.")
             self._tell("server", name, f"is {server.status}, and nothing is under way", "set to error; start goes on")
         elif server.provisioned_at_ms is not None and not has_disk:
-            if server.status != Status.ERROR:
+            if server.status not in (Status.ERROR, Status.DELETED):
                 await self._rest_in_error(server, "The server's disk is gone from the host.")
             self._tell(
                 "server", name, "has no disk on the host", "set to error; restore the disk, or delete the server"

@@ -32,6 +32,7 @@ class Verdict(StrEnum):
     STOPPED = "stopped"  # the guest went down on purpose
     RECOVER = "recover"  # it should run and does not, or runs and was not known to
     SUSPEND = "suspend"  # it runs, and there is no credit for it
+    RETIRE = "retire"  # it runs, and it is deleted
 
 
 # Status and the host's word (None: the host knows no such guest). Pairs that are not here are in order.
@@ -43,6 +44,7 @@ VERDICTS: Mapping[tuple[Status, Power | None], Verdict] = {
     (Status.STOPPED, Power.RUNNING): Verdict.RECOVER,
     (Status.ERROR, Power.RUNNING): Verdict.RECOVER,
     (Status.SUSPENDED, Power.RUNNING): Verdict.SUSPEND,
+    (Status.DELETED, Power.RUNNING): Verdict.RETIRE,
 }
 
 
@@ -112,9 +114,9 @@ class Reconciler:
                     await rows.set_status(tx, server_id, Status.STOPPED, None, self._world.clock.now_ms())
                 elif verdict is Verdict.RECOVER:
                     await self._recover(tx, server, guest)
-                elif verdict is Verdict.SUSPEND:
-                    log.warning("server %s is suspended and its guest runs: stopping it", server_id)
-                    await service.begin(tx, self._ids, self._world.clock, server_id, Command.SUSPEND)
+                elif verdict in (Verdict.SUSPEND, Verdict.RETIRE):
+                    log.warning("server %s is %s and its guest runs: stopping it", server_id, server.status)
+                    await service.begin(tx, self._ids, self._world.clock, server_id, Command(verdict))
                 elif server.seed_hostname != server.hostname:
                     await operations.add(tx, self._ids, self._world.clock, server_id, Command.CONFIGURE)
         except Busy:
