@@ -158,6 +158,16 @@ class Vpsd:
 
         return until(tells, f"server {server_id} to be {status}", limit_seconds)
 
+    def until_copied(self, made: dict[str, Any], what: str = "backup", status: str = "completed") -> Any:
+        """Wait for a backup or snapshot; returns what the API then says of it."""
+
+        def tells() -> Any:
+            found = self.get(f"{what}s/{made['id']}/")
+            assert found["status"] in (status, "in_progress"), found
+            return found if found["status"] == status else None
+
+        return until(tells, f"{what} {made['id']} to be {status}", 400)
+
     def operations(self, server_id: int) -> list[dict[str, Any]]:
         """The history of a server."""
         results: list[dict[str, Any]] = self.get(f"servers/{server_id}/operations/")["results"]

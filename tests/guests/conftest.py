@@ -57,10 +57,14 @@ def _let_go(vpsd: Vpsd) -> None:
     for server in servers:
         vpsd.delete(server)
     host.until_at_rest(servers)
+    for what in ("backups", "snapshots"):
+        for copy in vpsd.get(f"{what}/")["results"]:
+            assert vpsd.ask("DELETE", f"{what}/{copy['id']}/").status_code == 204
+    until(lambda: not any(path.is_file() for path in (vpsd.data / "backups").rglob("*")), "the target to be empty")
     assert vpsd.run_json("check") == []
     assert vpsd.rows("SELECT * FROM addresses") == []
     assert host.guests() == {}
-    assert not host.volumes().disks | host.volumes().seeds | host.volumes().strangers
+    assert not host.volumes().disks | host.volumes().seeds | host.volumes().strangers | host.volumes().copies
     assert vpsd.interrupt() == 0
 
 
