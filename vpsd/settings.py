@@ -97,6 +97,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 4.0
 
+    backup_dir: Annotated[
+        Path | None, Meta(description="Folder of the backups; unset: `backups` in the data folder.")
+    ] = None
+    backup_s3: Annotated[
+        str | None, Meta(description="Bucket, or bucket/prefix, to keep backups in instead of a folder.")
+    ] = None
+    backup_s3_endpoint: Annotated[
+        str | None, Meta(description="https://… of an S3-compatible service; unset: the one of AWS.")
+    ] = None
+    backup_s3_region: Annotated[str | None, Meta(description="The bucket's region; unset: as boto3 finds it.")] = None
+    backup_key_file: Annotated[
+        Path | None, Meta(description="File of 64 hex digits that backups are sealed with; unset: they are not sealed.")
+    ] = None
+    backup_window: Annotated[
+        str, Meta(description="When daily backups begin: HH:MM-HH:MM, in UTC; may cross midnight.")
+    ] = "03:00-05:00"
+    backup_keep_daily: Annotated[
+        int, Meta(ge=0, le=366, description="Days that a daily backup is kept; all three 0: a calendar month.")
+    ] = 0
+    backup_keep_weekly: Annotated[
+        int, Meta(ge=0, le=104, description="Weeks that a week's backup is kept; all three 0: a calendar month.")
+    ] = 0
+    backup_keep_monthly: Annotated[
+        int, Meta(ge=0, le=120, description="Months that a month's backup is kept; all three 0: a calendar month.")
+    ] = 0
+    backups_per_server: Annotated[
+        int, Meta(ge=0, le=1000, description="Backups by hand that a server may have at a time.")
+    ] = 10
+    snapshots_per_server: Annotated[int, Meta(ge=0, le=1000, description="Snapshots that a server may have.")] = 5
+
     @property
     def url(self) -> str:
         """Where the database is."""
@@ -121,6 +151,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return money.parse(self.transfer_price)
 
     @property
+    def backup_folder(self) -> Path:
+        """Where backups are kept unless `backup_s3` is set."""
+        return self.backup_dir or self.data_dir / "backups"
+
+    @property
+    def backup_window_minutes(self) -> tuple[int, int]:
+        """`backup_window`, taken apart: the minute of the day (UTC) it begins at, and how many minutes it lasts."""
+        start, end = (int(time[:2]) * 60 + int(time[3:]) for time in self.backup_window.split("-"))
+        return start, (end - start) % (24 * 60)
+
+    @property
     def network(self) -> ipaddress.IPv4Network:
         """`address_pool`, taken apart."""
         return ipaddress.IPv4Network(self.address_pool)
@@ -140,7 +181,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         try:
             values[name] = (
                 Path(text).absolute()
-                if name.endswith("_dir")
+                if name.endswith(("_dir", "_file"))
                 else msgspec.convert(text, fields[name].type, strict=False)
             )
         except msgspec.ValidationError as error:
@@ -172,6 +213,7 @@ def _refuse_nonsense(settings: Settings) -> None:
         raise Misconfigured(f"VPSD_ADDRESS_POOL={network}: give a network inside 127.0.0.0/8, like 127.10.0.0/16")
     _refuse_odd_money(settings)
     _refuse_odd_proxies(settings)
+    _refuse_odd_backups(settings)
     url = settings.database_url
     if url is not None and not url.startswith(("postgresql://", "postgres://", "sqlite:///")):
         # its text is no part of the error: it may hold a password
@@ -198,3 +240,26 @@ def _refuse_odd_money(settings: Settings) -> None:
             raise ValueError("give a price from 0")
     except ValueError as error:
         raise Misconfigured(f"VPSD_TRANSFER_PRICE={settings.transfer_price}: {error}") from None
+
+
+_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
+_BUCKET = "[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+
+
+def _refuse_odd_backups(settings: Settings) -> None:
+    window = settings.backup_window
+    if not re.fullmatch(f"{_TIME}-{_TIME}", window) or not settings.backup_window_minutes[1]:
+        raise Misconfigured(f"VPSD_BACKUP_WINDOW={window}: give two different times (UTC), like 03:00-05:00")
+    s3, endpoint = settings.backup_s3, settings.backup_s3_endpoint
+    if s3 is None:
+        for name in ("backup_s3_endpoint", "backup_s3_region"):
+            if getattr(settings, name) is not None:
+                raise Misconfigured(f"VPSD_{name.upper()} means nothing without a bucket; set VPSD_BACKUP_S3")
+        return
+    if settings.backup_dir is not None:
+        raise Misconfigured("VPSD_BACKUP_DIR and VPSD_BACKUP_S3: backups are kept in one place; set one of the two")
+    if not re.fullmatch(_BUCKET, s3):
+        raise Misconfigured(f"VPSD_BACKUP_S3={s3}: give a bucket or bucket/prefix, like my-backups/vpsd")
+    if endpoint is not None and not re.fullmatch(r"https?://[^/@\s]+/?", endpoint):
+        # its text is no part of the error: it may hold a password
+        raise Misconfigured("VPSD_BACKUP_S3_ENDPOINT: give an address like https://s3.example.org, and nothing more")
