@@ -79,6 +79,24 @@ def test_values_are_read_by_their_type() -> None:
         ("VPSD_MEMORY_OVERCOMMIT", "inf"),
         ("VPSD_STORAGE_OVERCOMMIT", "a lot"),
         ("VPSD_STORAGE_OVERCOMMIT", "1e400"),
+        ("VPSD_BACKUP_S3", "no"),
+        ("VPSD_BACKUP_S3", "bucket/"),
+        ("VPSD_BACKUP_S3", "bucket/../other"),
+        ("VPSD_BACKUP_S3", "s3://bucket"),
+        ("VPSD_BACKUP_S3_ENDPOINT", "https://s3.example.org"),
+        ("VPSD_BACKUP_S3_REGION", "eu-central-1"),
+        ("VPSD_BACKUP_WINDOW", "03:00"),
+        ("VPSD_BACKUP_WINDOW", "03:00-03:00"),
+        ("VPSD_BACKUP_WINDOW", "03:00-24:00"),
+        ("VPSD_BACKUP_WINDOW", "3:00-5:00"),
+        ("VPSD_BACKUP_WINDOW", "03:00-05:60"),
+        ("VPSD_BACKUP_WINDOW", "03:00-05:00\n"),
+        ("VPSD_BACKUP_KEEP_DAILY", "-1"),
+        ("VPSD_BACKUP_KEEP_DAILY", "367"),
+        ("VPSD_BACKUP_KEEP_WEEKLY", "105"),
+        ("VPSD_BACKUP_KEEP_MONTHLY", "121"),
+        ("VPSD_BACKUPS_PER_SERVER", "-1"),
+        ("VPSD_SNAPSHOTS_PER_SERVER", "some"),
     ],
 )
 def test_nonsense_is_refused_by_name(variable: str, value: str) -> None:
@@ -115,3 +133,42 @@ def test_a_password_in_the_database_url_is_no_part_of_an_error() -> None:
     with pytest.raises(Misconfigured) as caught:
         load({"VPSD_DATABASE_URL": "postgresql://vpsd:secret@db/vpsd", "VPSD_WORKERS": "no"})
     assert "secret" not in str(caught.value)
+
+
+def test_backups_lie_beside_the_data_unless_it_is_said_otherwise() -> None:
+    settings = load({"VPSD_DATA_DIR": "/srv/vpsd"})
+    assert settings.backup_folder == Path("/srv/vpsd/backups")
+    assert (settings.backup_s3, settings.backup_key_file) == (None, None)
+    assert load({"VPSD_BACKUP_DIR": "backups"}).backup_folder == Path("backups").absolute()
+    assert load({"VPSD_BACKUP_KEY_FILE": "key"}).backup_key_file == Path("key").absolute()
+
+
+def test_a_bucket_is_taken_with_and_without_a_prefix_and_by_an_endpoint() -> None:
+    assert load({"VPSD_BACKUP_S3": "my.backups"}).backup_s3 == "my.backups"
+    settings = load(
+        {
+            "VPSD_BACKUP_S3": "backups/vpsd/one",
+            "VPSD_BACKUP_S3_ENDPOINT": "http://127.0.0.1:9000",
+            "VPSD_BACKUP_S3_REGION": "eu-central-1",
+        }
+    )
+    assert (settings.backup_s3, settings.backup_s3_endpoint) == ("backups/vpsd/one", "http://127.0.0.1:9000")
+
+
+def test_two_places_for_backups_are_refused() -> None:
+    with pytest.raises(Misconfigured, match="VPSD_BACKUP_DIR and VPSD_BACKUP_S3"):
+        load({"VPSD_BACKUP_DIR": "/srv/backups", "VPSD_BACKUP_S3": "backups"})
+
+
+@pytest.mark.parametrize("endpoint", ["s3.example.org", "ftp://s3.example.org", "https://me:secret@s3.example.org"])
+def test_an_odd_endpoint_is_refused_and_a_password_in_it_is_no_part_of_the_error(endpoint: str) -> None:
+    with pytest.raises(Misconfigured, match="VPSD_BACKUP_S3_ENDPOINT") as caught:
+        load({"VPSD_BACKUP_S3": "backups", "VPSD_BACKUP_S3_ENDPOINT": endpoint})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("window", "minutes"), [("03:00-05:00", (180, 120)), ("23:30-00:15", (1410, 45)), ("00:00-23:59", (0, 1439))]
+)
+def test_the_window_of_backups_may_cross_midnight(window: str, minutes: tuple[int, int]) -> None:
+    assert load({"VPSD_BACKUP_WINDOW": window}).backup_window_minutes == minutes

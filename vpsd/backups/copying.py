@@ -51,8 +51,12 @@ async def store(
     `Missing`, `WrongKey` or `Damaged`; until it returns the backup is not whole, and `discard` takes its parts away.
     """
     before = None if parent is None else await vault.read_manifest(parent)
-    if before is not None and (before.server != place.server or before.chunk_bytes != vault.chunk_bytes):
-        raise Unusable(f"backup {before.backup} cannot be built upon: it is of another server or in other chunks")
+    if before is not None and (
+        before.server != place.server
+        or before.chunk_bytes != vault.chunk_bytes
+        or before.size_bytes > copied.size_bytes
+    ):
+        raise Unusable(f"backup {before.backup} cannot be built upon: another server, other chunks, or a larger disk")
     count = -(-copied.size_bytes // vault.chunk_bytes)
     refs = _refs(before, count)
     pieces: list[_Piece] = []
@@ -69,9 +73,9 @@ async def store(
             refs[number] = ref
             done += 1
             progress(done / len(pieces), "storing the backup")
-    # What an earlier try sent of another copy of the disk.
-    await vault.delete_chunks(place, sorted(lying - {ref[1] for ref in refs if ref and ref[0] == place.backup}))
     await vault.put_manifest(_manifest(vault, place, copied.size_bytes, refs, facts, created_at_ms))
+    # What an earlier try sent of another copy of the disk; after the manifest, for that try may have had one.
+    await vault.delete_chunks(place, sorted(lying - {ref[1] for ref in refs if ref and ref[0] == place.backup}))
     sizes = [min(vault.chunk_bytes, copied.size_bytes - n * vault.chunk_bytes) if refs[n] else 0 for n in range(count)]
     own = [size for size, ref in zip(sizes, refs, strict=True) if ref and ref[0] == place.backup]
     return Stored(count - refs.count(None), sum(sizes), sum(own), storing.sent_bytes)
@@ -129,7 +133,8 @@ class _Storing:
             return piece.number, None if digest is None else old
         if digest not in self.there:
             self.there.add(digest)  # before it is: a chunk like it need not be sent beside it, and a failure ends all
-            self.sent_bytes += await self._vault.put_chunk(self._place, digest, content)
+            sent = await self._vault.put_chunk(self._place, digest, content)
+            self.sent_bytes += sent
         return piece.number, (self._place.backup, digest)
 
     async def _merged(self, piece: _Piece) -> bytes:
@@ -160,7 +165,7 @@ def _refs(before: Manifest | None, count: int) -> list[_Ref | None]:
     """Where the chunks of a disk are that did not change; one that grew has only zeros there."""
     if before is None:
         return [None] * count
-    old = [None if chunk is None else (before.owners[chunk[0]], chunk[1]) for chunk in before.chunks[:count]]
+    old = [None if chunk is None else (before.owners[chunk[0]], chunk[1]) for chunk in before.chunks]
     return old + [None] * (count - len(old))
 
 

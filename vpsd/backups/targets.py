@@ -252,14 +252,14 @@ class S3:
 
         with self._lock:
             if self._made is None:
-                # Other services know neither checksums in a trailer nor the bucket as a part of the host's name.
+                # Other services do not know the newer checksums. (The bucket is in the path wherever an endpoint is
+                # given: botocore sees to that.)
                 options = Config(
                     connect_timeout=10,
                     read_timeout=60,
                     retries={"mode": "standard", "total_max_attempts": 3},
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
-                    s3={"addressing_style": "path" if self._endpoint_url else "auto"},
                 )
                 session = boto3.session.Session(region_name=self._region)
                 self._made = session.client("s3", endpoint_url=self._endpoint_url, config=options)

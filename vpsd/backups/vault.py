@@ -287,7 +287,7 @@ class Vault:
 
             nonce = os.urandom(_NONCE_BYTES)
             cipher = AESGCM(_derived(self._key, b"contents " + place.backup.encode()))
-            body = nonce + cipher.encrypt(nonce, body, header + self._path(place, name).encode())
+            body = nonce + cipher.encrypt(nonce, body, self._path(place, name).encode())
         return header + body
 
     def _opened(self, place: Place, name: str, data: bytes, limit_bytes: int) -> tuple[str, bytes]:
@@ -308,7 +308,7 @@ class Vault:
             cipher = AESGCM(_derived(self._key, b"contents " + place.backup.encode()))
             nonce, body = body[:_NONCE_BYTES], body[_NONCE_BYTES:]
             try:
-                body = cipher.decrypt(nonce, body, header + self._path(place, name).encode())
+                body = cipher.decrypt(nonce, body, self._path(place, name).encode())
             except (InvalidTag, ValueError):  # the latter for what is too short
                 raise Damaged("its seal is broken") from None
         if flags & _COMPRESSED:

@@ -27,6 +27,7 @@ async def in_thread(work: Callable[Arguments, Result], *arguments: Arguments.arg
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await asyncio.wait({future})
+        future.exception()  # nobody asks any more how it went
         raise
 
 
