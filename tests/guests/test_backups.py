@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
 
 # Writes numbered lines without a pause, each in two parts: one that was cut in the middle shows.
 _WRITER = """
-touch /root/log; nohup sh -c 'i=0; while :; do i=$((i+1)); printf "line %d of the " $i; echo "log, $i"; done >> /root/log' \
-  >/dev/null 2>&1 &
+cat > /root/writer <<'END'
+i=0
+while :; do i=$((i+1)); printf "line %d of the " $i; echo "log, $i"; done >> /root/log
+END
+touch /root/log
+setsid sh /root/writer < /dev/null > /dev/null 2>&1 &
 """
 _LINE = re.compile(r"line (\d+) of the log, \1")
 
@@ -51,6 +56,7 @@ def test_a_chain_of_five_without_its_middle_is_restored_in_place_and_to_a_new_se
     before = vpsd.until_status(server, "active")
     login = Login(before["ssh"], key=key)
     host.until_agent(server)
+    until(lambda: login.run("pidof resize2fs || echo none") == "none", "the file system to have filled the disk")
     chain = []
     for number in range(5):
         login.run(f"echo version {number} > /root/note; head -c 300000 /dev/urandom > /root/file{number}")
@@ -121,7 +127,7 @@ def test_vpsd_killed_at_the_steps_of_a_backup_and_a_restore_ends_with_both_done(
     ):
         made = vpsd.post("backups/", {"server_id": servers[0]})
         vpsd.post(f"backups/{backup['id']}/restore/")
-        until(lambda moments=moments: _has_come_to(vpsd, servers, moments), f"one of {moments}")
+        until(partial(_has_come_to, vpsd, servers, moments), f"one of {moments}")
         vpsd.kill()
         print("killed at", _open_steps(vpsd))
         vpsd.start()
