@@ -10,7 +10,7 @@ import typer
 
 from vpsd import __version__
 from vpsd import main as composition
-from vpsd.cli import accounts, billing, catalog, doctor, images, servers, tokens
+from vpsd.cli import accounts, backups, billing, catalog, doctor, images, servers, tokens
 from vpsd.cli.output import print_json, print_rows
 from vpsd.cli.run import Json, fail, read_settings, with_world
 from vpsd.core.ids import Ids
@@ -34,6 +34,7 @@ app.add_typer(billing.billing_app, name="billing")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(images.app, name="image")
 app.add_typer(servers.app, name="server")
+app.add_typer(backups.app, name="backup")
 
 
 @app.command()

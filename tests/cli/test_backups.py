@@ -1,0 +1,74 @@
+"""Backups from the operator's side."""
+
+from pathlib import Path
+
+from tests.cli.conftest import Command
+from tests.running import Vpsd, until
+
+
+def test_a_backup_is_listed_and_verified_and_damage_is_found(vpsd: Vpsd, command: Command) -> None:
+    server = vpsd.create("kept")["id"]
+    vpsd.until_status(server, "active")
+    made = vpsd.until_copied(vpsd.post("backups/", {"server_id": server}))
+    (listed,) = [one for one in command.json("backup", "list") if one["id"] == made["id"]]
+    assert (listed["kind"], listed["server_id"], listed["status"]) == ("manual", server, "completed")
+    assert listed["target"] == f"directory {vpsd.data}/backups"
+    assert str(made["id"]) in command("backup", "list").stdout
+    (verified,) = command.json("backup", "verify", str(made["id"]))
+    assert (verified["error"], verified["bytes"] > 0) == (None, True)
+    assert "whole" in command("backup", "verify").stdout
+    chunk = next(path for path in (vpsd.data / "backups").rglob(f"{made['uuid']}/*") if path.name != "manifest")
+    good = chunk.read_bytes()
+    chunk.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    done = command("backup", "verify", str(made["id"]))
+    assert (done.returncode, made["uuid"] in done.stdout) == (1, True)
+    chunk.write_bytes(good)
+    assert "backup list" in command.refused("backup", "verify", "4711")
+
+
+def test_the_daily_backup_is_made_now_where_the_customer_has_it_enabled(vpsd: Vpsd, command: Command) -> None:
+    server = vpsd.create("daily")["id"]
+    vpsd.until_status(server, "active")
+    assert "no backups enabled" in command.refused("backup", "now", str(server))
+    assert "server list" in command.refused("backup", "now", "4711")
+    vpsd.ask("PATCH", f"servers/{server}/", {"backups_enabled": True})
+    assert "within seconds" in command("backup", "now", str(server)).stdout
+
+    def is_made() -> bool:
+        found = vpsd.get(f"backups/?server_id={server}")["results"]
+        return [one["backup_type"] for one in found if one["status"] == "completed"] == ["automatic"]
+
+    until(is_made, "the daily backup")
+
+
+def test_a_key_is_made_once_and_for_its_owner(tmp_path: Path, command: Command) -> None:
+    file = tmp_path / "backup.key"
+    assert str(file) in command("backup", "key", str(file)).stdout
+    assert file.stat().st_mode & 0o777 == 0o600
+    before = file.read_text()
+    assert len(before.strip()) == 64
+    assert "cannot be written" in command.refused("backup", "key", str(file))
+    assert file.read_text() == before
+
+
+def test_backups_are_sealed_with_the_operators_key(tmp_path: Path, command: Command) -> None:
+    file = tmp_path / "backup.key"
+    command("backup", "key", str(file))
+    sealing = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, backup_key_file=file)
+    try:
+        sealing.start()
+        server = sealing.create("sealed")["id"]
+        sealing.until_status(server, "active")
+        made = sealing.until_copied(sealing.post("backups/", {"server_id": server}))
+        assert made["encrypted"]
+        sealing.post(f"backups/{made['id']}/restore/")
+        sealing.until_status(server, "active")
+        (found,) = sealing.run_json("backup", "verify")
+        assert found["error"] is None
+        assert b"was started at" not in b"".join(
+            path.read_bytes() for path in (sealing.data / "backups").rglob("*") if path.is_file()
+        )
+        file.write_text("0" * 64)
+        assert sealing.run("backup", "verify").returncode == 1
+    finally:
+        sealing.discard()
