@@ -33,7 +33,9 @@ def _blocks(paper: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(("paper", "count"), [("README.md", 8), ("docs/money.md", 4), ("docs/permissions.md", 3)])
+@pytest.mark.parametrize(
+    ("paper", "count"), [("README.md", 8), ("docs/money.md", 4), ("docs/permissions.md", 3), ("docs/backups.md", 6)]
+)
 def test_a_papers_commands_work_one_after_the_other(vpsd: Vpsd, tmp_path: Path, paper: str, count: int) -> None:
     key = tmp_path / "id_ed25519.pub"
     key.write_text(KEY + "\n")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.backups.shelf import CHUNK, KEY, Copy, Disk, Killed, Shelf, chain, keep, place, quiet, rebuilt, restored
-from vpsd.backups.copying import chunk_numbers, contents, store
+from vpsd.backups.copying import chunk_numbers, contents, everything, store
 from vpsd.backups.targets import Missing, TargetFull
 from vpsd.backups.vault import CHUNK_BYTES, Vault
 from vpsd.backups.work import AT_ONCE, in_order, in_thread
@@ -407,3 +407,28 @@ async def test_chunks_of_a_megabyte_come_back_too(shelf: Shelf) -> None:
     content = bytes(CHUNK_BYTES) + bytes(range(256)) * 4096 + b"end"
     await keep(vault, place(0), Copy(content, Copied(len(content), (Run(0, len(content)),))))
     assert await rebuilt(vault, await vault.read_manifest(place(0))) == content
+
+
+@settings(derandomize=True, deadline=None)
+@given(size=st.integers(1, CHUNK * 5), writes=_WRITES, more=_WRITES)
+def test_a_copy_of_everything_is_held_against_the_one_before(
+    size: int, writes: list[tuple[int, int, int]], more: list[tuple[int, int, int]]
+) -> None:
+    async def live() -> None:
+        shelf = Shelf()
+        vault, disk = Vault(shelf, "0a1b2c3d", None, CHUNK), Disk(size)
+        for number, changes in enumerate((writes, more)):
+            for offset, length, byte in changes:
+                disk.write(offset, bytes([byte]) * length)
+            copy = disk.copy(whole=True)
+            copy.copied = everything(copy.copied)
+            covered = [(run.offset, run.offset + run.length) for run in copy.copied.runs]
+            assert [start for start, _ in covered] == [0, *(end for _, end in covered[:-1])]
+            assert covered[-1][1] == size
+            before = len(shelf.objects)
+            await keep(vault, place(number), copy, place(number - 1) if number else None)
+            assert await restored(vault, place(number)) == copy.content
+            if number and not more:
+                assert len(shelf.objects) == before + 1  # its manifest
+
+    asyncio.run(live())

@@ -80,15 +80,22 @@ async def test_a_chain_outlives_any_of_its_members(cloud: Cloud) -> None:
     await _is_tidy(cloud)
 
 
-async def test_after_a_restore_the_next_backup_holds_everything_again(cloud: Cloud) -> None:
+async def test_after_a_restore_everything_is_copied_and_only_what_differs_is_sent(cloud: Cloud) -> None:
     server = await cloud.have_server()
     await _write(cloud, server, MB, "one")
     first = await cloud.have_copy(server)
     await _write(cloud, server, MB, "two")
     await _restore(cloud, "backup", first["id"])
     await _write(cloud, server, 2 * MB, "three")
+    for number in range(10, 20):
+        await _write(cloud, server, number * MB, "more")
     second = await cloud.have_copy(server)
+    await _restore(cloud, "backup", second["id"])
+    cloud.target.calls.clear()
+    third = await cloud.have_copy(server)
     assert not second["incremental"]
+    assert not third["incremental"]
+    assert cloud.target.calls.count("put") == 2  # what its boot wrote, and its manifest
     await _write(cloud, server, MB, "four")
     await _restore(cloud, "backup", second["id"])
     assert (await _read(cloud, server, MB), await _read(cloud, server, 2 * MB)) == ("one", "three")

@@ -81,6 +81,19 @@ async def store(
     return Stored(count - refs.count(None), sum(sizes), sum(own), storing.sent_bytes)
 
 
+def everything(copied: Copied) -> Copied:
+    """A copy of a whole disk, with the zeros that it leaves out: so it can be compared with a backup before it."""
+    runs: list[Run] = []
+    end = 0
+    for run in (*copied.runs, Run(copied.size_bytes, 0)):
+        if run.offset > end:
+            runs.append(Run(end, run.offset - end, zero=True))
+        if run.length:
+            runs.append(run)
+        end = run.offset + run.length
+    return Copied(copied.size_bytes, tuple(runs))
+
+
 def chunk_numbers(manifest: Manifest) -> list[int]:
     """The numbers of the chunks that are not all zeros, in order."""
     return [number for number, chunk in enumerate(manifest.chunks) if chunk is not None]

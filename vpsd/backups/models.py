@@ -46,7 +46,8 @@ backups = Table(
     Column("base", String(100)),
     Column("kernel_cmdline", Text),
     # How it was made, and where it lies.
-    Column("parent_id", BigInteger, ForeignKey("backups.id")),  # only what changed since that one was sent
+    Column("parent_id", BigInteger, ForeignKey("backups.id")),  # what is as in that one was not sent again
+    Column("incremental", Boolean),  # only what was written since then was copied
     Column("frozen", Boolean),  # the file systems were at rest
     Column("frozen_ms", BigInteger),  # for how long the guest could not write
     Column("target", Text),
@@ -94,6 +95,7 @@ class Backup(msgspec.Struct, frozen=True):
     base: str | None
     kernel_cmdline: str | None
     parent_id: int | None
+    incremental: bool | None
     frozen: bool | None
     frozen_ms: int | None
     target: str | None

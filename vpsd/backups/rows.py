@@ -17,7 +17,6 @@ _LATEST = Statement(
     select(backups)
     .where(
         _c.server_id == bindparam("the_server"),
-        _c.disk == bindparam("the_disk"),
         _WHOLE,
         _c.target == bindparam("the_target"),
         _c.key_id.is_not_distinct_from(bindparam("the_key")),
@@ -41,7 +40,7 @@ _AUTOMATIC = Statement(
 _SET_PARENT = Statement(update(backups).where(_c.id == bindparam("the_id")), ("parent_id",))
 _SET_COPIED = Statement(
     update(backups).where(_c.id == bindparam("the_id")),
-    ("os_id", "disk", "base", "kernel_cmdline", "parent_id", "frozen", "frozen_ms", "target", "key_id"),
+    ("os_id", "disk", "base", "kernel_cmdline", "incremental", "frozen", "frozen_ms", "target", "key_id"),
 )
 _SET_COMPLETED = Statement(
     update(backups).where(_c.id == bindparam("the_id")).values(status=State.COMPLETED, error=None),
@@ -142,11 +141,9 @@ async def count(tx: Tx, server_id: int, kind: Kind) -> int:
     return await tx.first(int, _COUNT, the_server=server_id, the_kind=kind) or 0
 
 
-async def latest(tx: Tx, server: Server, target: str, key_id: str | None) -> Backup | None:
-    """The one that the next one of this disk can build on: the last whole one in the same place, under the same key."""
-    return await tx.first(
-        Backup, _LATEST, the_server=server.id, the_disk=server.disk, the_target=target, the_key=key_id
-    )
+async def latest(tx: Tx, server_id: int, target: str, key_id: str | None) -> Backup | None:
+    """The one that a server's next one can build on: the last whole one in the same place, under the same key."""
+    return await tx.first(Backup, _LATEST, the_server=server_id, the_target=target, the_key=key_id)
 
 
 async def automatic_times(tx: Tx, server_id: int) -> list[int]:

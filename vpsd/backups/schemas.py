@@ -87,7 +87,7 @@ class CopyView(msgspec.Struct):
         bool | None, Meta(description="The file systems were at rest: frozen by the guest's agent, or the server off")
     ]
     paused_ms: Annotated[int | None, Meta(description="For how long the running server could not write, in ms")]
-    incremental: Annotated[bool | None, Meta(description="Only what had changed since the one before was sent")]
+    incremental: Annotated[bool | None, Meta(description="Only what was written since the one before was copied")]
     sent_mb: Annotated[float | None, Meta(description="What had to be sent for it, compressed, in MB")]
     encrypted: bool | None
     error: Annotated[str | None, Meta(description="Why it failed")]
@@ -129,7 +129,7 @@ def _common(backup: Backup, server_name: str) -> dict[str, Any]:
         "completed_at": iso_utc_or_none(backup.completed_at_ms),
         "consistent": backup.frozen,
         "paused_ms": backup.frozen_ms,
-        "incremental": None if backup.target is None else backup.parent_id is not None,
+        "incremental": backup.incremental,
         "sent_mb": None if backup.sent_bytes is None else round(backup.sent_bytes / _MB, 2),
         "encrypted": None if backup.target is None else backup.key_id is not None,
         "error": backup.error,

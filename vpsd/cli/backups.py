@@ -53,7 +53,7 @@ def _shown(backup: Backup) -> dict[str, Any]:
         "status": backup.status if backup.deleted_at_ms is None else "deleted",
         "made": iso_utc(backup.created_at_ms),
         "expires": iso_utc_or_none(backup.expires_at_ms),
-        "incremental": backup.parent_id is not None,
+        "incremental": backup.incremental,
         "consistent": backup.frozen,
         "paused_ms": backup.frozen_ms,
         "disk_mb": None if backup.size_bytes is None else -(-backup.size_bytes // _MB),

@@ -14,7 +14,7 @@ import msgspec
 from vpsd.addresses import service as addresses
 from vpsd.backups import rows as backups
 from vpsd.backups import schedule
-from vpsd.backups.copying import Stored, chunk_numbers, contents, store
+from vpsd.backups.copying import Stored, chunk_numbers, contents, everything, store
 from vpsd.backups.models import Backup, Kind, State
 from vpsd.backups.vault import Place, Vault
 from vpsd.billing import service as billing
@@ -364,9 +364,10 @@ async def copy_disk(job: Job) -> None:
     if job.server.provisioned_at_ms is None:
         raise Unusable("The server has no disk yet.")
     async with job.write() as tx:
-        parent = await backups.latest(tx, job.server, world.vault.target_name, world.vault.key_id)
+        parent = await backups.latest(tx, job.server.id, world.vault.target_name, world.vault.key_id)
         await backups.set_parent(tx, backup.id, None if parent is None else parent.id)
-    copying = await world.hypervisor.copy_disk(job.name, backup.uuid, None if parent is None else parent.uuid)
+    since = parent.uuid if parent is not None and parent.disk == job.server.disk else None
+    copying = await world.hypervisor.copy_disk(job.name, backup.uuid, since)
     try:
         while (done := await world.hypervisor.copy_progress(job.name)) < 1.0:
             await job.report(done, "copying the disk")
@@ -382,7 +383,7 @@ async def copy_disk(job: Job) -> None:
             disk=job.server.disk,
             base=job.server.base,
             kernel_cmdline=job.server.kernel_cmdline,
-            parent_id=None if parent is None or copying.since is None else parent.id,
+            incremental=copying.since is not None,
             frozen=copying.frozen,
             frozen_ms=copying.frozen_ms,
             target=world.vault.target_name,
@@ -397,6 +398,10 @@ async def store_copy(job: Job) -> None:
         parent = None if backup.parent_id is None else await backups.get(tx, backup.parent_id)
         system = await rows.operating_system(tx, job.server.id)
     copied = await world.hypervisor.copied(job.name)
+    if not backup.incremental:
+        copied = everything(copied)
+        if parent is not None and (parent.disk_bytes or 0) > copied.size_bytes:
+            parent = None  # a disk never shrinks: this is another one
 
     async def read(offset: int, length: int) -> bytes:
         return await world.hypervisor.read_copy(job.name, offset, length)

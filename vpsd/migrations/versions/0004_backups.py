@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("base", sa.String(length=100), nullable=True),
         sa.Column("kernel_cmdline", sa.Text(), nullable=True),
         sa.Column("parent_id", sa.BigInteger(), nullable=True),
+        sa.Column("incremental", sa.Boolean(), nullable=True),
         sa.Column("frozen", sa.Boolean(), nullable=True),
         sa.Column("frozen_ms", sa.BigInteger(), nullable=True),
         sa.Column("target", sa.Text(), nullable=True),
