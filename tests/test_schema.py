@@ -193,6 +193,9 @@ async def test_an_old_token_still_opens_its_account_and_may_do_everything(old_ur
     assert (me["account"]["company_name"], me["token"]["permissions"]) == ("default", ["*:*"])
     listed = (await cloud.get("/api/v1/servers/", who="default")).json()["results"]
     assert [server["name"] for server in listed] == ["runs", "never-worked"]
+    assert {(tuple(server["tags"]), server["protected"], server["delete_at"]) for server in listed} == {
+        ((), False, None)
+    }
     cloud.tokens["revoked"] = "vps_revoked"
     assert (await cloud.get("/api/v1/servers/", who="revoked")).status_code == 401
     await cloud.close()

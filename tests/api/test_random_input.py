@@ -16,7 +16,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = ["name", "plan_id", "os_id", "location", "hostname", "ssh_key_id", "backups_enabled", "public_key"]
-NAMES += ["permissions", "expires_in_days", "tags", "protected"]
+NAMES += ["permissions", "expires_in_days", "tags", "protected", "user_data"]
 GOOD: dict[str, Any] = {"name": "web", **TINY, "public_key": "ssh-ed25519 AAAA"}
 TOKEN: dict[str, Any] = {"name": "backup", "permissions": ["servers:read"], "expires_in_days": 30}
 

@@ -19,7 +19,13 @@ from tests.guests.login import Login
 from tests.running import Vpsd, until
 from vpsd.hypervisor.libvirt import connect, daemon
 
-DEBIAN = {"plan_id": 1, "os_id": 3}
+# Of the very options by which vpsd lets the root password in: what it adds has to stand beside them.
+USER_DATA = """#cloud-config
+users: [{name: ann}]
+write_files: [{path: /root/written, content: of its own}]
+runcmd: [echo $(id -un) > /root/ran]
+"""
+DEBIAN = {"plan_id": 1, "os_id": 3, "user_data": USER_DATA}
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ def test_debian_is_built_boots_and_is_as_large_as_its_plan(vpsd: Vpsd, debian: A
     login = Login(detail["ssh"], password=debian["password"])
     assert login.run("cloud-init status --wait").endswith("status: done")
     assert login.run("hostname; . /etc/os-release; echo $ID $VERSION_ID") == "debian\ndebian 12"
+    assert login.run("id -un ann; cat /root/written; echo; cat /root/ran") == "ann\nof its own\nroot"
     assert login.run("nproc") == str(detail["plan"]["vcpus"])
     assert 0.9 < memory_mb(login) / detail["plan"]["memory"] <= 1
     assert root_size_mb(login) > 0.95 * 1024 * detail["plan"]["storage"]

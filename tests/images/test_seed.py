@@ -1,8 +1,10 @@
 """The seed, read back by another path than it was written by."""
 
+import email
 import io
 import os
 import time
+from typing import Any
 
 import pycdlib
 import pytest
@@ -68,6 +70,39 @@ def test_text_in_a_key_cannot_become_configuration() -> None:
     assert '- "ssh-rsa A b\\"\\nruncmd: [reboot]"\n' in text
 
 
+def parts_of(user_data: str, **options: Any) -> list[tuple[str, str]]:
+    """Type and text of every part of the seed's user-data, as a reader of MIME finds them."""
+    text = read(seed_iso(instance_id="i-1", hostname="web", user_data=user_data, **options))["user-data"]
+    walked = [part for part in email.message_from_string(text).walk() if not part.is_multipart()]
+    return [(part.get_content_type(), bytes(part.get_payload(decode=True)).decode()) for part in walked]
+
+
+MIME = (
+    'Content-Type: multipart/mixed; boundary="=="\nMIME-Version: 1.0\n\n--==\nContent-Type: text/x-shellscript\n\n'
+    "#!/bin/sh\n--==\nContent-Type: text/cloud-config\n\n#cloud-config\nhashed_passwd: none\n--==--\n"
+)
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh\necho \u00e4\r\n--vpsd-\n", "#cloud-config\nhostname: mine", "#!/bin/sh"])
+def test_user_data_stands_before_what_vpsd_adds_and_is_not_altered(text: str) -> None:
+    theirs, own = parts_of(text, password_hash=HASH)
+    assert theirs == ("text/plain", text)
+    assert own[0] == "text/cloud-config"
+    assert own[1].startswith('#cloud-config\nmerge_how: "list(append)+dict(no_replace,recurse_list)+str()"\nhostname:')
+    assert f'hashed_passwd: "{HASH}"' in own[1]
+
+
+def test_user_data_of_several_parts_keeps_them() -> None:
+    first, second, own = parts_of(MIME, ssh_keys=[KEY])
+    assert (first, second[0]) == (("text/x-shellscript", "#!/bin/sh"), "text/cloud-config")
+    assert f'ssh_authorized_keys:\n- "{KEY}"\n' in own[1]
+
+
+def test_the_most_user_data_fits_beside_the_longest_key() -> None:
+    text = "#!/bin/sh\n".ljust(64 * 1024, "#")
+    assert len(seed_iso(instance_id="i-1", hostname="w" * 253, ssh_keys=["k" * 16384], user_data=text)) == SEED_BYTES
+
+
 def test_equal_input_gives_equal_bytes_at_any_time_in_any_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = set()
     for now, zone in ((1_000_000_000.0, "UTC"), (1_700_000_000.0, "Asia/Tokyo")):
@@ -88,4 +123,4 @@ def test_every_seed_has_the_same_size() -> None:
 
 def test_keys_that_do_not_fit_are_refused() -> None:
     with pytest.raises(Unusable, match="too long"):
-        seed_iso(instance_id="i-1", hostname="web", ssh_keys=[KEY] * 2000)
+        seed_iso(instance_id="i-1", hostname="web", ssh_keys=[KEY] * 4000)

@@ -1,5 +1,7 @@
 """The cloud-init seed of a server: a NoCloud ISO 9660 image, the same bytes for the same input."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -8,8 +10,8 @@ import pycdlib
 
 from vpsd.errors import Unusable
 
-SEED_BYTES = 128 * 1024
-"""Size of every seed: one can take the place of another under a running guest."""
+SEED_BYTES = 256 * 1024
+"""Size of every seed: one can take the place of another under a running guest. 64 KiB of user data fit."""
 
 _SECTOR = 2048
 _DIRECTORY_DATE = bytes([100, 1, 1, 0, 0, 0, 0])  # 2000-01-01, ISO 9660 9.1.5
@@ -23,21 +25,23 @@ def seed_iso(
     ssh_keys: Sequence[str] = (),
     password_hash: str | None = None,
     mac: str | None = None,
+    user_data: str | None = None,
 ) -> bytes:
     """Make the seed of one server: always `SEED_BYTES` long.
 
     `hostname` may be fully qualified. Keys, password (a crypt hash) and host keys reach the guest once for each
     `instance_id`, the hostname at every boot. Without `mac` the network is set on the first `e*` interface.
-    Raises `Unusable` when the keys do not fit.
+    `user_data` is the customer's own, in a format of cloud-init. Raises `Unusable` when it does not all fit.
     """
+    own = _user_data(hostname, ssh_keys, password_hash)
     files = {
         "meta-data": _meta_data(instance_id, hostname),
-        "user-data": _user_data(hostname, ssh_keys, password_hash),
+        "user-data": own if user_data is None else _together(user_data, own),
         "network-config": _network_config(mac),
     }
     content = _undated(_iso(files))
     if len(content) > SEED_BYTES:
-        raise Unusable("The SSH keys are too long for a seed; use fewer or shorter ones.")
+        raise Unusable("SSH keys and user data are too long for a seed; use fewer or shorter ones.")
     return content.ljust(SEED_BYTES, b"\0")
 
 
@@ -65,6 +69,27 @@ def _user_data(hostname: str, ssh_keys: Sequence[str], password_hash: str | None
     lines += ["write_files:", "- path: /etc/ssh/sshd_config.d/10-vpsd.conf", '  permissions: "0644"', "  content: |"]
     lines += ["    PermitRootLogin yes", "    PasswordAuthentication yes", ""]
     return "\n".join(lines)
+
+
+# How cloud-init merges vpsd's part, which comes last: what the customer says stays, and lists are added to. As vendor
+# data it would lose: a customer's `users` or `write_files` would take the place of those that let the password work.
+_MERGE = 'merge_how: "list(append)+dict(no_replace,recurse_list)+str()"'
+
+
+def _together(user_data: str, own: str) -> str:
+    """One MIME message of the customer's user data and vpsd's, in this order.
+
+    vpsd's part is in plain text: a tiny guest of the time before user data finds keys and password in it.
+    """
+    boundary = f"vpsd-{hashlib.sha256(user_data.encode()).hexdigest()}"  # which no text holds of itself
+    if user_data.lower().startswith(("mime-version:", "content-type:")):
+        part = user_data  # a message of its own, with its head
+    else:
+        encoded = base64.encodebytes(user_data.encode()).decode()
+        part = f"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64\n\n{encoded}"
+    own = own.replace("\n", f"\n{_MERGE}\n", 1)
+    head = f'MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="{boundary}"\n'
+    return f"{head}\n--{boundary}\n{part}\n--{boundary}\nContent-Type: text/cloud-config\n\n{own}--{boundary}--\n"
 
 
 def _network_config(mac: str | None) -> str:

@@ -107,7 +107,7 @@ async def _fill_root(packages: Path, root: Path, log: Path) -> None:
         _write(root / name, text)
     _write(root / "etc/shadow", "root:*:19700:0:99999:7:::\n", 0o640)
     _write(root / "etc/inittab", _guest_file("inittab"))
-    for name in ("tiny-boot", "tiny-ssh", "tiny-agent", "tiny-shutdown"):
+    for name in ("tiny-boot", "tiny-ssh", "tiny-agent", "tiny-shutdown", "tiny-user-data"):
         _write(root / "sbin" / name, _guest_file(name), 0o755)
     _write(root / "etc/acpi/PWRF/00000080", "#!/bin/sh\nsetsid /sbin/tiny-shutdown poweroff &\n", 0o755)
     _write(root / "root/.ssh/authorized_keys", "", 0o600)

@@ -203,12 +203,15 @@ async def make_disk(job: Job) -> None:
 async def write_seed(job: Job) -> None:
     """Have a cloud-init seed that says what the server is called and who may log in."""
     server = job.server
+    async with job.world.database.read() as tx:
+        user_data = await rows.user_data(tx, server.id)
     content = seed_iso(
         instance_id=server.uuid,
         hostname=server.hostname,
         ssh_keys=[server.authorized_key] if server.authorized_key else [],
         password_hash=server.root_password_hash,
         mac=mac_address(server.uuid),
+        user_data=user_data,
     )
     await job.world.hypervisor.write_seed(job.name, content)
     async with job.write() as tx:

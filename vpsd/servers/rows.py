@@ -50,6 +50,7 @@ _OF_ACCOUNT = Statement(
 _WITH_STATUS = Statement(
     select(_c.account_id).where(_c.status == bindparam("the_status"), _c.deleted_at_ms.is_(None)).distinct()
 )
+_USER_DATA = Statement(select(_c.user_data).where(_c.id == bindparam("the_id")))
 _OVERDUE = Statement(select(_c.id).where(_c.delete_at_ms <= bindparam("the_time"), _c.deleted_at_ms.is_(None)))
 _SET_UP = Statement(
     update(servers)
@@ -92,6 +93,11 @@ async def accounts_with(tx: Tx, status: str) -> list[int]:
 async def overdue(tx: Tx, now_ms: int) -> list[int]:
     """Servers whose deletion cannot be undone any more."""
     return await tx.all(int, _OVERDUE, the_time=now_ms)
+
+
+async def user_data(tx: Tx, server_id: int) -> str | None:
+    """What the customer gave the server to do at its first boot."""
+    return await tx.first(lambda text: text, _USER_DATA, the_id=server_id)
 
 
 async def operating_system(tx: Tx, server_id: int) -> OperatingSystem:

@@ -10,6 +10,7 @@ from vpsd.core.clock import iso_utc, iso_utc_or_none
 from vpsd.core.pages import PageQuery
 from vpsd.operations.models import Operation
 from vpsd.servers.lifecycle import Status
+from vpsd.servers.user_data import LARGEST_BYTES
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _END = "$(?!\\n)"  # a bare $ would let a line end through
@@ -103,6 +104,16 @@ class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] = False
     tags: Tags = []
     protected: Protected = False
+    user_data: Annotated[
+        str | None,
+        Meta(
+            description="What it does once, at its first boot, and again after a rebuild: a script, a #cloud-config or "
+            f"another format of cloud-init, at most {LARGEST_BYTES // 1024} KiB of UTF-8. It may hold secrets, so no "
+            "answer shows it. Options of its own go before vpsd's; key and password work beside them. Tiny Linux runs "
+            "scripts only",
+            examples=["#!/bin/sh\necho hello > /root/hello\n"],
+        ),
+    ] = None
 
 
 class ServerUpdate(msgspec.Struct, forbid_unknown_fields=True):

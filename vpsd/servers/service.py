@@ -27,7 +27,7 @@ from vpsd.errors import Busy, NotFound, Protected, Unavailable, WrongStatus
 from vpsd.hosts import service as hosts
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers import rows
+from vpsd.servers import rows, user_data
 from vpsd.servers.lifecycle import RULES, Command, Status, refusal
 from vpsd.servers.models import servers, traffic, usage
 from vpsd.servers.schemas import (
@@ -88,7 +88,7 @@ _ADD = Statement(
     insert(servers).returning(_c.id),
     ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
     + ("authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
-    + ("created_at_ms", "updated_at_ms", "tags", "protected"),
+    + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data"),
 )
 _SET_STATUS = Statement(update(servers).where(_c.id == bindparam("the_id")), ("status", "error", "updated_at_ms"))
 _SET_RETIRED = Statement(
@@ -271,6 +271,9 @@ async def create(
     await _check_location(tx, form)
     key = await _chosen_key(tx, caller, form)
     tags = _chosen_tags(form)
+    said = user_data.wrong(form.get("user_data")) if form.get("user_data") is not None else None
+    if said is not None:
+        form.wrong("user_data", said)
     form.done()
     assert plan is not None
     assert system is not None
@@ -299,6 +302,7 @@ async def create(
         plan_id=plan.id,
         os_id=system.id,
         tags=_tags_text(tags),
+        user_data=form.get("user_data"),
         authorized_key=key,
         root_password_hash=None if password is None else _password_hash(password),
         created_at_ms=now,
