@@ -35,7 +35,7 @@ from vpsd.hypervisor.simulator import Simulator
 from vpsd.images.simulated import SimulatedImages
 from vpsd.operations import service as operations
 from vpsd.servers import rows
-from vpsd.servers.flows import Images, World
+from vpsd.servers.jobs import Images, World
 from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import Server
 from vpsd.settings import Settings

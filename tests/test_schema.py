@@ -24,7 +24,7 @@ from vpsd.errors import Misconfigured
 from vpsd.images.simulated import SimulatedImages
 from vpsd.main import make_vault
 from vpsd.migrations import HEAD
-from vpsd.servers.flows import World
+from vpsd.servers.jobs import World
 from vpsd.settings import Settings
 
 

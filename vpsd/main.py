@@ -40,7 +40,7 @@ from vpsd.images.catalogued import CataloguedImages
 from vpsd.images.simulated import SimulatedImages
 from vpsd.images.store import ImageStore
 from vpsd.migrations import HEAD
-from vpsd.servers.flows import Images, World
+from vpsd.servers.jobs import Images, World
 from vpsd.settings import Settings
 from vpsd.welcome import first_server
 from vpsd.worker.biller import Biller

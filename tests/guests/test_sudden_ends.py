@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
 
 SEED = 7
 # Stopping and starting for another reason: an account's affair (test_credit), and a setting's (test_undelete).
-_ELSEWHERE = (Command.SUSPEND, Command.RESUME, Command.RETIRE, Command.UNDELETE)
+# The daily backup is a backup.
+_ELSEWHERE = (Command.SUSPEND, Command.RESUME, Command.RETIRE, Command.UNDELETE, Command.BACKUP_DAILY)
 COMMANDS = [command for command in Command if command not in _ELSEWHERE]
 ARRIVES: dict[Command, str] = {
     **dict.fromkeys(COMMANDS, "active"),
@@ -60,6 +61,9 @@ def prepare(vpsd: Vpsd, key: Path, key_id: int) -> tuple[dict[Command, int], dic
     boot_ids: dict[Command, str] = {}
     for command, server in servers.items():
         boot_ids[command] = Login(vpsd.until_status(server, "active")["ssh"], key=key).boot_id
+    vpsd.until_copied(
+        vpsd.post(f"servers/{servers[Command.RESTORE]}/snapshot/", {"label": "to-go-back-to"}), "snapshot"
+    )
     vpsd.post(f"servers/{servers[Command.START]}/stop/")
     vpsd.until_status(servers[Command.START], "stopped")
     return servers, boot_ids
@@ -74,6 +78,9 @@ def tell_all(vpsd: Vpsd, servers: dict[Command, int], key_id: int) -> None:
     vpsd.post(f"servers/{servers[Command.RESIZE]}/resize/", {"plan_id": 3})
     vpsd.post(f"servers/{servers[Command.GROW]}/resize/", {"plan_id": 5})
     vpsd.post(f"servers/{servers[Command.REBUILD]}/rebuild/", {"os_id": 1})
+    vpsd.post(f"servers/{servers[Command.BACKUP]}/backup/")
+    snapshot = vpsd.get(f"snapshots/?server_id={servers[Command.RESTORE]}")["results"][0]
+    vpsd.post(f"snapshots/{snapshot['id']}/restore/")
     vpsd.delete(servers[Command.DELETE])
     changed = vpsd.ask("PATCH", f"servers/{servers[Command.CONFIGURE]}/", {"hostname": "configured.example.com"})
     assert changed.status_code == 200
@@ -117,12 +124,15 @@ def assert_arrived(
         detail = answer.json()
         assert detail["status"] == ARRIVES[command], (command, vpsd.operations(servers[command]))
         assert len(host.processes(servers[command])) == (detail["status"] == "active")
-    stopped = (Command.STOP, Command.HARD_STOP)
+    stopped, undisturbed = (Command.STOP, Command.HARD_STOP), (Command.CONFIGURE, Command.GROW, Command.BACKUP)
     for command in [command for command in details if command not in stopped]:
         boot_id = Login(details[command].json()["ssh"], key=key).boot_id
-        assert (boot_id == boot_ids.get(command)) == (command in (Command.CONFIGURE, Command.GROW)), command
+        assert (boot_id == boot_ids.get(command)) == (command in undisturbed), command
     seed = vpsd.data / "pool" / f"{host.name(servers[Command.CONFIGURE])}-seed.iso"
     assert b"configured.example.com" in seed.read_bytes()
+    assert [one["status"] for one in vpsd.get(f"backups/?server_id={servers[Command.BACKUP]}")["results"]] == [
+        "completed"
+    ]
     assert_one_of_each(vpsd, host)
 
 
@@ -131,7 +141,9 @@ def assert_one_of_each(vpsd: Vpsd, host: Host) -> None:
     present: list[Any] = vpsd.get("servers/")["results"]
     names = sorted(host.name(server["id"]) for server in present)
     volumes = host.volumes()
-    assert [sorted(found) for found in (host.guests(), volumes.disks, volumes.seeds)] == [names] * 3
+    disks = [disk.partition(".")[0] for disk in volumes.disks]  # a restored one has a number behind
+    assert [sorted(found) for found in (host.guests(), disks, volumes.seeds)] == [names] * 3
+    assert not volumes.copies
     held = dict(vpsd.rows("SELECT server_id, address FROM addresses"))
     assert held.keys() == {server["id"] for server in present}
     assert len(set(held.values())) == len(present)

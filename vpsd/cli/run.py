@@ -11,7 +11,7 @@ from vpsd import main, settings
 from vpsd.core import logs
 from vpsd.core.db import Database
 from vpsd.errors import VpsdError
-from vpsd.servers.flows import World
+from vpsd.servers.jobs import World
 from vpsd.settings import Settings
 
 T = TypeVar("T")

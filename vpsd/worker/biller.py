@@ -20,7 +20,7 @@ from vpsd.core.ids import Ids
 from vpsd.errors import Busy
 from vpsd.operations import service as operations
 from vpsd.servers import rows, service
-from vpsd.servers.flows import World
+from vpsd.servers.jobs import World
 from vpsd.servers.lifecycle import Command, Status
 from vpsd.servers.models import Server
 

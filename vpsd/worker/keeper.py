@@ -12,7 +12,7 @@ from vpsd.core.ids import Ids
 from vpsd.errors import Busy, Unavailable, Unusable, VpsdError
 from vpsd.operations import service as operations
 from vpsd.servers import rows, service
-from vpsd.servers.flows import World
+from vpsd.servers.jobs import World
 from vpsd.servers.lifecycle import RULES, Command
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from vpsd.errors import Busy, Unavailable
 from vpsd.hypervisor.protocol import Guest, Power, guest_name
 from vpsd.operations import service as operations
 from vpsd.servers import rows, service
-from vpsd.servers.flows import World
+from vpsd.servers.jobs import World
 from vpsd.servers.lifecycle import Command, Status
 from vpsd.servers.models import Server
 

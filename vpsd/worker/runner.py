@@ -14,7 +14,9 @@ from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.operations.service import Lease, LostLease
 from vpsd.servers import rows
-from vpsd.servers.flows import FLOWS, TIDY, Job, Superseded, World, settle
+from vpsd.servers.backup_steps import TIDY, settle
+from vpsd.servers.flows import FLOWS
+from vpsd.servers.jobs import Job, Superseded, World
 from vpsd.servers.lifecycle import RULES, Command, Status
 
 log = logging.getLogger(__name__)

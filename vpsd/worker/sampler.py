@@ -11,7 +11,7 @@ from vpsd.core.db import Statement, Tx, UniqueViolation
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import Usage, guest_name
 from vpsd.servers import rows
-from vpsd.servers.flows import World
+from vpsd.servers.jobs import World
 from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import Server, traffic, usage
 
