@@ -73,7 +73,7 @@ def test_the_papers_table_of_roles_is_the_true_one() -> None:
 
 def test_the_papers_name_every_setting_about_money_and_limits_by_its_true_name() -> None:
     for paper in PAPERS:
-        named = set(re.findall(r"VPSD_[A-Z_]+", paper.read_text(encoding="utf-8"))) - {"VPSD_"}
+        named = set(re.findall(r"VPSD_[A-Z0-9_]+", paper.read_text(encoding="utf-8"))) - {"VPSD_"}
         assert named <= {f"VPSD_{field.upper()}" for field in Settings.__struct_fields__}, paper
 
 

@@ -1,5 +1,6 @@
 """Backups, snapshots and what is made of them, from the request to the disk: database, simulated host, real target."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.protocol import Power
+from vpsd.operations import service as operations
 from vpsd.servers.lifecycle import Status
 from vpsd.worker.check import Check
 
@@ -55,6 +57,28 @@ async def test_a_server_goes_back_to_how_it_was(cloud: Cloud, what: str) -> None
     assert (detail["status"], detail["ip_address"], detail["error"]) == ("active", address, None)
     assert await _read(cloud, server, 5 * MB) == "before"
     await _is_tidy(cloud)
+
+
+async def test_what_is_completed_can_be_restored_at_once(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    made = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
+    seen = set()
+
+    async def look() -> None:
+        status = (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()["status"]
+        async with cloud.database.read() as tx:
+            seen.add((status, await operations.open_operation(tx, server) is None))
+
+    def slowly(_: str) -> None:
+        looks.append(asyncio.ensure_future(look()))
+
+    looks: list[asyncio.Future[None]] = []
+    cloud.hypervisor.after_call = slowly
+    await cloud.work()
+    cloud.hypervisor.after_call = None
+    await asyncio.gather(*looks)
+    await look()
+    assert seen == {("in_progress", False), ("completed", True)}
 
 
 async def test_a_chain_outlives_any_of_its_members(cloud: Cloud) -> None:

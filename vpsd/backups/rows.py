@@ -42,9 +42,11 @@ _SET_COPIED = Statement(
     update(backups).where(_c.id == bindparam("the_id")),
     ("os_id", "disk", "base", "kernel_cmdline", "incremental", "frozen", "frozen_ms", "target", "key_id"),
 )
+_SET_STORED = Statement(update(backups).where(_c.id == bindparam("the_id")), ("disk_bytes", "size_bytes", "sent_bytes"))
 _SET_COMPLETED = Statement(
-    update(backups).where(_c.id == bindparam("the_id")).values(status=State.COMPLETED, error=None),
-    ("status", "error", "disk_bytes", "size_bytes", "sent_bytes", "completed_at_ms", "expires_at_ms"),
+    update(backups)
+    .where(_c.id == bindparam("the_id"), _c.status == State.IN_PROGRESS)
+    .values(status=State.COMPLETED, completed_at_ms=bindparam("b_now"), expires_at_ms=bindparam("b_expires"))
 )
 _SET_FAILED = Statement(
     update(backups)
@@ -161,14 +163,20 @@ async def set_copied(tx: Tx, backup_id: int, **values: object) -> None:
     await tx.run(_SET_COPIED, the_id=backup_id, **values)
 
 
-async def set_completed(tx: Tx, backup_id: int, **values: object) -> None:
-    """It is whole."""
-    await tx.run(_SET_COMPLETED, the_id=backup_id, **values)
+async def set_stored(tx: Tx, backup_id: int, *, disk_bytes: int, size_bytes: int, sent_bytes: int) -> None:
+    """It is on the target, whole."""
+    sizes = {"disk_bytes": disk_bytes, "size_bytes": size_bytes, "sent_bytes": sent_bytes}
+    await tx.run(_SET_STORED, the_id=backup_id, **sizes)
 
 
-async def set_failed(tx: Tx, backup_id: int, error: str, expires_at_ms: int) -> bool:
-    """It came to nothing; False for one that is whole. Shown until it expires."""
-    return bool(await tx.run(_SET_FAILED, the_id=backup_id, b_error=error, b_expires=expires_at_ms))
+async def set_completed(tx: Tx, backup_id: int, now_ms: int, expires_at_ms: int | None) -> None:
+    """It can be had."""
+    await tx.run(_SET_COMPLETED, the_id=backup_id, b_now=now_ms, b_expires=expires_at_ms)
+
+
+async def set_failed(tx: Tx, backup_id: int, error: str, expires_at_ms: int) -> None:
+    """It came to nothing; shown until it expires."""
+    await tx.run(_SET_FAILED, the_id=backup_id, b_error=error, b_expires=expires_at_ms)
 
 
 async def delete(tx: Tx, backup_id: int, now_ms: int) -> None:

@@ -118,11 +118,12 @@ class SnapshotView(CopyView):
 
 
 def _common(backup: Backup, server_name: str) -> dict[str, Any]:
+    whole = backup.status == State.COMPLETED
     return {
         "id": backup.id,
         "server": OfServer(backup.server_id, server_name),
         "status": State(backup.status),
-        "size_mb": None if backup.size_bytes is None else -(-backup.size_bytes // _MB),
+        "size_mb": None if backup.size_bytes is None or not whole else -(-backup.size_bytes // _MB),
         "created_at": iso_utc(backup.created_at_ms),
         "description": backup.description,
         "uuid": backup.uuid,
@@ -130,7 +131,7 @@ def _common(backup: Backup, server_name: str) -> dict[str, Any]:
         "consistent": backup.frozen,
         "paused_ms": backup.frozen_ms,
         "incremental": backup.incremental,
-        "sent_mb": None if backup.sent_bytes is None else round(backup.sent_bytes / _MB, 2),
+        "sent_mb": None if backup.sent_bytes is None or not whole else round(backup.sent_bytes / _MB, 2),
         "encrypted": None if backup.target is None else backup.key_id is not None,
         "error": backup.error,
     }

@@ -89,21 +89,13 @@ async def store_copy(job: Job) -> None:
         )
 
     stored = await watched(job, send)
-    now = world.clock.now_ms()
     async with job.write() as tx:
-        expires = backup.expires_at_ms
-        if backup.kind == Kind.AUTOMATIC:
-            expires = schedule.expires_at_ms(
-                world.settings, backup.created_at_ms, await backups.automatic_times(tx, backup.server_id)
-            )
-        await backups.set_completed(
+        await backups.set_stored(
             tx,
             backup.id,
             disk_bytes=copied.size_bytes,
             size_bytes=stored.data_bytes,
             sent_bytes=stored.sent_bytes,
-            completed_at_ms=now,
-            expires_at_ms=expires,
         )
 
 
@@ -112,7 +104,7 @@ async def drop_copy(job: Job) -> None:
     backup = await _backup_of(job)
     await job.world.hypervisor.keep_mark(job.name, backup.uuid)
     await job.world.hypervisor.drop_copy(job.name)
-    job.result = f"{backup.kind} {backup.id} is whole"
+    job.result = f"{backup.kind} {backup.id} is on {job.world.vault.target_name}"
 
 
 async def _backup_of(job: Job) -> Backup:
@@ -233,13 +225,20 @@ TIDY: dict[Command, Callable[[Job], Awaitable[str | None]]] = {
 
 
 async def settle(tx: Tx, world: World, operation: Operation, error: str | None) -> None:
-    """What else is written down when an operation comes to its end; `error`: why it came to nothing."""
-    if operation.command not in (Command.BACKUP, Command.BACKUP_DAILY) or error is None:
+    """What else is written down in the transaction in which an operation ends; `error`: why it came to nothing."""
+    if operation.command not in (Command.BACKUP, Command.BACKUP_DAILY):
         return
-    now, backup_id = world.clock.now_ms(), operation.argument
-    assert backup_id is not None
-    if not await backups.set_failed(tx, backup_id, error, now + _FAILED_SHOWN_MS):
-        return  # it was whole by then
+    now = world.clock.now_ms()
+    backup = await backups.get(tx, operation.argument or 0)
+    assert backup is not None
+    if backup.size_bytes is not None:  # it is on the target, whatever went wrong behind it
+        expires_at_ms = None
+        if backup.kind == Kind.AUTOMATIC:
+            earlier = await backups.automatic_times(tx, backup.server_id)
+            expires_at_ms = schedule.expires_at_ms(world.settings, backup.created_at_ms, earlier)
+        await backups.set_completed(tx, backup.id, now, expires_at_ms)
+        return
+    await backups.set_failed(tx, backup.id, error or "It was not stored.", now + _FAILED_SHOWN_MS)
     if operation.command == Command.BACKUP_DAILY:
         server = await rows.get(tx, operation.server_id)
         if server.next_backup_at_ms is not None:
