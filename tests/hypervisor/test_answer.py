@@ -16,10 +16,14 @@ class Door:
         self.open = 0
         self.most_open = 0
         self.knocks = 0
+        self.full_after: int | None = None  # so many are let in, and the others sent away
         self.port = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.knocks += 1
+        if self.full_after is not None and self.knocks > self.full_after:
+            writer.close()
+            return
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         hung_up = asyncio.create_task(reader.read())
@@ -55,6 +59,20 @@ class Time:
 async def test_a_server_that_greets_is_up(door: Door) -> None:
     door.greets.set()
     knocking = Knocking("127.0.0.1", door.port, Time(), look_seconds=10)
+    assert await knocking.look()
+    await knocking.stop()
+
+
+async def test_a_server_that_would_send_the_next_one_away_is_not_up_yet(door: Door) -> None:
+    door.greets.set()
+    door.full_after = 1
+    time = Time()
+    knocking = Knocking("127.0.0.1", door.port, time, look_seconds=10)
+    for _ in range(5):
+        assert not await knocking.look()
+        time.now += 0.3
+    door.full_after = None
+    time.now += 0.3
     assert await knocking.look()
     await knocking.stop()
 
