@@ -200,19 +200,26 @@ async def test_a_copy_of_a_guest_that_is_off_leaves_it_off(rig: Rig) -> None:
     assert rig.read_note(f"{NAME}.3") == "one"
 
 
-async def test_a_copy_begins_anew_as_often_as_wanted(rig: Rig) -> None:
-    host = rig.hypervisor
+async def test_a_copy_begins_anew_as_often_as_wanted_and_misses_nothing(rig: Rig) -> None:
+    host, picture = rig.hypervisor, Picture()
     await prepare(rig)
-    await host.power_on(NAME)
-    await host.copy_disk(NAME, "m-1", None)
-    await host.copy_disk(NAME, "m-1", None)  # the same again, perhaps while the first is under way
+    await boot(rig)
+    assert (await copy(rig, "m-1", None)).since is None
+    await picture.lay(host)
+    rig.write_note(NAME, "one")
+    await host.copy_disk(NAME, "m-2", "m-1")
+    await host.copy_disk(NAME, "m-2", "m-1")  # the same again, perhaps while the first is under way
     await host.drop_copy(NAME)
     await host.drop_copy(NAME)
     with pytest.raises(Unusable):
         await host.copied(NAME)
-    assert (await copy(rig, "m-1", None)).since is None
-    assert (await copy(rig, "m-2", "m-0")).since is None  # a mark that the host does not know
+    assert (await copy(rig, "m-3", "m-1")).since == "m-1"  # the one before came to nothing
+    await picture.lay(host)
+    assert (await copy(rig, "m-4", "m-0")).since is None  # a mark that the host does not know
     assert await power(rig) is Power.RUNNING
+    await picture.write(host, f"{NAME}.6")
+    await boot_from(rig, f"{NAME}.6")
+    assert rig.read_note(f"{NAME}.6") == "one"
 
 
 @pytest.mark.parametrize("runs", [False, True])

@@ -43,5 +43,5 @@ def set_up(level: str, form: str) -> None:
         _Json() if form == "json" else _Text("%(asctime)s %(levelname)s %(name)s%(request_id)s: %(message)s")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("httpx", "httpcore", "alembic"):
+    for chatty in ("httpx", "httpcore", "alembic", "boto3", "botocore", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
