@@ -32,7 +32,7 @@ def test_the_daily_backup_is_made_now_where_the_customer_has_it_enabled(vpsd: Vp
     assert "no backups enabled" in command.refused("backup", "now", str(server))
     assert "server list" in command.refused("backup", "now", "4711")
     vpsd.ask("PATCH", f"servers/{server}/", {"backups_enabled": True})
-    assert "within seconds" in command("backup", "now", str(server)).stdout
+    assert "as soon as" in command("backup", "now", str(server)).stdout
 
     def is_made() -> bool:
         found = vpsd.get(f"backups/?server_id={server}")["results"]

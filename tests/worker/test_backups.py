@@ -1,20 +1,25 @@
 """Backups, snapshots and what is made of them, from the request to the disk: database, simulated host, real target."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import update
 
 from tests.cloud import TINY, Cloud
 from vpsd.backups.targets import Directory, TargetFull
 from vpsd.backups.vault import Vault
+from vpsd.core.db import Statement
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.protocol import Power
 from vpsd.operations import service as operations
+from vpsd.operations.models import operations as operations_table
+from vpsd.operations.service import LEASE_SECONDS
 from vpsd.servers.lifecycle import Status
 from vpsd.worker.check import Check
 
@@ -410,7 +415,7 @@ async def test_what_was_made_under_another_key_or_elsewhere_is_refused_in_words(
     here = cloud.world
     for vault, text in (
         (Vault(cloud.target, cloud.instance, b"k" * 32), "key"),
-        (Vault(Directory(tmp_path / "other"), cloud.instance, None), "vpsd is set to"),
+        (Vault(Directory(tmp_path / "other"), cloud.instance, None), "operator can tell"),
     ):
         cloud.world = msgspec.structs.replace(here, vault=vault)
         await _restore(cloud, "backup", backup["id"])
@@ -420,3 +425,258 @@ async def test_what_was_made_under_another_key_or_elsewhere_is_refused_in_words(
     cloud.world = here
     await _restore(cloud, "backup", backup["id"])
     assert await cloud.status(server) == "active"
+
+
+async def test_one_mark_is_kept_on_the_host_and_none_of_a_disk_that_is_gone(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    backups = [await cloud.have_copy(server) for _ in range(3)]
+    assert cloud.hypervisor.marks(cloud.guest(server)) == {backups[-1]["uuid"]}
+    await _restore(cloud, "backup", backups[0]["id"])
+    assert cloud.hypervisor.marks(cloud.guest(server)) == set()
+
+
+async def test_a_mark_of_another_disk_is_not_gone_on_from(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    backup = await cloud.have_copy(server)
+
+    async def forgets_nothing(name: str, mark: str | None) -> None:
+        pass
+
+    cloud.hypervisor.keep_mark = forgets_nothing  # type: ignore[method-assign]
+    await _write(cloud, server, MB, "lost")
+    await _restore(cloud, "backup", backup["id"])
+    second = await cloud.have_copy(server)
+    assert not second["incremental"]
+    await _restore(cloud, "backup", second["id"])
+    assert await _read(cloud, server, MB) == ""
+
+
+async def test_a_disk_that_is_smaller_than_the_one_before_is_backed_up(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    name = cloud.guest(server)
+    await cloud.hypervisor.grow_disk(name, name, 9 << 30)  # as an image would that is larger than the plan
+    await cloud.have_copy(server)
+    assert (await cloud.post(f"/api/v1/servers/{server}/rebuild/", {"os_id": 1})).status_code == 200
+    await cloud.work()
+    assert (await cloud.have_copy(server))["status"] == "completed"
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def _die_at(call: str) -> Callable[[str], None]:
+    def die(name: str) -> None:
+        if name == call:
+            raise Killed
+
+    return die
+
+
+async def _is_killed(cloud: Cloud) -> None:
+    with pytest.raises(Killed):
+        await cloud.work("first")
+    cloud.hypervisor.before_call = cloud.hypervisor.after_call = None
+    cloud.clock.advance(LEASE_SECONDS + 1)
+
+
+async def test_a_stopped_server_whose_backup_died_boots_from_the_beginning(cloud: Cloud) -> None:
+    server = await cloud.have_server(status=Status.STOPPED)
+    await cloud.post(f"/api/v1/servers/{server}/start/")
+    await cloud.work()
+    await cloud.post(f"/api/v1/servers/{server}/stop/")
+    await cloud.work()
+    await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"backups_enabled": True})
+    cloud.clock.advance(86_400)
+    await cloud.keeper().keep()
+    cloud.hypervisor.before_call = _die_at("copy_progress")
+    await _is_killed(cloud)
+    assert (await cloud.post(f"/api/v1/servers/{server}/start/")).status_code == 200
+    await cloud.work()
+    assert await cloud.status(server) == "active"
+    began = cloud.hypervisor.content(await cloud.disk(server), 0, 64).decode().split(" was started at ")[1]
+    assert cloud.clock.now_ms() - int(began.strip("\0")) < 60_000
+    await _is_tidy(cloud)
+
+
+async def test_a_backup_that_is_stored_stays_even_where_the_host_then_fails(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    backup = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
+
+    def away(call: str) -> None:
+        if call in ("keep_mark", "drop_copy") and cloud.hypervisor.calls.count("read_copy"):
+            raise Unavailable("The host does not answer.")
+
+    cloud.hypervisor.before_call = away
+    for _ in range(40):
+        await cloud.settle()
+    assert (await cloud.get(f"/api/v1/backups/{backup['id']}/")).json()["status"] == "completed"
+    cloud.hypervisor.before_call = None
+    assert [finding.kind for finding in await Check(cloud.world, Ids(), fix=True).run()] == ["copy"]
+    await _restore(cloud, "backup", backup["id"])
+    assert await cloud.status(server) == "active"
+
+
+async def test_a_restore_that_was_given_up_after_its_end_keeps_what_it_restored(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "before")
+    backup = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "after")
+    assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+    cloud.hypervisor.after_call = _die_at("delete_disk")
+    await _is_killed(cloud)
+    cloud.clock.advance(2 * 86_400)
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+    assert await _read(cloud, server, MB) == "before"
+    await _is_tidy(cloud)
+
+
+async def test_a_disk_that_was_taken_is_not_taken_twice(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "before")
+    backup = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "after")
+    assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+    cloud.hypervisor.before_call = _die_at("write_seed")
+    await _is_killed(cloud)
+    async with cloud.database.write() as tx:  # as if it had died before the next step was noted
+        await tx.run(Statement(update(operations_table), ("step",)), step="take_restored_disk")
+    cloud.hypervisor.never_boots = True
+    await cloud.settle()
+    assert await cloud.status(server) == "error"
+    assert await _read(cloud, server, MB) == "after"
+    await _is_tidy(cloud)
+
+
+async def test_a_delete_at_the_end_of_a_restore_can_be_undone(cloud: Cloud) -> None:
+    cloud.set(undelete_hours=24)
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "before")
+    backup = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "after")
+    assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+    cloud.hypervisor.after_call = _die_at("delete_disk")
+    await _is_killed(cloud)
+    assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+    await cloud.settle()
+    assert (await cloud.post(f"/api/v1/servers/{server}/undelete/")).status_code == 200
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+    assert await _read(cloud, server, MB) == "before"
+    await _is_tidy(cloud)
+
+
+async def test_a_guest_that_runs_from_a_disk_that_goes_is_powered_off_first(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "before")
+    backup = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "after")
+    assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+
+    def breaks(call: str) -> None:
+        if call == "is_up":
+            cloud.hypervisor.broken = True
+
+    cloud.hypervisor.before_call = breaks
+    for _ in range(3000):
+        await cloud.work()
+        cloud.clock.advance(60)
+        if await cloud.status(server) == "error":
+            break
+    cloud.hypervisor.before_call = None
+    cloud.hypervisor.broken = False
+    cloud.hypervisor.calls.clear()
+    await cloud.settle()  # the guest runs: it is taken in
+    assert await cloud.status(server) == "active"
+    assert await _read(cloud, server, MB) == "after"
+    assert cloud.hypervisor.spec(cloud.guest(server)).disk == await cloud.disk(server)
+    assert cloud.hypervisor.calls.index("power_off") < cloud.hypervisor.calls.index("delete_disk")
+    await _is_tidy(cloud)
+
+
+@pytest.mark.parametrize("phase", ["copy_progress", "put"])
+async def test_a_guest_that_dies_during_its_backup_is_brought_back_at_once(cloud: Cloud, phase: str) -> None:
+    server = await cloud.have_server()
+
+    def dies(call: str) -> None:
+        if call == phase:
+            cloud.hypervisor.before_call = cloud.target.before_call = None
+            cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+            raise Unavailable("It takes its time.")
+
+    cloud.hypervisor.before_call = cloud.target.before_call = dies
+    await cloud.post(f"/api/v1/servers/{server}/backup/")
+    await cloud.work()
+    await cloud.reconciler().reconcile()
+    await cloud.work()
+    assert await cloud.status(server) == "active"
+    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    assert guest is not None
+    assert guest.power is Power.RUNNING
+    await cloud.settle()
+    assert (await cloud.get("/api/v1/backups/")).json()["results"][0]["status"] == "failed"
+    await _is_tidy(cloud)
+
+
+async def test_a_lost_manifest_costs_one_backup_and_not_those_that_follow(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    first = await cloud.have_copy(server)
+    for path in cloud.target.folder.rglob(f"{first['uuid']}/manifest"):
+        path.unlink()
+    second = await cloud.have_copy(server)
+    assert second["status"] == "completed"
+    await _restore(cloud, "backup", second["id"])
+    assert await cloud.status(server) == "active"
+
+
+async def test_failed_backups_leave_no_marks_behind(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    whole = await cloud.have_copy(server)
+
+    def full(call: str) -> None:
+        if call == "put":
+            raise TargetFull("full")
+
+    cloud.target.before_call = full
+    for _ in range(3):
+        await cloud.post(f"/api/v1/servers/{server}/backup/")
+        await cloud.work()
+    assert cloud.hypervisor.marks(cloud.guest(server)) == {whole["uuid"]}
+    cloud.target.before_call = None
+    assert (await cloud.have_copy(server))["incremental"]
+
+
+async def test_backups_leave_hands_free_for_what_customers_wait_for(cloud: Cloud) -> None:
+    gate = asyncio.Event()
+    real = cloud.target.put
+
+    async def put(key: str, data: bytes) -> None:
+        await gate.wait()
+        await real(key, data)
+
+    cloud.target.put = put  # type: ignore[method-assign]
+    servers = [await cloud.have_server(f"web-{number}") for number in range(4)]
+    for server in servers[:3]:
+        await cloud.post(f"/api/v1/servers/{server}/backup/")
+    await cloud.post(f"/api/v1/servers/{servers[3]}/stop/")
+    cloud.set(workers=2)
+    running = asyncio.create_task(cloud.runner().run())
+    async with asyncio.timeout(60):
+        while await cloud.status(servers[3]) != "stopped":
+            await asyncio.sleep(0)
+    assert not gate.is_set()
+    gate.set()
+    async with asyncio.timeout(60):
+        while (await cloud.get("/api/v1/backups/")).json()["results"][0]["status"] != "completed":
+            await asyncio.sleep(0.01)
+    running.cancel()
+
+
+async def test_a_backup_waits_for_no_turn_that_another_may_take(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"backups_enabled": True})
+    cloud.clock.advance(86_400)
+    await cloud.keeper().keep()
+    assert (await cloud.post(f"/api/v1/servers/{server}/snapshot/")).json()["code"] == "busy"
+    assert (await cloud.get("/api/v1/snapshots/")).json()["count"] == 0

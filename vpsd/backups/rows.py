@@ -10,6 +10,7 @@ from vpsd.servers.models import Server, servers
 
 _c = backups.c
 _BY_ID = Statement(select(backups).where(_c.id == bindparam("the_id")))
+_LOCKED = Statement(select(backups).where(_c.id == bindparam("the_id")).with_for_update())
 _ABOUT_BACKUPS = (Command.BACKUP, Command.BACKUP_DAILY, Command.RESTORE)
 _SHOWN = _c.deleted_at_ms.is_(None)
 _WHOLE = and_(_SHOWN, _c.status == State.COMPLETED)
@@ -74,6 +75,7 @@ _TO_SWEEP = Statement(
     .where(
         _c.gone_at_ms.is_(None),
         or_(_c.deleted_at_ms.is_not(None), _c.status == State.FAILED),
+        _c.status != State.IN_PROGRESS,
         ~exists().where(_child.c.parent_id == _c.id, _child.c.status == State.IN_PROGRESS),
     )
     .order_by(_c.id)
@@ -101,9 +103,17 @@ _IN_USE = Statement(
             ),
             exists().where(
                 operations.c.server_id == servers.c.id,
-                operations.c.argument == bindparam("the_id"),
-                or_(*(operations.c.command == command for command in _ABOUT_BACKUPS)),
                 operations.c.finished_at_ms.is_(None),
+                or_(
+                    and_(
+                        operations.c.argument == bindparam("the_id"),
+                        or_(*(operations.c.command == command for command in _ABOUT_BACKUPS)),
+                    ),
+                    and_(
+                        operations.c.successor_argument == bindparam("the_id"),
+                        operations.c.successor == Command.RESTORE,
+                    ),
+                ),
             ),
         )
     )
@@ -114,6 +124,11 @@ _IN_USE = Statement(
 async def get(tx: Tx, backup_id: int) -> Backup | None:
     """A backup, deleted or not."""
     return await tx.first(Backup, _BY_ID, the_id=backup_id)
+
+
+async def lock(tx: Tx, backup_id: int) -> Backup | None:
+    """The same, kept from others until the transaction ends."""
+    return await tx.first(Backup, _LOCKED, the_id=backup_id)
 
 
 async def add(
@@ -189,9 +204,9 @@ async def delete_failed(tx: Tx, server_id: int, kind: Kind, now_ms: int) -> None
     await tx.run(_DELETE_FAILED, the_server=server_id, the_kind=kind, b_now=now_ms)
 
 
-async def is_in_use(tx: Tx, backup_id: int) -> bool:
-    """Whether it is being made, or a server is being restored or made from it."""
-    return await tx.first(int, _IN_USE, the_id=backup_id) is not None
+async def user_of(tx: Tx, backup_id: int) -> int | None:
+    """The server of which it is being made, or which is being restored or made from it."""
+    return await tx.first(int, _IN_USE, the_id=backup_id)
 
 
 async def expired(tx: Tx, now_ms: int) -> list[Backup]:

@@ -212,7 +212,11 @@ async def delete(tx: Tx, caller: Caller, clock: Clock, kinds: Sequence[Kind], ba
     """Delete one for ever; raises `NotFound`, or `Busy` while it is being made or used."""
     backup, _ = await _find(tx, _ONE_LOCKED, caller, kinds, backup_id)
     what = word(kinds)
-    if await rows.is_in_use(tx, backup.id):
-        raise Busy(f"The {what} {backup_id} is being made or restored; try again when that is done.")
+    user = await rows.user_of(tx, backup.id)
+    if user is not None:
+        raise Busy(
+            f"The {what} {backup_id} is in use: it is being made of the server {user}, or that server from it. "
+            "Try again when that is done, or delete that server."
+        )
     await rows.delete(tx, backup.id, clock.now_ms())
     await events.add(tx, clock, caller, f"{what}.delete", what, backup.id, f"of server {backup.server_id}")

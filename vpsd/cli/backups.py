@@ -7,16 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from vpsd import main
+from vpsd.accounts import events
 from vpsd.accounts import service as accounts
 from vpsd.backups import rows
-from vpsd.backups.models import Backup, State
+from vpsd.backups.models import Backup, Kind, State
 from vpsd.backups.vault import Place, Verified, new_key
 from vpsd.cli.output import print_json, print_rows
 from vpsd.cli.run import Json, read_settings, with_database
 from vpsd.core.clock import SystemClock, iso_utc, iso_utc_or_none
 from vpsd.core.db import Database, Tx
 from vpsd.core.ids import Ids
-from vpsd.errors import Misconfigured, NotFound, Unusable, WrongStatus
+from vpsd.errors import Busy, Misconfigured, NotFound, Unavailable, Unusable, WrongStatus
 from vpsd.servers import rows as servers
 
 app = typer.Typer(no_args_is_help=True, help="Backups and snapshots of all accounts.")
@@ -87,7 +88,7 @@ def verify(
                 if backup.target != vault.target_name:
                     raise Unusable(f"It lies in {backup.target}, and vpsd is set to {vault.target_name}.")
                 read = await vault.verify(place)
-            except Unusable as damage:
+            except (Unavailable, Unusable) as damage:
                 error = str(damage)
             results.append(
                 {"id": backup.id, "kind": backup.kind, "chunks": read.chunks, "bytes": read.size_bytes, "error": error}
@@ -113,6 +114,37 @@ async def _wanted(tx: Tx, backup_id: int | None) -> list[Backup]:
 
 
 @app.command()
+def delete(
+    backup_id: Annotated[int, typer.Argument(help="Id of a backup or snapshot, from `vpsd backup list`.")],
+    json: Json = False,
+) -> None:
+    """Delete an account's backup or snapshot for ever, one that is damaged, say. Example: `vpsd backup delete 12`.
+
+    What no other backup needs of it is taken off the target within seconds, while vpsd runs.
+    """
+
+    async def work(database: Database) -> None:
+        async with database.write() as tx:
+            backup = await rows.lock(tx, backup_id)
+            if backup is None or backup.deleted_at_ms is not None:
+                raise NotFound(f"There is no backup or snapshot {backup_id}; `vpsd backup list` lists them.")
+            user = await rows.user_of(tx, backup_id)
+            if user is not None:
+                raise Busy(f"It is in use by server {user}; try again when that is done.")
+            clock = SystemClock()
+            await rows.delete(tx, backup_id, clock.now_ms())
+            what = "snapshot" if backup.kind == Kind.SNAPSHOT else "backup"
+            actor = accounts.operator(backup.account_id)
+            await events.add(tx, clock, actor, f"{what}.delete", what, backup_id, f"of server {backup.server_id}")
+
+    with_database(work)
+    if json:
+        print_json({"id": backup_id})
+    else:
+        typer.echo(f"{backup_id} is deleted.")
+
+
+@app.command()
 def now(
     server_id: Annotated[int, typer.Argument(help="Id of the server, from `vpsd server list`.")], json: Json = False
 ) -> None:
@@ -135,7 +167,9 @@ def now(
     if json:
         print_json({"server_id": server_id})
     else:
-        typer.echo(f"The daily backup of server {server_id} begins within seconds.")
+        typer.echo(
+            f"The daily backup of server {server_id} begins as soon as the server is at rest, active or stopped."
+        )
 
 
 @app.command()

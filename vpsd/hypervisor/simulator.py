@@ -376,6 +376,10 @@ class Simulator:
         """What the guest reads from its disk."""
         return self._read("blocks WHERE disk", disk, offset, length)
 
+    def marks(self, name: str) -> set[str]:
+        """The marks of the guest's disk."""
+        return {mark for (mark,) in self._db.execute("SELECT mark FROM marks WHERE name = ?", (name,))}
+
     def spec(self, name: str) -> GuestSpec:
         """How the guest is defined."""
         return self._known(name).spec

@@ -1,7 +1,7 @@
 """Operations: added in the caller's transaction, leased by a worker, fenced, finished, kept as history."""
 
 import msgspec
-from sqlalchemy import and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, insert, or_, select, update
 
 from vpsd.core.clock import Clock
 from vpsd.core.db import Statement, Tx, UniqueViolation
@@ -15,8 +15,9 @@ LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the o
 MAX_ATTEMPTS = 20  # of an operation that has a deadline
 
 _c = operations.c
-# A worker has to tidy up after the others, however they end.
-_LEAVES_NOTHING = and_(*(_c.command != command for command in (Command.BACKUP, Command.BACKUP_DAILY, Command.RESTORE)))
+MOVES_DISKS = (Command.BACKUP, Command.BACKUP_DAILY, Command.RESTORE)
+"""Commands that may take hours; and that a worker has to tidy up after, however they end."""
+_MOVES_NO_DISKS = and_(*(_c.command != command for command in MOVES_DISKS))
 _OPEN = _c.finished_at_ms.is_(None)
 _MINE = (_c.id == bindparam("the_id"), _c.fence == bindparam("the_fence"), _OPEN)
 
@@ -46,37 +47,45 @@ _ADD = Statement(
 )
 _CANCEL_WAITING = Statement(
     update(operations)
-    .where(_c.id == bindparam("the_id"), _OPEN, _c.lease_owner.is_(None), _LEAVES_NOTHING)
+    .where(_c.id == bindparam("the_id"), _OPEN, _c.lease_owner.is_(None), _MOVES_NO_DISKS)
     .values(status="cancelled", detail=bindparam("b_detail"), finished_at_ms=bindparam("b_now"))
 )
 _SET_SUCCESSOR = Statement(
     update(operations).where(_c.id == bindparam("the_id"), _OPEN), ("successor", "successor_argument", "run_at_ms")
 )
-_CLAIM = Statement(
-    update(operations)
-    .where(
-        _c.id
-        == select(_c.id)
+
+
+def _claim(*which: ColumnElement[bool]) -> Statement:
+    due = (
+        select(_c.id)
         .where(
             _OPEN,
             _c.run_at_ms <= bindparam("the_now"),
             or_(_c.lease_until_ms.is_(None), _c.lease_until_ms < bindparam("the_now")),
+            *which,
         )
         .order_by(_c.run_at_ms, _c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    .values(
-        status="running",
-        lease_owner=bindparam("b_owner"),
-        lease_until_ms=bindparam("b_until"),
-        started_at_ms=func.coalesce(_c.started_at_ms, bindparam("b_now")),
-        fence=_c.fence + 1,
-        attempts=_c.attempts + 1,
+    return Statement(
+        update(operations)
+        .where(_c.id == due)
+        .values(
+            status="running",
+            lease_owner=bindparam("b_owner"),
+            lease_until_ms=bindparam("b_until"),
+            started_at_ms=func.coalesce(_c.started_at_ms, bindparam("b_now")),
+            fence=_c.fence + 1,
+            attempts=_c.attempts + 1,
+        )
+        .returning(operations)
     )
-    .returning(operations)
-)
+
+
+_CLAIM_ANY = _claim()
+_CLAIM_QUICK = _claim(or_(_MOVES_NO_DISKS, _c.successor.is_not(None)))
 _RENEW = Statement(update(operations).where(*_MINE).returning(_c.successor, _c.successor_argument), ("lease_until_ms",))
 _HOLD = Statement(select(_c.id).where(*_MINE).with_for_update())
 _REPORT = Statement(update(operations).where(*_MINE), ("progress", "detail"))
@@ -127,8 +136,7 @@ async def add(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command, 
     """
     present = await open_operation(tx, server_id)
     if present is not None:
-        ahead = [Command(found) for found in (present.command, present.successor) if found is not None]
-        if not any(supersedes(command, found) for found in ahead):
+        if not supersedes(command, Command(present.successor or present.command)):
             raise Busy(f"Another operation ({present.command}) on this server is under way; try again when it is done.")
         cancelled = await tx.run(
             _CANCEL_WAITING, the_id=present.id, b_detail=f"superseded by {command}", b_now=clock.now_ms()
@@ -189,10 +197,16 @@ async def count_since(tx: Tx, server_id: int, command: Command, at_ms: int) -> i
     return await tx.first(int, _SINCE, the_server=server_id, the_command=command, the_time=at_ms) or 0
 
 
-async def claim(tx: Tx, clock: Clock, owner: str) -> Operation | None:
-    """Lease the operation that has waited longest; one whose lease ran out is taken over."""
+async def claim(tx: Tx, clock: Clock, owner: str, *, quick: bool = False) -> Operation | None:
+    """Lease the operation that has waited longest; one whose lease ran out is taken over.
+
+    `quick`: none that moves whole disks.
+    """
     now = clock.now_ms()
-    return await tx.first(Operation, _CLAIM, the_now=now, b_now=now, b_owner=owner, b_until=now + LEASE_SECONDS * 1000)
+    statement = _CLAIM_QUICK if quick else _CLAIM_ANY
+    return await tx.first(
+        Operation, statement, the_now=now, b_now=now, b_owner=owner, b_until=now + LEASE_SECONDS * 1000
+    )
 
 
 class Successor(msgspec.Struct, frozen=True):

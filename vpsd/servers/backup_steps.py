@@ -1,7 +1,8 @@
 """The steps of backups and restores, and what is tidied up after those that come to nothing."""
 
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 
 import msgspec
 
@@ -12,7 +13,7 @@ from vpsd.backups.models import Backup, Kind, State
 from vpsd.backups.vault import Place
 from vpsd.catalog import service as catalog
 from vpsd.core.db import Tx
-from vpsd.errors import Unusable
+from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import (
     Power,
     Progress,
@@ -24,27 +25,30 @@ from vpsd.servers.jobs import Job, World, ensure_image, watched
 from vpsd.servers.lifecycle import Command, Status
 from vpsd.servers.models import Made
 
+log = logging.getLogger(__name__)
+
 _FAILED_SHOWN_MS = 7 * 24 * 3600 * 1000
 _DAILY_AGAIN_MS = 30 * 60 * 1000
 
 
 async def copy_disk(job: Job) -> None:
     """Have a copy of the server's disk beside it, as it is at one moment: of what changed since the last, if it may."""
-    world, backup = job.world, await _backup_of(job)
+    hypervisor, vault, backup = job.world.hypervisor, job.world.vault, await _backup_of(job)
     if job.server.provisioned_at_ms is None:
         raise Unusable("The server has no disk yet.")
-    async with job.write() as tx:
-        parent = await backups.latest(tx, job.server.id, world.vault.target_name, world.vault.key_id)
-        await backups.set_parent(tx, backup.id, None if parent is None else parent.id)
+    guest = await hypervisor.guest(job.name)
+    if job.server.status == Status.ACTIVE and (guest is None or guest.power is not Power.RUNNING):
+        raise Unusable("The guest is not running. It is brought back first; ask again then.")
+    parent = await _parent_of(job, backup)
     since = parent.uuid if parent is not None and parent.disk == job.server.disk else None
-    copying = await world.hypervisor.copy_disk(job.name, backup.uuid, since)
+    copying = await hypervisor.copy_disk(job.name, backup.uuid, since)
     try:
-        while (done := await world.hypervisor.copy_progress(job.name)) < 1.0:
-            await job.report(done, "copying the disk")
-            await job.pause()
+        await _await_copy(job)
+        if copying.off:  # while its disk is open: nobody can take marks out of it later
+            await hypervisor.keep_mark(job.name, backup.uuid)
     finally:
         if copying.off:
-            await world.hypervisor.power_off(job.name)
+            await _put_to_rest(job)
     async with job.write() as tx:
         await backups.set_copied(
             tx,
@@ -56,9 +60,43 @@ async def copy_disk(job: Job) -> None:
             incremental=copying.since is not None,
             frozen=copying.frozen,
             frozen_ms=copying.frozen_ms,
-            target=world.vault.target_name,
-            key_id=world.vault.key_id,
+            target=vault.target_name,
+            key_id=vault.key_id,
         )
+
+
+async def _parent_of(job: Job, backup: Backup) -> Backup | None:
+    """The backup that this one builds on, noted as such; none where it cannot be read any more."""
+    vault = job.world.vault
+    async with job.write() as tx:
+        parent = await backups.latest(tx, job.server.id, vault.target_name, vault.key_id)
+        await backups.set_parent(tx, backup.id, None if parent is None else parent.id)
+    if parent is None:
+        return None
+    try:
+        await vault.read_manifest(Place(job.server.uuid, parent.uuid))
+    except Unusable as error:
+        log.warning("backup %s stands alone, the one before cannot be read: %s", backup.id, error)
+        async with job.write() as tx:
+            await backups.set_parent(tx, backup.id, None)
+        return None
+    return parent
+
+
+async def _await_copy(job: Job) -> None:
+    said_ms = job.world.clock.now_ms()
+    while (done := await job.world.hypervisor.copy_progress(job.name)) < 1.0:
+        if job.world.clock.now_ms() - said_ms >= 1000:
+            said_ms = job.world.clock.now_ms()
+            await job.report(done, "copying the disk")
+        await job.pause()
+
+
+async def _put_to_rest(job: Job) -> None:
+    """Power off a guest that was only started to be copied, and that nobody has started for good since."""
+    guest = await job.world.hypervisor.guest(job.name)
+    if guest is not None and guest.power is Power.PAUSED:
+        await job.world.hypervisor.power_off(job.name)
 
 
 async def store_copy(job: Job) -> None:
@@ -88,7 +126,8 @@ async def store_copy(job: Job) -> None:
             progress,
         )
 
-    stored = await watched(job, send)
+    with _in_customers_words(job):
+        stored = await watched(job, send)
     async with job.write() as tx:
         await backups.set_stored(
             tx,
@@ -104,7 +143,7 @@ async def drop_copy(job: Job) -> None:
     backup = await _backup_of(job)
     await job.world.hypervisor.keep_mark(job.name, backup.uuid)
     await job.world.hypervisor.drop_copy(job.name)
-    job.result = f"{backup.kind} {backup.id} is on {job.world.vault.target_name}"
+    job.result = f"{backup.kind} {backup.id} is stored"
 
 
 async def _backup_of(job: Job) -> Backup:
@@ -123,8 +162,19 @@ async def whole_backup(job: Job, backup_id: int) -> Backup:
     if backup is None or backup.status != State.COMPLETED or backup.deleted_at_ms is not None:
         raise Unusable(f"The backup {backup_id} is not there any more.")
     if backup.target != vault.target_name:
-        raise Unusable(f"The backup {backup_id} lies in {backup.target}, and vpsd is set to {vault.target_name}.")
+        log.warning("backup %s lies in %s, and vpsd is set to %s", backup_id, backup.target, vault.target_name)
+        raise Unusable(f"The backup {backup_id} lies where vpsd does not look now; its operator can tell.")
     return backup
+
+
+@contextmanager
+def _in_customers_words(job: Job) -> Iterator[None]:
+    """Where an operator keeps backups is nothing that customers read: the log has it."""
+    try:
+        yield
+    except (Unavailable, Unusable) as error:
+        log.warning("operation %s: %s", job.operation.id, error)
+        raise type(error)(str(error).replace(job.world.vault.target_name, "the backups' store")) from error
 
 
 async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:
@@ -140,7 +190,8 @@ async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:
                 disk, manifest.size_bytes, manifest.chunk_bytes, chunk_numbers(manifest), content
             )
 
-    await watched(job, write)
+    with _in_customers_words(job):
+        await watched(job, write)
 
 
 async def kernel_of(job: Job, backup: Backup) -> tuple[str | None, str | None]:
@@ -179,6 +230,7 @@ async def go_back(job: Job) -> None:
     if job.server.replaced is None:
         return
     tried = job.disk
+    await job.world.hypervisor.power_off(job.name)  # it may run from the disk that goes
     async with job.write() as tx:
         await rows.set_made(tx, job.server.id, msgspec.json.decode(job.server.replaced, type=Made), None)
     await job.refresh()
@@ -187,32 +239,33 @@ async def go_back(job: Job) -> None:
 
 async def drop_old_disk(job: Job) -> None:
     """Let go of the disk that a restore has replaced."""
-    if job.server.replaced is None:
-        return
-    server = job.server
-    before = msgspec.json.decode(job.server.replaced, type=Made)
-    await job.world.hypervisor.delete_disk(disk_name(job.name, before.disk))
-    async with job.write() as tx:
+    server, hypervisor = job.server, job.world.hypervisor
+    async with job.write() as tx:  # first of all: a row must never go back to a disk that may be gone
         await rows.set_made(tx, server.id, Made(server.disk, server.os_id, server.base, server.kernel_cmdline), None)
+    for disk in (await hypervisor.volumes()).disks:
+        if disk.partition(".")[0] == job.name and disk != job.disk:
+            await hypervisor.delete_disk(disk)
 
 
 async def tidy_copy(job: Job) -> str | None:
     """Have nothing left of a backup that came to nothing; a guest that was off is off again."""
-    hypervisor = job.world.hypervisor
-    await hypervisor.drop_copy(job.name)
-    guest = await hypervisor.guest(job.name)
-    if guest is not None and guest.power is Power.PAUSED and job.server.status != Status.ACTIVE:
-        await hypervisor.power_off(job.name)
+    backup = await _backup_of(job)
+    async with job.world.database.read() as tx:
+        parent = None if backup.parent_id is None else await backups.get(tx, backup.parent_id)
+    await job.world.hypervisor.keep_mark(job.name, None if parent is None else parent.uuid)
+    await job.world.hypervisor.drop_copy(job.name)
+    if job.server.status != Status.ACTIVE:
+        await _put_to_rest(job)
     return None
 
 
 async def tidy_restore(job: Job) -> str | None:
     """Have the server on the disk that it had before a restore that came to nothing."""
     if job.server.disk == job.operation.id and job.server.replaced is not None:
-        await job.world.hypervisor.power_off(job.name)
         await go_back(job)
-    if job.server.disk != job.operation.id:
-        await job.world.hypervisor.delete_disk(disk_name(job.name, job.operation.id))
+    if job.server.disk == job.operation.id:
+        return None  # it had come to its end
+    await job.world.hypervisor.delete_disk(disk_name(job.name, job.operation.id))
     return "The server has the disk that it had before."
 
 

@@ -104,7 +104,10 @@ async def write_seed(job: Job) -> None:
 
 
 async def define_guest(job: Job) -> None:
-    """Have the guest defined as its plan says."""
+    """Have the guest defined as its plan says; one that stands still since a backup that died is powered off."""
+    guest = await job.world.hypervisor.guest(job.name)
+    if guest is not None and guest.power is Power.PAUSED and job.operation.command != Command.RECOVER:
+        await job.world.hypervisor.power_off(job.name)
     await job.world.hypervisor.define(await _guest_spec(job, privileged=job.server.ssh_port in (None, 22)))
 
 

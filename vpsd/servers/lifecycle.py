@@ -103,8 +103,11 @@ def supersedes(command: Command, open_command: Command) -> bool:
 
     DELETE may push anything, and so may RETIRE, which is a delete as well; what an undelete leads to may push a RETIRE.
     Everything may push the seed's rewriting: the seed is written anew at each boot. An automatic backup, which nobody
-    waits for, gives way and is made up for later. Who has asked a guest to stop may lose patience and pull its plug.
+    waits for, gives way and is made up for later; one by hand only to what cannot wait. A backup itself pushes nothing.
+    Who has asked a guest to stop may lose patience and pull its plug.
     """
+    if command in (Command.BACKUP, Command.BACKUP_DAILY):
+        return False
     if open_command is Command.DELETE:
         return command is Command.DELETE
     if open_command is Command.RETIRE and command in (Command.UNDELETE, Command.STOP, Command.SUSPEND):
@@ -112,5 +115,7 @@ def supersedes(command: Command, open_command: Command) -> bool:
     if open_command is Command.STOP and command is Command.HARD_STOP:
         return True
     if open_command is Command.BACKUP_DAILY:
-        return command not in (Command.CONFIGURE, Command.BACKUP_DAILY)
+        return command is not Command.CONFIGURE
+    if open_command is Command.BACKUP and command in (Command.RECOVER, Command.SUSPEND):
+        return True
     return command in (Command.DELETE, Command.RETIRE) or open_command is Command.CONFIGURE

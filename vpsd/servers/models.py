@@ -43,7 +43,7 @@ servers = Table(
     Column("protected", Boolean, nullable=False, server_default=false()),
     Column("delete_at_ms", BigInteger),  # when a deletion that can be undone becomes final
     Column("retired_from", String(16)),  # the status that it goes back to when the deletion is undone
-    Column("user_data", Text),  # the last column, and read alone: it may be large
+    Column("user_data", Text),  # read alone: it may be large
     sqlite_autoincrement=True,
 )
 _alive = servers.c.deleted_at_ms.is_(None)

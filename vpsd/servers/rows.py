@@ -1,10 +1,11 @@
 """Servers, as the worker reads and writes them: no account in between."""
 
 import msgspec
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 
 from vpsd.catalog.models import OperatingSystem, operating_systems, plans
 from vpsd.core.db import Statement, Tx
+from vpsd.servers.lifecycle import RULES, Command
 from vpsd.servers.models import Made, Server, servers
 
 _c = servers.c
@@ -41,7 +42,13 @@ _SET_DISCARDED = Statement(
 _SET_MADE = _set("disk", "os_id", "base", "kernel_cmdline", "replaced")
 _SET_NEXT_BACKUP = _set("next_backup_at_ms")
 _BACKUP_DUE = Statement(
-    select(_c.id).where(_c.next_backup_at_ms <= bindparam("the_now"), _c.deleted_at_ms.is_(None)).order_by(_c.id)
+    select(_c.id)
+    .where(
+        _c.next_backup_at_ms <= bindparam("the_now"),
+        _c.deleted_at_ms.is_(None),
+        or_(*(_c.status == status for status in RULES[Command.BACKUP_DAILY].begins_from)),
+    )
+    .order_by(_c.id)
 )
 _SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
 _OF_ACCOUNT = Statement(

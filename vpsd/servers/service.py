@@ -360,7 +360,7 @@ async def _chosen_backup(tx: Tx, caller: Caller, form: Form[ServerCreate], plan:
     if len(given) != 1 or given == ["os_id"]:
         return None
     (field,) = given
-    backup, what = await backups.get(tx, form.get(field)), field.removesuffix("_id")
+    backup, what = await backups.lock(tx, form.get(field)), field.removesuffix("_id")
     mine = backup is not None and backup.account_id == caller.account_id and backup.deleted_at_ms is None
     if backup is None or not mine or (backup.kind == Kind.SNAPSHOT) != (what == "snapshot"):
         form.wrong(field, f"There is no {what} {form.get(field)}. List yours at /api/v1/{what}s/.")

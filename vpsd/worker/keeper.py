@@ -10,7 +10,6 @@ from vpsd.backups.vault import Place
 from vpsd.core.db import Tx
 from vpsd.core.ids import Ids
 from vpsd.errors import Busy, Unavailable, Unusable, VpsdError
-from vpsd.operations import service as operations
 from vpsd.servers import rows, service
 from vpsd.servers.jobs import World
 from vpsd.servers.lifecycle import RULES, Command
@@ -53,7 +52,8 @@ class Keeper:
                 log.debug("server %s is busy; its backup waits", server_id)
         for backup in expired:
             async with self._world.database.write() as tx:
-                if not await backups.is_in_use(tx, backup.id):
+                await backups.lock(tx, backup.id)  # a restore that begins now waits, and finds it gone
+                if await backups.user_of(tx, backup.id) is None:
                     await backups.delete(tx, backup.id, now)
         async with self._world.database.read() as tx:
             left = await backups.to_sweep(tx)
@@ -77,8 +77,6 @@ class Keeper:
             return
         if server.provisioned_at_ms is None or server.status not in RULES[Command.BACKUP_DAILY].begins_from:
             return  # it stays due, and is made up for as soon as it can be
-        if await operations.open_operation(tx, server_id) is not None:
-            return
         await backups.delete_failed(tx, server_id, Kind.AUTOMATIC, now)
         backup = await backups.add(tx, self._ids.uuid(), server, Kind.AUTOMATIC, None, DESCRIPTION, now)
         await service.begin(tx, self._ids, self._world.clock, server_id, Command.BACKUP_DAILY, backup.id)

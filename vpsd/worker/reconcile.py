@@ -89,9 +89,9 @@ class Reconciler:
             servers = await rows.present(tx)
             busy = await operations.busy_servers(tx)
         for server in servers:
-            if server.id in busy or server.deleted_at_ms is not None:
-                continue
             guest = guests.get(guest_name(self._world.instance, server.id))
+            if server.deleted_at_ms is not None or (server.id in busy and not _is_down(server, guest)):
+                continue
             if self._differs(server, guest):
                 await self._settle(server.id, guest, seen_at_ms)
 
@@ -106,7 +106,10 @@ class Reconciler:
             async with self._world.database.write() as tx:
                 server = await rows.lock(tx, server_id)
                 # What was seen before the row last changed says nothing about the row as it is now.
-                if server.updated_at_ms >= seen_at_ms or await operations.open_operation(tx, server_id) is not None:
+                if server.updated_at_ms >= seen_at_ms:
+                    return
+                # A guest that died is brought back although its backup is under way: that gives way.
+                if not _is_down(server, guest) and await operations.open_operation(tx, server_id) is not None:
                     return
                 verdict = _verdict(server, guest)
                 if verdict is Verdict.STOPPED:
@@ -133,6 +136,11 @@ class Reconciler:
             reason = f"The guest was found {found} again, after {tried} recoveries within an hour; start tries anew."
             log.warning("server %s: %s", server.id, reason)
             await rows.set_status(tx, server.id, Status.ERROR, reason, now)
+
+
+def _is_down(server: Server, guest: Guest | None) -> bool:
+    """Whether the guest should run and nobody has stopped it."""
+    return server.status == Status.ACTIVE and (guest is None or guest.power is Power.CRASHED)
 
 
 def _verdict(server: Server, guest: Guest | None) -> Verdict | None:

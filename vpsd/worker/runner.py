@@ -38,6 +38,7 @@ class Runner:
         self._tick = tick  # real time, whatever the world's clock says: a lease is about this process being alive
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moving: set[asyncio.Task[None]] = set()  # those of them that move whole disks
         world.database.on_operation(self._wake.set)
 
     async def run(self) -> None:
@@ -59,13 +60,16 @@ class Runner:
                 await asyncio.wait(self._tasks)
 
     async def _fill(self) -> None:
-        while len(self._tasks) < self._world.settings.workers:
-            operation = await self._claim()
+        workers = self._world.settings.workers
+        while len(self._tasks) < workers:
+            # Backups may take hours, and a night has many: they never take the last hands from who wants to start.
+            operation = await self._claim(quick=len(self._moving) >= max(1, workers // 2))
             if operation is None:
                 return
             task = asyncio.create_task(self._work_logged(operation), name=f"operation {operation.id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            for tasks in (self._tasks, *([self._moving] if operation.command in operations.MOVES_DISKS else [])):
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
 
     async def run_once(self) -> bool:
         """Take one operation as far as it goes now; False when none is due."""
@@ -75,9 +79,9 @@ class Runner:
         await self.work(operation)
         return True
 
-    async def _claim(self) -> Operation | None:
+    async def _claim(self, *, quick: bool = False) -> Operation | None:
         async with self._world.database.write() as tx:
-            return await operations.claim(tx, self._world.clock, self._owner)
+            return await operations.claim(tx, self._world.clock, self._owner, quick=quick)
 
     async def _work_logged(self, operation: Operation) -> None:
         try:

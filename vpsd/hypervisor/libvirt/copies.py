@@ -42,6 +42,7 @@ def begin(host: libvirt.virConnect, name: str, path: str, mark: str, since: str 
         _forget(marks.pop(mark))
     if since not in marks:
         since = None
+    _remove_bitmaps(domain, set(marks))
     with _frozen(domain) if runs else contextlib.nullcontext([0, 0]) as frozen:
         since = _begin(domain, path, mark, since)
     off = not runs and reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR
@@ -95,6 +96,7 @@ def progress(host: libvirt.virConnect, name: str) -> float:
     domain = domains.find(host, name)
     if domain is None or not domain.isActive():
         raise Unavailable(f"The guest {name} went down while its disk was copied.")
+    _thaw_if_frozen(domain)  # an agent that was slow to freeze may have done so since
     stats = domain.jobStats(0)
     if stats.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
         total = stats.get("disk_total", 0)
@@ -113,13 +115,25 @@ def end(host: libvirt.virConnect, name: str) -> None:
     if domain.jobStats(0).get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
         with contextlib.suppress(libvirt.libvirtError):
             domain.abortJob()
-    if power_of(*domain.state()) is Power.RUNNING and _is_frozen(domain):
+    _thaw_if_frozen(domain)
+
+
+def _thaw_if_frozen(domain: libvirt.virDomain) -> None:
+    if power_of(*domain.state()) is Power.RUNNING and ask_agent(domain, "guest-fsfreeze-status") == "frozen":
         _thaw(domain)
 
 
-def _is_frozen(domain: libvirt.virDomain) -> bool:
-    status: object = ask_agent(domain, "guest-fsfreeze-status")
-    return status == "frozen"
+def clean(host: libvirt.virConnect, name: str, path: str) -> bool:
+    """Take the bitmaps out of the disk of a guest that is off; False where that is not its disk."""
+    domain = domains.find(host, name)
+    if domain is None or domain.isActive() or f"'{path}'" not in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE):
+        return False
+    domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    try:
+        _remove_bitmaps(domain, set())
+    finally:
+        domain.destroy()
+    return True
 
 
 def forget(host: libvirt.virConnect, name: str, but: str | None) -> None:

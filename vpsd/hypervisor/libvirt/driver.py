@@ -160,7 +160,7 @@ class LibvirtHypervisor:
     ) -> None:
         """Have a disk with that content: one stream from its tables to its end, then its first cluster."""
         self._refuse_foreign(disk)
-        plan = qcow2.plan_file(size_bytes, chunk_bytes, chunks)
+        plan = await asyncio.to_thread(qcow2.plan_file, size_bytes, chunk_bytes, chunks)
         doing = f"take the disk {disk}"
         volume = await self._call(
             lambda host: self._pool.begin_disk(host, disk, plan.file_bytes), doing, _QUICK_SECONDS
@@ -197,7 +197,13 @@ class LibvirtHypervisor:
             if self._pool.disk_bytes(host, disk) >= size_bytes:
                 return
             copies.forget(host, name, None)  # a bitmap of what was written is as long as the disk was
-            if not domains.grow_disk(host, name, size_bytes):
+            if domains.grow_disk(host, name, size_bytes):
+                return
+            try:
+                self._pool.grow_disk(host, disk, size_bytes)
+            except libvirt.libvirtError:  # bitmaps that a QEMU left when it died: only a QEMU takes them out
+                if not copies.clean(host, name, self._pool.disk_path(host, disk)):
+                    raise
                 self._pool.grow_disk(host, disk, size_bytes)
 
         await self._call(ask, f"grow the disk of {name}", _QUICK_SECONDS)
@@ -220,12 +226,13 @@ class LibvirtHypervisor:
     async def copied(self, name: str) -> Copied:
         """What the whole copy holds; its map is kept for reading."""
 
-        def ask(host: libvirt.virConnect) -> qcow2.Map:
+        def ask(host: libvirt.virConnect) -> tuple[qcow2.Map, Copied]:
             volume = self._pool.copy_of(host, name, look=True)
-            return qcow2.read_map(lambda offset, length: receive(volume, offset, length))
+            found = qcow2.read_map(lambda offset, length: receive(volume, offset, length))
+            return found, Copied(found.size_bytes, found.runs())
 
-        found = self._maps[name] = await self._call(ask, f"read the copy of {name}", _UPLOAD_SECONDS)
-        return Copied(found.size_bytes, found.runs())
+        self._maps[name], copied = await self._call(ask, f"read the copy of {name}", _UPLOAD_SECONDS)
+        return copied
 
     async def read_copy(self, name: str, offset: int, length: int) -> bytes:
         """Bytes of the disk out of the copy."""
@@ -403,7 +410,7 @@ class LibvirtHypervisor:
         folder = self._pool.path(host)
         base = self._pool.base_paths(host, spec.base) if spec.direct_kernel else None
         return Files(
-            disk=str(folder / f"{spec.disk}.qcow2"),
+            disk=self._pool.disk_path(host, spec.disk),
             seed=str(folder / f"{spec.name}-seed.iso"),
             kernel=base and base.kernel,
             initrd=base and base.initrd,

@@ -45,7 +45,14 @@ class Map(msgspec.Struct, frozen=True):
 
     def runs(self) -> tuple[Run, ...]:
         """The same, without the places."""
-        return tuple(Run(one.offset, one.length, one.at is None) for one in self.extents)
+        runs: list[Run] = []
+        for one in self.extents:
+            last, zero = runs[-1] if runs else None, one.at is None
+            if last is not None and last.offset + last.length == one.offset and last.zero == zero:
+                runs[-1] = Run(last.offset, last.length + one.length, zero)
+            else:
+                runs.append(Run(one.offset, one.length, zero))
+        return tuple(runs)
 
     def read(self, read: Read, offset: int, length: int) -> bytes:
         """Bytes of the disk; what the file does not hold is zeros."""

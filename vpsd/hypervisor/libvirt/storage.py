@@ -217,6 +217,10 @@ class Pool:
             raise Unusable(f"There is no disk {disk}.")
         return volume
 
+    def disk_path(self, host: libvirt.virConnect, disk: str) -> str:
+        """Where a disk lies."""
+        return str(self.path(host) / f"{disk}.qcow2")
+
     def copy_path(self, host: libvirt.virConnect, name: str) -> str:
         """Where the copy of a guest's disk lies."""
         return str(self.path(host) / f"{name}-copy")
