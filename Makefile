@@ -15,6 +15,10 @@ test: ## Install what is missing and run all tests, real guests included
 	@scripts/install dev
 	@scripts/test
 
+test-debian: ## Back up, restore and resize a real Debian 12, in about ten minutes
+	@scripts/install dev
+	@$(PYTHON) -m pytest --durations=0 tests/debian
+
 check: ## Format, lint, types, import directions, API description
 	@scripts/install dev
 	.venv/bin/ruff format --check .

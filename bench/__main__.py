@@ -6,7 +6,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import boot, http, money
+from bench import backups, boot, http, money
 
 _ROOT = Path(__file__).parent.parent
 _BEGIN, _END = "<!-- bench: copied from docs/bench.md, a test compares -->\n", "<!-- /bench -->"
@@ -23,7 +23,11 @@ def measure_http() -> list[http.Figure]:
 
 
 def table(
-    requests: list[http.Figure], token_check_us: float, metering: list[money.Figures], guest: boot.Figures
+    requests: list[http.Figure],
+    token_check_us: float,
+    metering: list[money.Figures],
+    guest: boot.Figures,
+    copies: backups.Figures,
 ) -> str:
     """The figures and what they are held against, as Markdown."""
     ours, direct = statistics.median(guest.vpsd_seconds), statistics.median(guest.direct_seconds)
@@ -33,6 +37,7 @@ def table(
             f"{ours:.2f} s / {direct:.2f} s = {guest.ratio:.2f}",
             "at most 1.3",
         ),
+        *_backup_rows(copies),
         *(
             (
                 f"{figure.name}, of {http.SERVERS:,} servers",
@@ -61,6 +66,36 @@ def table(
     return "\n".join(lines) + "\n"
 
 
+def _backup_rows(figures: backups.Figures) -> list[tuple[str, str, str]]:
+    full, later, packed, plain = figures.full, figures.incremental, figures.packed, figures.plain
+    idle, busy = figures.idle, figures.busy
+    return [
+        (
+            f"full backup of a running guest with {backups.FILES * backups.FILE_MB} MB of random files, "
+            "against `qemu-img convert -c`",
+            f"{full.seconds:.1f} s / {packed.seconds:.1f} s = {full.seconds / packed.seconds:.1f} "
+            f"(without `-c` {plain.seconds:.1f} s); {full.size_mb:.0f} MB / {packed.size_mb:.0f} MB",
+            "at most 3",
+        ),
+        (
+            f"incremental one after {backups.FILE_MB} MB have changed, against the full one and `qemu-img convert -c`",
+            f"{later.seconds:.1f} s = {later.seconds / full.seconds:.2f} and {later.seconds / packed.seconds:.2f}; "
+            f"{later.size_mb:.0f} MB = {later.size_mb / full.size_mb:.2f} and {later.size_mb / packed.size_mb:.2f}",
+            "at most 0.2 of the full one",
+        ),
+        (
+            "longest gap between two synced writes in the guest during a backup, and without",
+            f"{busy.write_seconds:.2f} s, {idle.write_seconds:.2f} s",
+            "at most 1 s",
+        ),
+        (
+            "longest wait for an echo over SSH during a backup, and without",
+            f"{busy.echo_seconds:.2f} s, {idle.echo_seconds:.2f} s",
+            "at most 1 s",
+        ),
+    ]
+
+
 def main() -> None:
     """Measure, print, write."""
     print("requests: CPU of the serving process …", flush=True)
@@ -69,7 +104,9 @@ def main() -> None:
     token_check_us, metering = money.measure_token_check(), money.measure_metering()
     print("guests: five creates and five of QEMU alone, in turn …", flush=True)
     guest = boot.measure()
-    text = table(requests, token_check_us, metering, guest)
+    print("backups: three full and three incremental ones, and qemu-img of the same disk, in turn …", flush=True)
+    copies = backups.measure()
+    text = table(requests, token_check_us, metering, guest, copies)
     print("\n" + text)
     day = datetime.now(UTC).date().isoformat()
     head = (

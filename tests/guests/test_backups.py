@@ -1,7 +1,6 @@
 """Backups of real guests, and what they are good for: they boot, and have what was there."""
 
 import os
-import re
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -12,20 +11,10 @@ import pytest
 from tests.guests.host import Host
 from tests.guests.login import Login
 from tests.guests.test_first_server import root_size_mb
+from tests.guests.writing import start_writer, whole_lines, written
 from tests.running import Vpsd, until
 
 pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
-
-# Writes numbered lines without a pause.
-_WRITER = """
-cat > /root/writer <<'END'
-i=0
-while :; do i=$((i+1)); echo "line $i of the log, $i"; done >> /root/log
-END
-touch /root/log
-setsid sh /root/writer < /dev/null > /dev/null 2>&1 &
-"""
-_LINE = re.compile(r"line (\d+) of the log, \1")
 
 
 def test_a_backup_of_a_guest_that_writes_has_no_torn_line_and_boots(
@@ -34,19 +23,16 @@ def test_a_backup_of_a_guest_that_writes_has_no_torn_line_and_boots(
     server = vpsd.create("writes", ssh_key_id=key_id)["id"]
     login = Login(vpsd.until_status(server, "active")["ssh"], key=key)
     host.until_agent(server)
-    login.run(_WRITER)
-    until(lambda: int(login.run("wc -l < /root/log")) > 100, "the writer to be busy")
+    start_writer(login)
     boot = login.boot_id
     backup = vpsd.until_copied(vpsd.post(f"servers/{server}/backup/", {"label": "while it writes"}))
-    after = int(login.run("wc -l < /root/log"))
+    after = written(login)
     assert login.boot_id == boot  # it never stopped
     assert (backup["consistent"], backup["incremental"], backup["description"]) == (True, False, "while it writes")
     assert backup["paused_ms"] < 5000
     vpsd.post(f"backups/{backup['id']}/restore/")
     login = Login(vpsd.until_status(server, "active")["ssh"], key=key)
-    lines = login.run("cat /root/log").splitlines()
-    assert 100 < len(lines) <= after
-    assert [int(found[1]) for line in lines if (found := _LINE.fullmatch(line))] == list(range(1, len(lines) + 1))
+    assert 100 < whole_lines(login) <= after
     vpsd.delete(server)
 
 

@@ -84,9 +84,12 @@ class CopyView(msgspec.Struct):
     uuid: str
     completed_at: str | None
     consistent: Annotated[
-        bool | None, Meta(description="The file systems were at rest: frozen by the guest's agent, or the server off")
+        bool | None,
+        Meta(
+            description="Nothing was being written: the guest's agent had frozen the file systems, or the server was off"
+        ),
     ]
-    paused_ms: Annotated[int | None, Meta(description="For how long the running server could not write, in ms")]
+    paused_ms: Annotated[int | None, Meta(description="For how long at most the running server could not write, in ms")]
     incremental: Annotated[bool | None, Meta(description="Only what was written since the one before was copied")]
     sent_mb: Annotated[float | None, Meta(description="What had to be sent for it, compressed, in MB")]
     encrypted: bool | None
