@@ -258,6 +258,20 @@ async def test_a_copy_after_a_crash_misses_nothing(rig: Rig) -> None:
     assert rig.read_note(f"{NAME}.5") == "one"
 
 
+async def test_a_disk_grows_although_its_guest_has_died_with_a_mark_on_it(rig: Rig) -> None:
+    host = rig.hypervisor
+    await prepare(rig)
+    await boot(rig)
+    await copy(rig, "m-1", None)
+    rig.crash()
+    await until_power(rig, Power.CRASHED)
+    await host.grow_disk(NAME, NAME, 2 * DISK_BYTES)
+    assert rig.disk_bytes() == 2 * DISK_BYTES
+    assert await power(rig) is not Power.RUNNING
+    await boot(rig)
+    assert (await copy(rig, "m-2", "m-1")).since is None
+
+
 async def test_a_disk_that_was_not_written_to_its_end_is_none(rig: Rig) -> None:
     host = rig.hypervisor
     await prepare(rig)

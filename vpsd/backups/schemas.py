@@ -85,9 +85,7 @@ class CopyView(msgspec.Struct):
     completed_at: str | None
     consistent: Annotated[
         bool | None,
-        Meta(
-            description="Nothing was being written: the guest's agent had frozen the file systems, or the server was off"
-        ),
+        Meta(description="Nothing was being written: file systems frozen by the agent, or the server off"),
     ]
     paused_ms: Annotated[int | None, Meta(description="For how long at most the running server could not write, in ms")]
     incremental: Annotated[bool | None, Meta(description="Only what was written since the one before was copied")]
