@@ -135,6 +135,11 @@ class RealRig:
         size: int = json.loads(told.stdout)["virtual-size"]
         return size
 
+    def make_older(self) -> None:
+        """Make the disk of a guest that is off one of version 2."""
+        disk = self.data / "pool" / f"{NAME}.qcow2"
+        subprocess.run(["qemu-img", "amend", "-q", "-o", "compat=0.10", disk], check=True)
+
     async def until_agent(self) -> None:
         async def tells() -> bool:
             return (await self.hypervisor.usage(NAME)).disk_used_bytes is not None

@@ -7,7 +7,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.hypervisor.rigs import NAME, RealRig, boot, power, prepare, silent, until, until_power
+from tests.hypervisor.rigs import (
+    NAME,
+    Picture,
+    RealRig,
+    boot,
+    boot_from,
+    copy,
+    power,
+    prepare,
+    silent,
+    until,
+    until_power,
+)
 from vpsd.errors import Unusable
 from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
@@ -116,3 +128,17 @@ async def test_an_upload_that_was_cut_off_is_never_taken_for_whole(real: RealRig
 async def test_guests_of_others_are_left_alone(real: RealRig) -> None:
     with pytest.raises(Unusable, match="no guest of this vpsd"):
         await real.hypervisor.power_off("somebody-elses")
+
+
+async def test_a_disk_of_an_older_vpsd_is_copied_whole_each_time(real: RealRig) -> None:
+    """libvirt makes qcow2 disks of version 2 unless told otherwise, as vpsd once let it: those keep no bitmaps."""
+    await prepare(real)
+    real.make_older()
+    await boot(real)
+    real.write_note(NAME, "one")
+    for mark, since in (("m-1", None), ("m-2", "m-1")):
+        assert (await copy(real, mark, since)).since is None
+        await (picture := Picture()).lay(real.hypervisor)
+    await picture.write(real.hypervisor, f"{NAME}.4")
+    await boot_from(real, f"{NAME}.4")
+    assert real.read_note(f"{NAME}.4") == "one"
