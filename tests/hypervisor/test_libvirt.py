@@ -4,6 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
+import libvirt
 import msgspec
 import pytest
 
@@ -21,7 +22,7 @@ from tests.hypervisor.rigs import (
     until_power,
 )
 from vpsd.errors import Unusable
-from vpsd.hypervisor.libvirt import daemon
+from vpsd.hypervisor.libvirt import daemon, storage
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 from vpsd.hypervisor.protocol import Power
 
@@ -142,3 +143,22 @@ async def test_a_disk_of_an_older_vpsd_is_copied_whole_each_time(real: RealRig) 
     await picture.write(real.hypervisor, f"{NAME}.4")
     await boot_from(real, f"{NAME}.4")
     assert real.read_note(f"{NAME}.4") == "one"
+
+
+async def test_a_copy_and_a_second_disk_that_would_fill_the_pool_are_refused(
+    real: RealRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await prepare(real)
+    await boot(real)
+    await copy(real, "m-1", None)
+    await (picture := Picture()).lay(real.hypervisor)
+    monkeypatch.setattr(storage, "_KEPT_FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(libvirt.virStoragePool, "info", lambda _: [2, 100 << 30, 99 << 30, 1 << 20])
+    with pytest.raises(Unusable, match="no room"):
+        await real.hypervisor.copy_disk(NAME, "m-2", None)
+    with pytest.raises(Unusable, match="no room"):
+        await picture.write(real.hypervisor, f"{NAME}.4")
+    monkeypatch.undo()
+    assert await power(real) is Power.RUNNING
+    assert (await real.hypervisor.volumes()).disks == {NAME}
+    assert (await copy(real, "m-2", "m-1")).since == "m-1"

@@ -214,6 +214,7 @@ class LibvirtHypervisor:
 
         def ask(host: libvirt.virConnect) -> Copying:
             self._drop_copy(host, name)
+            self._pool.require_room(host, 0 if since else self._pool.copy_bytes(host, name))
             return copies.begin(host, name, self._pool.copy_path(host, name), mark, since)
 
         return await self._call(ask, f"copy the disk of {name}", _START_SECONDS)

@@ -34,6 +34,8 @@ from vpsd.hypervisor.protocol import Image, Volumes
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BASE_VOLUME = re.compile(r"base-(.+)\.(qcow2|kernel|initrd|whole)")
 
+_KEPT_FREE_BYTES = 1 << 30
+
 Report = Callable[[float, str], None]
 
 
@@ -93,6 +95,25 @@ class Pool:
                 return None
             raise
         return capacity >> 30 or None  # nothing is known of a pool that was never started
+
+    def require_room(self, host: libvirt.virConnect, needed_bytes: int) -> None:
+        """Raise `Unusable` where that much would fill the pool: its guests have to be able to write."""
+        pool = self.open(host)
+        refresh(pool)
+        _, capacity, _, free = pool.info()
+        if free - needed_bytes < min(_KEPT_FREE_BYTES, capacity // 20):
+            mb = [f"{size >> 20} MB" for size in (needed_bytes, free)]
+            raise Unusable(f"The host has no room for it: it may need {mb[0]}, and {mb[1]} are free in the pool.")
+
+    def copy_bytes(self, host: libvirt.virConnect, name: str) -> int:
+        """What a whole copy of a guest's disk may need: what its disk takes, and what that stands on."""
+        pool, needed = self.open(host), 0
+        for volume in pool.listAllVolumes(0):
+            match = self._disk.fullmatch(volume.name())
+            if match and match[1].partition(".")[0] == name:
+                backing = backing_path(volume)
+                needed += volume.info()[2] + (host.storageVolLookupByPath(backing).info()[2] if backing else 0)
+        return needed
 
     def list(self, host: libvirt.virConnect) -> Volumes:
         """Everything in the pool, as the host's file system has it."""
@@ -194,6 +215,7 @@ class Pool:
             if is_qcow2(volume):
                 return None
             volume.delete(0)
+        self.require_room(host, file_bytes)
         return pool.createXML(volume_xml(f"{disk}.qcow2", file_bytes, "raw"), 0)
 
     def delete_disk(self, host: libvirt.virConnect, disk: str) -> None:
