@@ -680,3 +680,53 @@ async def test_a_backup_waits_for_no_turn_that_another_may_take(cloud: Cloud) ->
     await cloud.keeper().keep()
     assert (await cloud.post(f"/api/v1/servers/{server}/snapshot/")).json()["code"] == "busy"
     assert (await cloud.get("/api/v1/snapshots/")).json()["count"] == 0
+
+
+async def test_a_backup_is_either_restored_or_deleted(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    ends = set()
+    for turn in range(8):
+        backup = await cloud.have_copy(server)
+        asked = [
+            cloud.post(f"/api/v1/backups/{backup['id']}/restore/"),
+            cloud.ask("DELETE", f"/api/v1/backups/{backup['id']}/"),
+        ]
+        answers = await asyncio.gather(*(asked if turn % 2 else reversed(asked)))
+        restored, deleted = answers if turn % 2 else reversed(answers)
+        ends.add((restored.status_code, deleted.status_code))
+        await cloud.settle()
+        assert await cloud.status(server) == "active"
+    assert ends <= {(200, 400), (404, 204)}, ends
+    await _is_tidy(cloud)
+
+
+async def test_of_commands_at_once_one_is_carried_out(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    backup = await cloud.have_copy(server)
+    wishes = [
+        *(cloud.post(f"/api/v1/servers/{server}/{command}/") for command in ("backup", "snapshot", "reboot")),
+        cloud.post(f"/api/v1/backups/{backup['id']}/restore/"),
+        cloud.post(f"/api/v1/servers/{server}/rebuild/", {"os_id": 1}),
+    ]
+    answers = await asyncio.gather(*wishes)
+    assert sorted(answer.status_code for answer in answers)[1:] == [400] * 4
+    assert sum(answer.is_success for answer in answers) == 1
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+    for what in ("backups", "snapshots"):
+        found = (await cloud.get(f"/api/v1/{what}/")).json()["results"]
+        assert {one["status"] for one in found} <= {"completed"}
+    await _is_tidy(cloud)
+
+
+async def test_a_stopped_server_deleted_during_its_backup_comes_back_stopped(cloud: Cloud) -> None:
+    cloud.set(undelete_hours=24)
+    server = await cloud.have_server(status=Status.STOPPED)
+    assert (await cloud.post(f"/api/v1/servers/{server}/backup/")).status_code == 201
+    assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+    await cloud.settle()
+    assert await cloud.status(server) == "deleted"
+    assert (await cloud.post(f"/api/v1/servers/{server}/undelete/")).json()["server"]["status"] == "stopped"
+    await cloud.settle()
+    assert await cloud.status(server) == "stopped"
+    await _is_tidy(cloud)
