@@ -466,8 +466,13 @@ class Killed(BaseException):
 
 
 def _die_at(call: str) -> Callable[[str], None]:
+    """Die at that call; who is dead tidies up nothing."""
+    dead = False
+
     def die(name: str) -> None:
-        if name == call:
+        nonlocal dead
+        dead |= name == call
+        if dead:
             raise Killed
 
     return die
@@ -730,3 +735,45 @@ async def test_a_stopped_server_deleted_during_its_backup_comes_back_stopped(clo
     await cloud.settle()
     assert await cloud.status(server) == "stopped"
     await _is_tidy(cloud)
+
+
+async def _power(cloud: Cloud, server: int) -> Power:
+    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    assert guest is not None
+    return guest.power
+
+
+async def test_a_stopped_server_whose_backup_is_given_up_is_off(cloud: Cloud) -> None:
+    server = await cloud.have_server(status=Status.STOPPED)
+    await cloud.post(f"/api/v1/servers/{server}/backup/")
+    cloud.hypervisor.before_call = _die_at("copy_progress")
+    await _is_killed(cloud)
+    assert await _power(cloud, server) is Power.PAUSED
+    cloud.clock.advance(2 * 86_400)
+    await cloud.settle()
+    assert (await cloud.status(server), await _power(cloud, server)) == ("stopped", Power.OFF)
+    await _is_tidy(cloud)
+
+
+async def test_a_guest_that_a_lost_backup_left_standing_boots_with_its_new_plan(cloud: Cloud) -> None:
+    server = await cloud.have_server(status=Status.STOPPED)
+    name = cloud.guest(server)
+    await cloud.hypervisor.copy_disk(name, "a-mark", None)
+    await cloud.post(f"/api/v1/servers/{server}/resize/", {"plan_id": 3})
+    cloud.hypervisor.calls.clear()
+    await cloud.post(f"/api/v1/servers/{server}/start/")
+    await cloud.work()
+    assert await cloud.status(server) == "active"
+    assert cloud.hypervisor.calls.index("power_off") < cloud.hypervisor.calls.index("power_on")
+    await cloud.hypervisor.drop_copy(name)
+
+
+async def test_a_guest_that_is_down_although_it_should_run_is_not_copied(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+    made = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
+    await cloud.work()
+    assert "copy_disk" not in cloud.hypervisor.calls
+    assert "not running" in (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()["error"]
+    await cloud.settle()
+    assert (await cloud.status(server), await _power(cloud, server)) == ("active", Power.RUNNING)

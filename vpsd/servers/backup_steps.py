@@ -44,8 +44,6 @@ async def copy_disk(job: Job) -> None:
     copying = await hypervisor.copy_disk(job.name, backup.uuid, since)
     try:
         await _await_copy(job)
-        if copying.off:  # while its disk is open: nobody can take marks out of it later
-            await hypervisor.keep_mark(job.name, backup.uuid)
     finally:
         if copying.off:
             await _put_to_rest(job)
