@@ -32,7 +32,7 @@ DEBIAN = {"plan_id": 1, "os_id": 3, "user_data": USER_DATA}
 def vpsd() -> Iterator[Vpsd]:
     """A running vpsd; at the end it has no servers, and nothing on the host is without an owner."""
     # other test runs on this machine take other addresses
-    running = Vpsd(address_pool=f"127.77.{os.getpid() % 250}.0/24", workers=8, grace_hours=0)
+    running = Vpsd(address_pool=f"127.77.{os.getpid() % 250}.0/24", workers=8, grace_hours=0, vcpu_overcommit=32)
     if os.geteuid() == 0:
         connect.remember(connect.Choice("own", "", ""), running.data)  # also beside a system's libvirt
     try:

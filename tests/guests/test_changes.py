@@ -36,6 +36,7 @@ def test_a_disk_grows_under_a_running_guest_and_its_file_system_at_the_next_boot
 ) -> None:
     server = vpsd.create("widens", ssh_key_id=key_id)["id"]
     login = Login(vpsd.until_status(server, "active")["ssh"], key=key)
+    until(lambda: root_size_mb(login) > 0.95 * 2 * 1024, "the file system to fill the disk that it was given")
     boot = login.boot_id
     answer = vpsd.post(f"servers/{server}/resize/", {"plan_id": 5})
     assert "while it runs" in answer["message"]
