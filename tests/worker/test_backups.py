@@ -323,12 +323,8 @@ async def test_a_restore_that_does_not_boot_gives_the_old_disk_back(cloud: Cloud
     await _is_tidy(cloud)
 
 
-async def test_a_restore_that_nobody_could_undo_is_undone_at_the_next_boot(cloud: Cloud) -> None:
-    server = await cloud.have_server()
-    await _write(cloud, server, MB, "before")
-    backup = await cloud.have_copy(server)
-    await _write(cloud, server, MB, "after")
-    assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+async def _host_is_away_until_it_is_given_up(cloud: Cloud, server: int) -> None:
+    """A restore's guest is waited for when the host goes away; it is back when the restore was given up."""
 
     def breaks(call: str) -> None:
         if call == "is_up":
@@ -340,9 +336,18 @@ async def test_a_restore_that_nobody_could_undo_is_undone_at_the_next_boot(cloud
         cloud.clock.advance(60)
         if await cloud.status(server) == "error":
             break
-    assert (await cloud.row(server)).replaced is not None
     cloud.hypervisor.before_call = None
     cloud.hypervisor.broken = False
+
+
+async def test_a_restore_that_nobody_could_undo_is_undone_at_the_next_boot(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await _write(cloud, server, MB, "before")
+    backup = await cloud.have_copy(server)
+    await _write(cloud, server, MB, "after")
+    assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+    await _host_is_away_until_it_is_given_up(cloud, server)
+    assert (await cloud.row(server)).replaced is not None
     assert (await cloud.post(f"/api/v1/servers/{server}/start/")).status_code == 200
     await cloud.settle()
     assert await cloud.status(server) == "active"
@@ -578,19 +583,7 @@ async def test_a_guest_that_runs_from_a_disk_that_goes_is_powered_off_first(clou
     backup = await cloud.have_copy(server)
     await _write(cloud, server, MB, "after")
     assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
-
-    def breaks(call: str) -> None:
-        if call == "is_up":
-            cloud.hypervisor.broken = True
-
-    cloud.hypervisor.before_call = breaks
-    for _ in range(3000):
-        await cloud.work()
-        cloud.clock.advance(60)
-        if await cloud.status(server) == "error":
-            break
-    cloud.hypervisor.before_call = None
-    cloud.hypervisor.broken = False
+    await _host_is_away_until_it_is_given_up(cloud, server)
     cloud.hypervisor.calls.clear()
     await cloud.settle()  # the guest runs: it is taken in
     assert await cloud.status(server) == "active"

@@ -5,13 +5,19 @@ from sqlalchemy import and_, bindparam, exists, func, insert, or_, select, updat
 from vpsd.backups.models import Backup, Kind, State, backups
 from vpsd.core.db import Statement, Tx
 from vpsd.operations.models import operations
+from vpsd.operations.service import MOVES_DISKS
 from vpsd.servers.lifecycle import Command
 from vpsd.servers.models import Server, servers
 
 _c = backups.c
+
+
+def _set(*columns: str) -> Statement:
+    return Statement(update(backups).where(_c.id == bindparam("the_id")), columns)
+
+
 _BY_ID = Statement(select(backups).where(_c.id == bindparam("the_id")))
 _LOCKED = Statement(select(backups).where(_c.id == bindparam("the_id")).with_for_update())
-_ABOUT_BACKUPS = (Command.BACKUP, Command.BACKUP_DAILY, Command.RESTORE)
 _SHOWN = _c.deleted_at_ms.is_(None)
 _WHOLE = and_(_SHOWN, _c.status == State.COMPLETED)
 _LATEST = Statement(
@@ -38,12 +44,11 @@ _COUNT = Statement(
 _AUTOMATIC = Statement(
     select(_c.created_at_ms).where(_c.server_id == bindparam("the_server"), _c.kind == Kind.AUTOMATIC, _WHOLE)
 )
-_SET_PARENT = Statement(update(backups).where(_c.id == bindparam("the_id")), ("parent_id",))
-_SET_COPIED = Statement(
-    update(backups).where(_c.id == bindparam("the_id")),
-    ("os_id", "disk", "base", "kernel_cmdline", "incremental", "frozen", "frozen_ms", "target", "key_id"),
+_SET_PARENT = _set("parent_id")
+_SET_COPIED = _set(
+    *("os_id", "disk", "base", "kernel_cmdline", "incremental", "frozen", "frozen_ms", "target", "key_id"),
 )
-_SET_STORED = Statement(update(backups).where(_c.id == bindparam("the_id")), ("disk_bytes", "size_bytes", "sent_bytes"))
+_SET_STORED = _set("disk_bytes", "size_bytes", "sent_bytes")
 _SET_COMPLETED = Statement(
     update(backups)
     .where(_c.id == bindparam("the_id"), _c.status == State.IN_PROGRESS)
@@ -90,7 +95,7 @@ _OTHERS = Statement(
     )
     .order_by(_c.id)
 )
-_SET_GONE = Statement(update(backups).where(_c.id == bindparam("the_id")), ("gone_at_ms",))
+_SET_GONE = _set("gone_at_ms")
 _THERE = Statement(select(backups).where(_c.gone_at_ms.is_(None)).order_by(_c.id))
 _IN_USE = Statement(
     select(servers.c.id)
@@ -107,7 +112,7 @@ _IN_USE = Statement(
                 or_(
                     and_(
                         operations.c.argument == bindparam("the_id"),
-                        or_(*(operations.c.command == command for command in _ABOUT_BACKUPS)),
+                        or_(*(operations.c.command == command for command in MOVES_DISKS)),
                     ),
                     and_(
                         operations.c.successor_argument == bindparam("the_id"),
