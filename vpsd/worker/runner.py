@@ -158,9 +158,7 @@ class Runner:
             if tidy is not None:
                 await job.refresh()
                 return await tidy(job)
-        except LostLease:
-            raise
-        except Exception as error:  # what is left is found by `vpsd check`
+        except Exception as error:  # what is left is found by `vpsd check`; a lost lease ends what follows, too
             log.warning("operation %s: could not tidy up behind it: %s", job.operation.id, error)
         return None
 
@@ -168,11 +166,7 @@ class Runner:
         if RULES[Command(operation.command)].minutes is None:  # tried until it is done
             await self._try_again(operation, lease, job, error)
             return
-        try:
-            said = await self._tidy(job)
-        except LostLease:
-            log.warning("operation %s: another worker has taken it over", operation.id)
-            return
+        said = await self._tidy(job)
         error = error if said is None else f"{error} {said}"
         log.warning("server %s: %s failed: %s", operation.server_id, operation.command, error)
         await self._rest(operation, lease, RULES[Command(operation.command)].failure, error, None)
