@@ -23,7 +23,6 @@ import msgspec
 import uvicorn
 from sqlalchemy import insert
 
-from vpsd import schema
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
@@ -35,6 +34,7 @@ from vpsd.core.clock import SystemClock
 from vpsd.core.ids import Ids
 from vpsd.hosts import service as hosts
 from vpsd.hypervisor.protocol import HostFacts
+from vpsd.migrations import schema
 from vpsd.servers.models import servers
 from vpsd.settings import Settings
 

@@ -12,10 +12,10 @@ import pytest
 from tests.cloud import Cloud
 from tests.postgres import running_postgres
 from tests.scheduling import pytest_xdist_make_scheduler  # noqa: F401  # how xdist shares the tests out
-from vpsd import schema
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.core import db
+from vpsd.migrations import schema
 from vpsd.settings import Settings
 
 

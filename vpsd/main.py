@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import uvicorn
 
-from vpsd import schema
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
@@ -39,7 +38,7 @@ from vpsd.hypervisor.simulator import Simulator
 from vpsd.images.catalogued import CataloguedImages
 from vpsd.images.simulated import SimulatedImages
 from vpsd.images.store import ImageStore
-from vpsd.migrations import HEAD
+from vpsd.migrations import HEAD, schema
 from vpsd.servers.jobs import Images, World
 from vpsd.settings import Settings
 from vpsd.welcome import first_server

@@ -4,8 +4,8 @@ from typing import Any
 
 from sqlalchemy import Table, insert, select, update
 
-from vpsd import schema
 from vpsd.core.db import Database, Statement, Tx
+from vpsd.migrations import schema
 
 Dump = dict[str, list[dict[str, Any]]]
 

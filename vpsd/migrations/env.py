@@ -1,8 +1,8 @@
-"""Run by alembic: migrates over the connection that `vpsd.schema` opened."""
+"""Run by alembic: migrates over the connection that `vpsd.migrations.schema` opened."""
 
 from alembic import context
 
-from vpsd.schema import all_tables
+from vpsd.migrations.schema import all_tables
 
 connection = context.config.attributes["connection"]
 context.configure(

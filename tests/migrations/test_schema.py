@@ -16,14 +16,13 @@ from sqlalchemy import Connection, text
 
 from tests.api.tables import rows
 from tests.cloud import Cloud
-from vpsd import schema
 from vpsd.billing.verify import verify
 from vpsd.core import db
 from vpsd.core.ids import token_hash
 from vpsd.errors import Misconfigured
 from vpsd.images.simulated import SimulatedImages
 from vpsd.main import make_vault
-from vpsd.migrations import HEAD
+from vpsd.migrations import HEAD, schema
 from vpsd.servers.jobs import World
 from vpsd.settings import Settings
 

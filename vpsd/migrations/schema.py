@@ -2,13 +2,16 @@
 
 import asyncio
 import fcntl
+import pkgutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, create_engine, event, inspect, text
+from sqlalchemy import Connection, MetaData, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
+import vpsd
 from vpsd.core.db import metadata, sqlite_path
 from vpsd.errors import Misconfigured
 from vpsd.migrations import HEAD
@@ -105,16 +108,9 @@ def alembic_config(connection: Connection) -> Any:
     return config
 
 
-def all_tables() -> Any:
-    """The metadata with every room's tables in it."""
-    import vpsd.accounts.models
-    import vpsd.addresses.models
-    import vpsd.billing.models
-    import vpsd.catalog.models
-    import vpsd.hosts.models
-    import vpsd.idempotency.models
-    import vpsd.operations.models
-    import vpsd.servers.models
-    import vpsd.ssh_keys.models  # noqa: F401
-
+def all_tables() -> MetaData:
+    """The metadata with the tables of every room's `models` in it."""
+    for module in pkgutil.walk_packages(vpsd.__path__, "vpsd."):
+        if module.name.endswith(".models"):
+            import_module(module.name)
     return metadata
