@@ -1,5 +1,5 @@
 # vpsd: `make run` and `make test` do everything on a fresh Debian 12; each may be run again at any time.
-.PHONY: help run test test-debian check format lock openapi bench clean
+.PHONY: help run test test-debian check format lock openapi migrations bench clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -36,6 +36,9 @@ lock: ## Resolve the dependencies anew
 
 openapi: ## Write openapi.json from the code
 	$(PYTHON) -m vpsd.api.openapi > openapi.json
+
+migrations: ## Note what a new migration makes
+	$(PYTHON) -m vpsd.migrations
 
 bench: ## Measure, as ratios between things run in turn
 	@scripts/install dev

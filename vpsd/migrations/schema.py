@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import vpsd
 from vpsd.core.db import metadata, sqlite_path
 from vpsd.errors import Misconfigured
-from vpsd.migrations import HEAD
+from vpsd.migrations import HEAD, heal, shape
 
 T = TypeVar("T")
 
@@ -24,7 +24,8 @@ _LOCK_KEY = 0x76707364  # "vpsd"
 async def prepare(url: str) -> str | None:
     """Migrate the database of a URL where needed; returns the version it came from, None when nothing was to do.
 
-    Raises `Misconfigured`, having changed nothing, for a database of another program or of a later vpsd.
+    Raises `Misconfigured`, having changed nothing, for a database of another program or of a later vpsd, and for one
+    that differs from what its version says.
     """
     return await run(url, _prepare)
 
@@ -62,40 +63,57 @@ def _run_sqlite(path: str, work: Callable[[Connection], T]) -> T:
 
 
 def _prepare(connection: Connection) -> str | None:
-    present = _version(connection)
-    if present == HEAD:
-        return None
-    from alembic import command  # slow to import, and mostly not needed
+    found, released = shape.describe(connection), shape.released()
+    present = _version(connection, found)
+    came_from = "nothing"
+    if present is not None:
+        if present not in released:
+            raise Misconfigured(
+                f"the database has schema {present}, which this vpsd does not know: it was written by a later version. "
+                "Nothing was changed; start that version, or restore a backup from before it."
+            )
+        variants = heal.recognise(released[present], found)
+        _compare(present, released[present], heal.healed(found, variants))
+        if present == HEAD and not variants:
+            return None
+        came_from = f"an unfinished {present}" if variants else present
+        heal.heal(connection, variants)
+    if present != HEAD:
+        from alembic import command  # slow to import, and mostly not needed
 
-    config = alembic_config(connection)
-    if present is not None and present not in _known(config):
+        command.upgrade(alembic_config(connection), "head")
+    _compare(HEAD, released[HEAD], shape.describe(connection))
+    return came_from
+
+
+def _version(connection: Connection, found: shape.Shape) -> str | None:
+    if inspect(connection).has_table("alembic_version"):
+        version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        if version is not None:
+            return str(version)
+    if found:
         raise Misconfigured(
-            f"the database has schema {present}, which this vpsd does not know: it was written by a later version. "
-            "Nothing was changed; start that version, or restore a backup from before it."
-        )
-    command.upgrade(config, "head")
-    return present or "nothing"
-
-
-def _version(connection: Connection) -> str | None:
-    names = set(inspect(connection).get_table_names())
-    if "alembic_version" in names:
-        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        if found is not None:
-            return str(found)
-        names.remove("alembic_version")
-    if names:
-        raise Misconfigured(
-            f"the database holds tables that are not vpsd's ({', '.join(sorted(names)[:5])}). Nothing was changed; "
-            "point VPSD_DATABASE_URL or VPSD_DATA_DIR to an empty one."
+            f"the database holds tables that are not vpsd's ({', '.join(sorted(shape.tables(found))[:5])}). Nothing "
+            "was changed; point VPSD_DATABASE_URL or VPSD_DATA_DIR to an empty one."
         )
     return None
 
 
-def _known(config: Any) -> set[str]:
+def _compare(revision: str, wanted: shape.Shape, found: shape.Shape) -> None:
+    """Refuse what is not as its revision says: the code would fail on it, sooner or later."""
+    if found != wanted:
+        raise Misconfigured(
+            f"the database says that it has schema {revision}, and differs from it: "
+            f"{shape.differences(wanted, found)}. Nothing was changed; undo by hand what was changed by hand, or "
+            "restore a backup from before it."
+        )
+
+
+def revisions(config: Any) -> list[str]:
+    """Those that there are migrations to, first to last."""
     from alembic.script import ScriptDirectory
 
-    return {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
+    return [each.revision for each in ScriptDirectory.from_config(config).walk_revisions()][::-1]
 
 
 def alembic_config(connection: Connection) -> Any:

@@ -1,0 +1,76 @@
+"""A start on a database that any landed commit has made: it comes to the present schema, and vpsd works on it."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from tests.api.tables import rows
+from tests.migrations.old import DELETED_MS, HOUR_MS, LANDED, OLD_MS, differences, dump, fill, migrate, opened
+from vpsd.migrations import HEAD, schema, shape
+
+# Every commit that has changed the migrations until they were frozen, and what later ones made of databases that they
+# could still upgrade.
+UNMEANT = ("a56cc15", "9094b3b", "d1f1291", "a56cc15+b7321fc", "9094b3b+b7321fc", "d1f1291+40af3b1", "d1f1291+e68e1dd")
+COMMITS = (
+    *("49dd861", "d71b4aa", *UNMEANT, "e91cbd4", "b7321fc", "a8bb715", "40af3b1", "e68e1dd"),
+    *("49dd861+e91cbd4+a8bb715", "49dd861+40af3b1"),
+)
+STAMPS = {"49dd861": "0001", "d71b4aa": "0001", "a56cc15": "0002", "9094b3b": "0002", "e91cbd4": "0002"}
+STAMPS |= {"d1f1291": "0003", "b7321fc": "0003", "a8bb715": "0004", "40af3b1": "0004", "e68e1dd": "0004"}
+AS_RELEASED = ("d71b4aa", "e91cbd4", "b7321fc", "e68e1dd")
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def _make(connection: Connection, commits: str, folder: Path) -> Rows:
+    migrate(connection, commits, folder)
+    fill(connection)
+    return dump(connection)
+
+
+def _compare(connection: Connection) -> list[Any]:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    return list(compare_metadata(MigrationContext.configure(connection), schema.all_tables()))
+
+
+def _old(url: str, commits: str, folder: Path) -> Rows:
+    return asyncio.run(schema.run(url, partial(_make, commits=commits, folder=folder)))
+
+
+def test_every_landed_commit_is_tried() -> None:
+    assert {path.stem for path in LANDED.glob("*.diff")} == set(STAMPS) <= set(COMMITS)
+
+
+@pytest.mark.parametrize("commits", COMMITS)
+def test_a_landed_database_comes_to_the_present_schema_with_its_rows(
+    commits: str, empty_url: str, tmp_path: Path
+) -> None:
+    before = _old(empty_url, commits, tmp_path / "versions")
+    stamp = STAMPS[commits.rpartition("+")[2]]
+    came_from = asyncio.run(schema.prepare(empty_url))
+    if commits in AS_RELEASED:
+        assert came_from == (None if stamp == HEAD else stamp)
+    else:
+        assert came_from == f"an unfinished {stamp}"
+    assert asyncio.run(schema.run(empty_url, _compare)) == []
+    assert asyncio.run(schema.run(empty_url, shape.describe)) == shape.released()[HEAD]
+    assert asyncio.run(schema.prepare(empty_url)) is None
+    after = asyncio.run(schema.run(empty_url, dump))
+    if commits in UNMEANT:  # what was moved and not charged is never charged
+        assert [(row["month"], row.pop("settled_at_ms")) for row in after["traffic"]] == [
+            *(("2025-04", 0), ("2025-05", 0)),
+            ("2025-05", DELETED_MS),
+        ]
+    for table, kept in before.items():
+        assert [{name: row.get(name, cell) for name, cell in old.items()} for old, row in zip(kept, after[table], strict=True)] == kept
+
+
+@pytest.mark.parametrize("commits", COMMITS)
+async def test_vpsd_works_on_a_landed_database(commits: str, empty_url: str, tmp_path: Path) -> None:
+    await schema.run(empty_url, partial(_make, commits=commits, folder=tmp_path / "versions"))
