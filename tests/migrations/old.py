@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 from tests.cloud import Cloud
 from vpsd.billing.verify import verify
 from vpsd.core import db
-from vpsd.core.clock import FakeClock
 from vpsd.core.ids import token_hash
 from vpsd.images.simulated import SimulatedImages
 from vpsd.main import make_vault
@@ -40,7 +39,7 @@ Row = tuple[str, dict[str, Any]]
 
 def write_versions(commit: str, folder: Path) -> None:
     """Write the migrations of a commit, byte for byte."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in _FROZEN:
         shutil.copy(VERSIONS / name, folder)
     for change in (LANDED / f"{commit}.diff").read_text(encoding="utf-8").split("diff --git ")[1:]:
@@ -80,7 +79,7 @@ def fill(connection: Connection) -> None:
     unmeant = "plans: column price_from_ms bigint" not in there
     for table, values in [*_ROWS, *(_money(unmeant) if "rentals" in present else []), *_BACKUPS]:
         if table in present:
-            fitting = {name: value for name, value in values.items() if (table, name) in columns}
+            fitting = {name: value for name, value in values.items() if (table, name) in columns and value is not None}
             kinds = [sa.column(name, _kind(value)) for name, value in fitting.items()]
             connection.execute(sa.insert(sa.table(table, *kinds)).values(fitting))
     assert all(dump(connection).values())
@@ -88,22 +87,38 @@ def fill(connection: Connection) -> None:
 
 def dump(connection: Connection) -> dict[str, list[dict[str, Any]]]:
     """Every row of every table."""
-    return {
-        table: [dict(row) for row in connection.execute(sa.text(f'SELECT * FROM "{table}" ORDER BY 1, 2')).mappings()]
+    tables = {
+        table: [dict(row) for row in connection.execute(sa.text(f'SELECT * FROM "{table}"')).mappings()]
         for table in sorted(shape.tables(shape.describe(connection)))
     }
+    return {table: sorted(rows, key=lambda row: list(row.values())[:2]) for table, rows in tables.items()}
 
 
 def _kind(value: Any) -> sa.types.TypeEngine[Any]:
-    kinds = {bool: sa.Boolean(), int: sa.BigInteger(), float: sa.Float(), bytes: sa.LargeBinary()}
+    kinds: dict[type, sa.types.TypeEngine[Any]] = {
+        bool: sa.Boolean(),
+        int: sa.BigInteger(),
+        float: sa.Float(),
+        bytes: sa.LargeBinary(),
+    }
     return kinds.get(type(value), sa.String())
 
 
 def _server(number: int, account: int, name: str, status: str, **more: Any) -> Row:
     return "servers", {
-        **{"uuid": f"s-{number}", "account_id": account, "name": name, "hostname": name, "status": status},
-        **{"plan_id": 4, "os_id": 1, "location": "us-west", "backups_enabled": False},
-        **{"created_at_ms": OLD_MS, "updated_at_ms": OLD_MS, "provisioned_at_ms": OLD_MS, **more},
+        "uuid": f"s-{number}",
+        "account_id": account,
+        "name": name,
+        "hostname": name,
+        "status": status,
+        "plan_id": 4,
+        "os_id": 1,
+        "location": "us-west",
+        "backups_enabled": False,
+        "created_at_ms": OLD_MS,
+        "updated_at_ms": OLD_MS,
+        "provisioned_at_ms": OLD_MS,
+        **more,
     }
 
 
@@ -143,6 +158,7 @@ _ROWS: list[Row] = [
         {"uuid": "o-1", "server_id": 1, "command": "create", **_DONE, "run_at_ms": OLD_MS}
         | {"created_at_ms": OLD_MS, "finished_at_ms": OLD_MS},
     ),
+    ("traffic", {"server_id": 1, "month": "2025-05", "received_bytes": 1_000_000, "sent_bytes": 2_000_000}),
     ("usage", {"server_id": 1, "sampled_at_ms": OLD_MS, "cpu_percent": 1.5, "sent_bytes": 7}),
 ]
 
@@ -209,11 +225,9 @@ async def opened(url: str, now_ms: int) -> Cloud:
     """vpsd on a database that is at its schema."""
     settings = Settings(hypervisor="simulator", rate_limit=0, address_rate_limit=0, login_failures=0)
     cloud = Cloud(await db.connect(url), settings)
-    cloud.clock = FakeClock(now_ms)
+    cloud.clock.advance((now_ms - cloud.clock.now_ms()) / 1000)
     vault = make_vault(settings, "0badcafe")
-    cloud.world = World(
-        cloud.database, cloud.hypervisor, SimulatedImages(), vault, cloud.clock, settings, "0badcafe"
-    )
+    cloud.world = World(cloud.database, cloud.hypervisor, SimulatedImages(), vault, cloud.clock, settings, "0badcafe")
     cloud.http = httpx.AsyncClient(transport=httpx.ASGITransport(cloud.app()), base_url="http://vpsd.test")
     cloud.tokens = {"default": TOKEN}
     return cloud
