@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from tests.api.tables import rows
 from tests.migrations.old import DELETED_MS, HOUR_MS, LANDED, OLD_MS, differences, dump, fill, migrate, opened
+from vpsd.errors import Misconfigured
 from vpsd.migrations import HEAD, schema, shape
 
 # Every commit that has changed the migrations until they were frozen, and what later ones made of databases that they
@@ -98,3 +99,16 @@ async def test_vpsd_works_on_a_landed_database(commits: str, empty_url: str, tmp
     for backup in await rows(cloud.database, "backups"):
         assert backup["incremental"] == (None if backup["target"] is None else backup["parent_id"] is not None)
     await cloud.close()
+
+
+def test_a_server_that_is_rented_twice_at_once_keeps_a_database_as_it_is(empty_url: str, tmp_path: Path) -> None:
+    def rent_again(connection: Connection) -> Rows:
+        columns = "server_id, account_id, plan_id, price_monthly_micros, bandwidth_gb, from_ms, charged_until_ms"
+        connection.execute(text(f"INSERT INTO rentals ({columns}) SELECT {columns} FROM rentals WHERE server_id = 1"))
+        return dump(connection)
+
+    _old(empty_url, "a56cc15", tmp_path / "versions")
+    before = asyncio.run(schema.run(empty_url, rent_again))
+    with pytest.raises(Misconfigured, match="rentals"):
+        asyncio.run(schema.prepare(empty_url))
+    assert asyncio.run(schema.run(empty_url, dump)) == before

@@ -22,7 +22,9 @@ _LOCK_KEY = 0x76707364  # "vpsd"
 
 
 async def prepare(url: str) -> str | None:
-    """Migrate the database of a URL where needed; returns the version it came from, None when nothing was to do.
+    """Migrate the database of a URL where needed; returns what it came from, None when nothing was to do.
+
+    That is "nothing", a version, or "an unfinished" one (see `heal`).
 
     Raises `Misconfigured`, having changed nothing, for a database of another program or of a later vpsd, and for one
     that differs from what its version says.
