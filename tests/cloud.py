@@ -5,7 +5,7 @@ Alice is the customer, Charlie is a stranger with an account of his own, nobody 
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from vpsd.api.app import make_app
 from vpsd.api.cloud import Cloud as ApiCloud
 from vpsd.api.cloud import HostStatus
 from vpsd.api.edge import Asgi
+from vpsd.backups.repository import Repository
 from vpsd.backups.targets import Directory
-from vpsd.backups.vault import Vault
 from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
@@ -31,7 +31,7 @@ from vpsd.core.db import Database
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
 from vpsd.hypervisor.protocol import disk_name, guest_name
-from vpsd.hypervisor.simulator import Simulator
+from vpsd.hypervisor.simulator import Hook, Simulator
 from vpsd.images.simulated import SimulatedImages
 from vpsd.operations import service as operations
 from vpsd.servers import rows
@@ -53,38 +53,38 @@ async def never_ticks(seconds: float) -> None:
     await asyncio.Event().wait()
 
 
-class Shelf(Directory):
-    """A target in a folder, and what happens at each call to it."""
+class RecordingTarget(Directory):
+    """A target in a folder that records its calls, with a hook before each."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.folder = path
         self.calls: list[str] = []
-        self.before_call: Callable[[str], None] | None = None  # may raise
+        self.before_call: Hook | None = None  # may raise
 
-    def _called(self, call: str) -> None:
+    async def _called(self, call: str) -> None:
         self.calls.append(call)
-        if self.before_call is not None:
-            self.before_call(call)
+        if self.before_call is not None and (waiting := self.before_call(call)) is not None:
+            await waiting
 
     async def put(self, key: str, data: bytes) -> None:
-        self._called("put")
+        await self._called("put")
         await super().put(key, data)
 
     async def get(self, key: str) -> bytes:
-        self._called("get")
+        await self._called("get")
         return await super().get(key)
 
     async def keys(self, folder: str) -> list[str]:
-        self._called("keys")
+        await self._called("keys")
         return await super().keys(folder)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        self._called("delete")
+        await self._called("delete")
         await super().delete(keys)
 
     def objects(self) -> list[str]:
-        """Everything that lies there."""
+        """The paths of all files."""
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
 
 
@@ -97,7 +97,7 @@ class Cloud:
         self.database = database
         self.settings = settings
         self.hypervisor = Simulator(clock=self.clock)
-        self.target = Shelf(settings.backup_folder)
+        self.target = RecordingTarget(settings.backup_folder)
         self.instance = ""
         self.world: World
         self.http: httpx.AsyncClient
@@ -115,9 +115,15 @@ class Cloud:
                 await billing.add_credit(tx, self.ids, self.clock, self.settings, account, *beginning)
                 actor = accounts.operator(account.id)
                 _, self.tokens[name] = await tokens.add(tx, self.ids, self.clock, actor, "test")
-        vault = Vault(self.target, self.instance, None)
+        repository = Repository(self.target, self.instance, None)
         self.world = World(
-            self.database, self.hypervisor, images or SimulatedImages(), vault, self.clock, self.settings, self.instance
+            self.database,
+            self.hypervisor,
+            images or SimulatedImages(),
+            repository,
+            self.clock,
+            self.settings,
+            self.instance,
         )
         app = self.app()
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vpsd.test")

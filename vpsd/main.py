@@ -22,8 +22,8 @@ from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
 from vpsd.api.cloud import Cloud, HostStatus
+from vpsd.backups.repository import Repository, read_key
 from vpsd.backups.targets import open_target
-from vpsd.backups.vault import Vault, read_key
 from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.core import db
@@ -60,7 +60,7 @@ def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervis
     if settings.hypervisor == "simulator":
         path = str(settings.data_dir / "simulator.sqlite")
         return Simulator(path, clock, settings.simulator_boot_seconds)
-    connect.refuse_without_binding()
+    connect.require_python_binding()
     # Imported here: it needs libvirt's libraries, and the simulator does not.
     from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 
@@ -80,10 +80,10 @@ def make_images(settings: Settings) -> Images:
     return CataloguedImages(ImageStore(image_folder(settings)))
 
 
-def make_vault(settings: Settings, instance: str) -> Vault:
+def make_repository(settings: Settings, instance: str) -> Repository:
     """Where backups are kept; nothing is asked of it yet."""
     key = None if settings.backup_key_file is None else read_key(settings.backup_key_file)
-    return Vault(open_target(settings), instance, key)
+    return Repository(open_target(settings), instance, key)
 
 
 def image_folder(settings: Settings) -> Path:
@@ -147,8 +147,8 @@ async def open_world(settings: Settings, say: Say = lambda _: None) -> AsyncIter
             instance = await accounts.instance(tx, Ids())
         hypervisor = make_hypervisor(settings, instance, clock)
         try:
-            vault = make_vault(settings, instance)
-            yield World(database, hypervisor, make_images(settings), vault, clock, settings, instance)
+            repository = make_repository(settings, instance)
+            yield World(database, hypervisor, make_images(settings), repository, clock, settings, instance)
         finally:
             await hypervisor.close()
 

@@ -111,7 +111,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     backup_s3_region: Annotated[str | None, Meta(description="The bucket's region; unset: as boto3 finds it.")] = None
     backup_key_file: Annotated[
-        Path | None, Meta(description="File of 64 hex digits that backups are sealed with; unset: they are not sealed.")
+        Path | None,
+        Meta(description="File of 64 hex digits that backups are encrypted with; unset: they are not encrypted."),
     ] = None
     backup_window: Annotated[
         str, Meta(description="When daily backups begin: HH:MM-HH:MM, in UTC; may cross midnight.")

@@ -8,7 +8,7 @@ from tests.cloud import Cloud
 from vpsd.billing.models import Rental
 from vpsd.billing.service import _RENTALS as RENTALS
 from vpsd.core.money import MICROS
-from vpsd.hypervisor.protocol import Power
+from vpsd.hypervisor.protocol import PowerState
 from vpsd.servers.lifecycle import Status
 
 SERVERS = "/api/v1/servers/"
@@ -111,7 +111,7 @@ async def test_a_guest_that_went_down_while_its_disk_grew_is_found_stopped(cloud
     await cloud.offer(5, storage_gb=5)
     server_id = await cloud.have_server()
     await cloud.post(f"{SERVERS}{server_id}/resize/", {"plan_id": 5})
-    cloud.hypervisor.happens(cloud.guest(server_id), Power.OFF)
+    cloud.hypervisor.happens(cloud.guest(server_id), PowerState.OFF)
     await cloud.settle()
     assert await cloud.status(server_id) == "stopped"
     assert cloud.hypervisor.disk_bytes(cloud.guest(server_id)) == 5 * GIB

@@ -11,10 +11,10 @@ from typing import BinaryIO
 import pytest
 from moto.s3.models import s3_backends
 
+from tests.backups.recording_target import CHUNK, KEY, Disk, backup_ref, chain, keep, restored
 from tests.backups.services import Cut, complaining
-from tests.backups.shelf import CHUNK, KEY, Disk, chain, keep, place, restored
+from vpsd.backups.repository import Repository
 from vpsd.backups.targets import S3, Directory, Missing, Target, TargetFull, open_target
-from vpsd.backups.vault import Vault
 from vpsd.errors import Unavailable, Unusable
 from vpsd.settings import Settings, load
 
@@ -50,14 +50,14 @@ async def test_objects_come_back_are_listed_by_folder_and_go(target: Target) -> 
 
 
 async def test_backups_of_a_chain_come_back_and_leave_nothing(target: Target) -> None:
-    vault = Vault(target, "0a1b2c3d", KEY, CHUNK)
-    held = await chain(vault, 3)
-    await vault.discard(place(1), [place(0), place(2)])
+    repository = Repository(target, "0a1b2c3d", KEY, CHUNK)
+    held = await chain(repository, 3)
+    await repository.discard(backup_ref(1), [backup_ref(0), backup_ref(2)])
     for number in (0, 2):
-        assert await restored(vault, place(number)) == held[number]
-    await vault.discard(place(0), [place(2)])
-    await vault.verify(place(2))
-    await vault.discard(place(2), [])
+        assert await restored(repository, backup_ref(number)) == held[number]
+    await repository.discard(backup_ref(0), [backup_ref(2)])
+    await repository.verify(backup_ref(2))
+    await repository.discard(backup_ref(2), [])
     assert await target.keys("vpsd-0a1b2c3d/") == []
 
 
@@ -77,7 +77,7 @@ def test_the_settings_say_which_target(tmp_path: Path) -> None:
 
 
 def test_who_keeps_backups_in_a_folder_does_not_load_the_client_of_s3() -> None:
-    program = "import sys, vpsd.backups.copying; sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
+    program = "import sys, vpsd.backups.transfer; sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
@@ -109,7 +109,7 @@ def die(*_):
     os._exit(9)
 
 target = Directory(Path(sys.argv[1]))
-target._make(Path(sys.argv[1]) / "a/b")
+target._make_folder(Path(sys.argv[1]) / "a/b")
 setattr(*{"rename": (Path, "rename"), "fsync": (os, "fsync")}[sys.argv[2]], die)
 target._put("a/b/one", b"x" * 10_000)
 """
@@ -145,7 +145,7 @@ async def test_two_writers_of_the_same_object_do_not_mix(tmp_path: Path) -> None
         fcntl.flock(other, fcntl.LOCK_EX)
         other.write(b"half of it")
         other.flush()
-        with pytest.raises(Unavailable, match=r"one is being written by somebody else"):
+        with pytest.raises(Unavailable, match=r"one is being written by another process"):
             await target.put("a/one", b"another")
         (tmp_path / "a/.one").rename(tmp_path / "a/one")
     assert await target.get("a/one") == b"half of it"
@@ -174,8 +174,8 @@ async def test_a_folder_that_somebody_takes_away_under_a_writer_is_made_again(tm
     class Unlucky(Directory):
         left = 3
 
-        def _make(self, folder: Path) -> None:
-            super()._make(folder)
+        def _make_folder(self, folder: Path) -> None:
+            super()._make_folder(folder)
             if folder.name == "b" and self.left:
                 self.left -= 1
                 folder.rmdir()
@@ -204,9 +204,9 @@ def test_a_disk_that_gets_full_is_told_and_what_is_on_it_stays_whole(tmp_path: P
     [
         (errno.ENOSPC, TargetFull, "is full"),
         (errno.EDQUOT, TargetFull, "is full"),
-        (errno.EACCES, Unusable, "may not use .*a"),
-        (errno.EPERM, Unusable, "may not use .*a"),
-        (errno.EROFS, Unusable, "may not use .*a"),
+        (errno.EACCES, Unusable, "no access to .*a"),
+        (errno.EPERM, Unusable, "no access to .*a"),
+        (errno.EROFS, Unusable, "no access to .*a"),
         (errno.EIO, Unavailable, "Input/output error"),
         (errno.ESTALE, Unavailable, "[Ss]tale"),
     ],
@@ -233,7 +233,7 @@ async def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(Unusable, match="may not use"):
+    with pytest.raises(Unusable, match="no access to"):
         await Directory(tmp_path).keys("a/")
 
 
@@ -339,19 +339,19 @@ async def test_a_connection_lost_midway_is_worth_another_try_which_goes_on(
     copy = disk.copy(whole=True)
     async with Cut(*moto).open() as way:
         target = S3(bucket[0], "", way.endpoint, "us-east-1")
-        vault = Vault(target, "0a1b2c3d", KEY, 64 * 1024)
+        repository = Repository(target, "0a1b2c3d", KEY, 64 * 1024)
         way.bytes_left = 64 * 1024 * 5
         with pytest.raises(Unavailable, match="does not answer"):
-            await keep(vault, place(0), copy)
+            await keep(repository, backup_ref(0), copy)
         way.bytes_left = None
         lying = await target.keys("vpsd-0a1b2c3d/")
         assert 0 < len(lying) < 8
         assert not [key for key in lying if key.endswith("/manifest")]
         way.sent.clear()
-        stored = await keep(vault, place(0), copy)
+        stored = await keep(repository, backup_ref(0), copy)
         assert stored.sent_bytes < (9 - len(lying)) * (64 * 1024)
         assert not [key for key in lying if f"PUT /{bucket[0]}/{key} ".encode() in way.sent]
-        assert await restored(vault, place(0)) == copy.content
+        assert await restored(repository, backup_ref(0)) == copy.content
 
 
 def test_a_bucket_of_another_service_is_in_the_path_and_not_in_the_hosts_name(credentials: None) -> None:

@@ -17,7 +17,7 @@ from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.core.db import Statement
 from vpsd.core.money import MICROS
-from vpsd.hypervisor.protocol import Usage
+from vpsd.hypervisor.protocol import GuestStats
 
 HOUR = 3600  # seconds, as `cloud.clock.advance` takes them
 DAY = 24 * HOUR
@@ -76,11 +76,7 @@ async def change(cloud: Cloud, clause: ClauseElement, columns: tuple[str, ...] |
 
 def has_moved(cloud: Cloud, received_bytes: int, sent_bytes: int) -> None:
     """Every guest's counters, from now on."""
-
-    async def usage(name: str) -> Usage:
-        return Usage(1.0, 40, 1 << 30, received_bytes, sent_bytes)
-
-    cloud.hypervisor.usage = usage  # type: ignore[method-assign]
+    cloud.hypervisor.guest_stats = GuestStats(1.0, 40, 1 << 30, received_bytes, sent_bytes)
 
 
 def until_hour(cloud: Cloud) -> float:

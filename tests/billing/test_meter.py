@@ -26,7 +26,6 @@ from vpsd.billing import meter, prices
 from vpsd.billing.models import Charge, rentals
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
-from vpsd.hypervisor.protocol import Usage
 from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import traffic
 
@@ -436,12 +435,13 @@ async def test_what_is_measured_of_a_deleted_server_is_not_added(cloud: Cloud) -
     await cloud.sampler().sample()
     cloud.clock.advance(15)
 
-    async def usage(name: str) -> Usage:
+    async def delete(call: str) -> None:
+        assert call == "stats"
         assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
         await charge(cloud)
-        return Usage(2.0, 40, 1 << 30, 90 * GB, 0)
 
-    cloud.hypervisor.usage = usage  # type: ignore[method-assign]
+    has_moved(cloud, 90 * GB, 0)
+    cloud.hypervisor.before_call = delete
     await cloud.sampler().sample()
     (entry,) = await charges_of(cloud, server, "transfer")
     assert entry.quantity > 40 * GB
@@ -454,11 +454,12 @@ async def test_what_is_measured_of_a_deleted_server_is_not_added(cloud: Cloud) -
 async def test_a_server_that_is_deleted_while_it_is_first_measured_has_moved_nothing(cloud: Cloud) -> None:
     server = await cloud.have_server()
 
-    async def usage(name: str) -> Usage:
+    async def delete(call: str) -> None:
+        assert call == "stats"
         assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
-        return Usage(2.0, 40, 1 << 30, 90 * GB, 0)
 
-    cloud.hypervisor.usage = usage  # type: ignore[method-assign]
+    has_moved(cloud, 90 * GB, 0)
+    cloud.hypervisor.before_call = delete
     await cloud.sampler().sample()
     await charge(cloud)
     assert await charges_of(cloud, server, "transfer") == []

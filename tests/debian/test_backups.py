@@ -128,4 +128,4 @@ def test_nothing_is_left_of_servers_and_backups_that_are_deleted(vpsd: Vpsd, hos
     until(lambda: not any(path.is_file() for path in (vpsd.data / "backups").rglob("*")), "the target to be empty")
     assert vpsd.run_json("check") == []
     assert host.guests() == {}
-    assert not host.volumes().disks | host.volumes().copies
+    assert not host.volumes().disks | host.volumes().exports

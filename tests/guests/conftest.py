@@ -70,7 +70,7 @@ def _let_go(vpsd: Vpsd) -> None:
     assert vpsd.run_json("check") == []
     assert vpsd.rows("SELECT * FROM addresses") == []
     assert host.guests() == {}
-    assert not host.volumes().disks | host.volumes().seeds | host.volumes().strangers | host.volumes().copies
+    assert not host.volumes().disks | host.volumes().seeds | host.volumes().unknown | host.volumes().exports
     assert vpsd.interrupt() == 0
 
 

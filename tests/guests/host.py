@@ -55,7 +55,7 @@ class Host:
     def until_agent(self, server_id: int) -> None:
         """Wait for the agent in a guest to answer."""
         name = self.name(server_id)
-        until(lambda: self._ask(lambda driver: driver.usage(name)).disk_used_bytes, "the guest's agent")
+        until(lambda: self._ask(lambda driver: driver.stats(name)).disk_used_bytes, "the guest's agent")
 
     def remove(self, name: str) -> None:
         """Take a guest away with all that it has."""

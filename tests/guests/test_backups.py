@@ -92,7 +92,7 @@ def test_a_target_that_fills_up_in_the_middle_fails_the_backup_and_nothing_else(
     finally:
         subprocess.run(["umount", target], check=True)
     assert vpsd.get(f"servers/{server}/")["status"] == "active"
-    assert not host.volumes().copies
+    assert not host.volumes().exports
     vpsd.until_copied(vpsd.post("backups/", {"server_id": server}))
     vpsd.delete(server)
 
@@ -124,7 +124,7 @@ def test_vpsd_killed_at_the_steps_of_a_backup_and_a_restore_ends_with_both_done(
             login = Login(vpsd.until_status(server, "active")["ssh"], key=key)
             assert login.run("cat /root/note") == "kept"
         volumes = host.volumes()
-        assert not volumes.copies
+        assert not volumes.exports
         for server in servers:
             assert len([disk for disk in volumes.disks if disk.partition(".")[0] == host.name(server)]) == 1
     assert vpsd.run_json("check") == []

@@ -143,7 +143,7 @@ def assert_one_of_each(vpsd: Vpsd, host: Host) -> None:
     volumes = host.volumes()
     disks = [disk.partition(".")[0] for disk in volumes.disks]  # a restored one has a number behind
     assert [sorted(found) for found in (host.guests(), disks, volumes.seeds)] == [names] * 3
-    assert not volumes.copies
+    assert not volumes.exports
     held = dict(vpsd.rows("SELECT server_id, address FROM addresses"))
     assert held.keys() == {server["id"] for server in present}
     assert len(set(held.values())) == len(present)

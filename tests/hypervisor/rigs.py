@@ -15,7 +15,7 @@ import msgspec
 
 from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
-from vpsd.hypervisor.protocol import Copying, Forward, GuestSpec, Hypervisor, Image, Power, guest_name
+from vpsd.hypervisor.protocol import DiskExport, Forward, GuestSpec, Hypervisor, Image, PowerState, guest_name
 from vpsd.hypervisor.simulator import Simulator
 
 INSTANCE = "c0ffee00"
@@ -80,7 +80,7 @@ class SimulatedRig:
         self.spec = make_spec(image, "127.93.0.1")
 
     def crash(self) -> None:
-        self.simulator.happens(NAME, Power.CRASHED)
+        self.simulator.happens(NAME, PowerState.CRASHED)
 
     @contextlib.contextmanager
     def ports_taken(self) -> Iterator[None]:
@@ -119,7 +119,7 @@ class RealRig:
 
     def qemu_pid(self) -> int:
         """The process that is the guest."""
-        return int((daemon.home(self.data) / "run" / "qemu" / f"{NAME}.pid").read_text())
+        return int((daemon.state_dir(self.data) / "run" / "qemu" / f"{NAME}.pid").read_text())
 
     @contextlib.contextmanager
     def ports_taken(self) -> Iterator[None]:
@@ -142,7 +142,7 @@ class RealRig:
 
     async def until_agent(self) -> None:
         async def tells() -> bool:
-            return (await self.hypervisor.usage(NAME)).disk_used_bytes is not None
+            return (await self.hypervisor.stats(NAME)).disk_used_bytes is not None
 
         await until(tells)
 
@@ -169,7 +169,7 @@ class RootWithoutLibvirt:
     def system_answers(self) -> bool:
         return False
 
-    def remembers(self, data: Path) -> str | None:
+    def used_before(self, data: Path) -> str | None:
         return None
 
     def missing_programs(self) -> list[str]:
@@ -194,7 +194,7 @@ async def boot(rig: Rig) -> None:
     await until(lambda: rig.hypervisor.is_up(NAME))
 
 
-async def power(rig: Rig) -> Power | None:
+async def power(rig: Rig) -> PowerState | None:
     """What the host says of the guest."""
     guest = await rig.hypervisor.guest(NAME)
     return None if guest is None else guest.power
@@ -212,12 +212,12 @@ async def shut_down(rig: Rig) -> None:
 
     async def is_off() -> bool:
         await rig.hypervisor.request_shutdown(NAME)
-        return await power(rig) is Power.OFF
+        return await power(rig) is PowerState.OFF
 
     await until(is_off)
 
 
-async def until_power(rig: Rig, wanted: Power) -> None:
+async def until_power(rig: Rig, wanted: PowerState) -> None:
     """Wait for the host to say so."""
 
     async def is_so() -> bool:
@@ -237,18 +237,20 @@ class Picture:
 
     async def lay(self, host: Hypervisor) -> int:
         """Lay the whole copy that is there over it; returns how many bytes that were."""
-        copied = await host.copied(NAME)
+        copied = await host.block_map(NAME)
         self.size_bytes = copied.size_bytes
-        for run in copied.runs:
-            content = bytes(run.length) if run.zero else await host.read_copy(NAME, run.offset, run.length)
-            at = run.offset
+        for extent in copied.extents:
+            content = (
+                bytes(extent.length) if extent.zero else await host.read_export(NAME, extent.offset, extent.length)
+            )
+            at = extent.offset
             while content:
                 number, start = divmod(at, self.CHUNK_BYTES)
                 chunk = self.chunks.setdefault(number, bytearray(self.CHUNK_BYTES))
                 part = content[: self.CHUNK_BYTES - start]
                 chunk[start : start + len(part)] = part
                 at, content = at + len(part), content[len(part) :]
-        return sum(run.length for run in copied.runs)
+        return sum(extent.length for extent in copied.extents)
 
     async def write(self, host: Hypervisor, disk: str) -> None:
         """Make a disk that looks like it."""
@@ -261,15 +263,15 @@ class Picture:
         await host.write_disk(disk, self.size_bytes, self.CHUNK_BYTES, numbers, content())
 
 
-async def copy(rig: Rig, mark: str, since: str | None) -> Copying:
+async def copy(rig: Rig, checkpoint: str, since: str | None) -> DiskExport:
     """Copy the disk, to the end."""
-    copying = await rig.hypervisor.copy_disk(NAME, mark, since)
+    started = await rig.hypervisor.export_disk(NAME, checkpoint, since)
 
     async def is_whole() -> bool:
-        return await rig.hypervisor.copy_progress(NAME) == 1.0
+        return await rig.hypervisor.export_progress(NAME) == 1.0
 
     await until(is_whole)
-    return copying
+    return started
 
 
 async def boot_from(rig: Rig, disk: str) -> None:

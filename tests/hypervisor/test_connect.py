@@ -6,7 +6,7 @@ import pytest
 
 from vpsd.errors import Misconfigured
 from vpsd.hypervisor.libvirt import daemon
-from vpsd.hypervisor.libvirt.connect import Choice, ThisMachine, choose, choose_pool_path, is_local, remember
+from vpsd.hypervisor.libvirt.connect import Choice, LocalMachine, choose, choose_pool_path, is_local, remember
 
 DATA = Path("/srv/vpsd")
 
@@ -25,7 +25,7 @@ class FakeMachine:
     def system_answers(self) -> bool:
         return self.system
 
-    def remembers(self, data: Path) -> str | None:
+    def used_before(self, data: Path) -> str | None:
         return self.before
 
     def missing_programs(self) -> list[str]:
@@ -68,9 +68,9 @@ def test_another_users_servers_are_not_forgotten(root: bool, before: str) -> Non
 
 def test_what_was_used_is_written_down_unless_it_was_given(tmp_path: Path) -> None:
     remember(Choice("given", "test:///default", ""), tmp_path)
-    assert ThisMachine().remembers(tmp_path) is None
+    assert LocalMachine().used_before(tmp_path) is None
     remember(Choice("own", "", ""), tmp_path)
-    assert ThisMachine().remembers(tmp_path) == "own"
+    assert LocalMachine().used_before(tmp_path) == "own"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.hypervisor.rigs import (
     until_power,
 )
 from vpsd.errors import Unavailable, Unusable
-from vpsd.hypervisor.protocol import PortsTaken, Power, Usage, guest_name
+from vpsd.hypervisor.protocol import GuestStats, PortsTaken, PowerState, guest_name
 
 STRANGER = guest_name(INSTANCE, 404)
 
@@ -31,13 +31,13 @@ async def test_a_guest_goes_its_way(rig: Rig) -> None:
     assert not await host.is_up(NAME)
     await boot(rig)
     guest = (await host.guests())[NAME]
-    assert (guest.uuid, guest.power) == (rig.spec.uuid, Power.RUNNING)
+    assert (guest.uuid, guest.power) == (rig.spec.uuid, PowerState.RUNNING)
     assert tuple(guest.forwards) == tuple(rig.spec.forwards)
     await shut_down(rig)
     assert not await host.is_up(NAME)
     await host.power_on(NAME)
     await host.power_off(NAME)
-    assert await power(rig) is Power.OFF
+    assert await power(rig) is PowerState.OFF
     await host.remove(NAME)
     assert await host.guest(NAME) is None
     assert NAME not in await host.guests()
@@ -51,13 +51,13 @@ async def test_every_call_may_be_repeated(rig: Rig) -> None:
         await prepare(rig)
     for _ in range(2):
         await host.power_on(NAME)
-    assert await power(rig) is Power.RUNNING
+    assert await power(rig) is PowerState.RUNNING
     await prepare(rig)
-    assert await power(rig) is Power.RUNNING
+    assert await power(rig) is PowerState.RUNNING
     for _ in range(2):
         await host.power_off(NAME)
     await host.request_shutdown(NAME)
-    assert await power(rig) is Power.OFF
+    assert await power(rig) is PowerState.OFF
     for _ in range(2):
         await host.remove(NAME)
     for _ in range(2):
@@ -69,7 +69,7 @@ async def test_names_that_the_host_does_not_know(rig: Rig) -> None:
     host = rig.hypervisor
     assert await host.guest(STRANGER) is None
     assert not await host.is_up(STRANGER)
-    assert await host.usage(STRANGER) == Usage()
+    assert await host.stats(STRANGER) == GuestStats()
     await host.power_off(STRANGER)
     await host.remove(STRANGER)
     await host.delete_base("nothing")
@@ -96,7 +96,7 @@ async def test_a_disk_grows_and_never_shrinks(rig: Rig, runs: bool) -> None:
 
 async def test_a_base_stays_while_a_disk_stands_on_it(rig: Rig) -> None:
     await prepare(rig)
-    with pytest.raises(Unusable, match="stand"):
+    with pytest.raises(Unusable, match="in use"):
         await rig.hypervisor.delete_base(rig.image.key)
     assert rig.image.key in (await rig.hypervisor.volumes()).bases
 
@@ -107,7 +107,7 @@ async def test_the_volumes_are_listed(rig: Rig) -> None:
     assert NAME in volumes.disks
     assert NAME in volumes.seeds
     assert rig.image.key in volumes.bases
-    assert not volumes.strangers
+    assert not volumes.unknown
     assert not volumes.unfinished
 
 
@@ -115,9 +115,9 @@ async def test_a_guest_whose_host_process_died_has_crashed(rig: Rig) -> None:
     await prepare(rig)
     await rig.hypervisor.power_on(NAME)
     rig.crash()
-    await until_power(rig, Power.CRASHED)
+    await until_power(rig, PowerState.CRASHED)
     await rig.hypervisor.power_on(NAME)
-    assert await power(rig) is Power.RUNNING
+    assert await power(rig) is PowerState.RUNNING
 
 
 async def test_a_seed_is_replaced_while_the_guest_runs(rig: Rig) -> None:
@@ -126,7 +126,7 @@ async def test_a_seed_is_replaced_while_the_guest_runs(rig: Rig) -> None:
     for content in (rig.seed[:-2] + b"zz", b"short"):
         await rig.hypervisor.write_seed(NAME, content)
         assert rig.read_seed() == content
-    assert await power(rig) is Power.RUNNING
+    assert await power(rig) is PowerState.RUNNING
 
 
 async def test_a_taken_port_has_an_error_of_its_own(rig: Rig) -> None:
@@ -134,7 +134,7 @@ async def test_a_taken_port_has_an_error_of_its_own(rig: Rig) -> None:
     with rig.ports_taken(), pytest.raises(PortsTaken):
         await rig.hypervisor.power_on(NAME)
     await rig.hypervisor.power_on(NAME)
-    assert await power(rig) is Power.RUNNING
+    assert await power(rig) is PowerState.RUNNING
 
 
 async def test_a_progress_ends_at_one(rig: Rig) -> None:
@@ -155,17 +155,17 @@ async def test_copies_of_a_running_guest_make_disks_that_boot(rig: Rig) -> None:
     everything = await first.lay(host)
     rig.write_note(NAME, "two")
     changes = await copy(rig, "m-2", since="m-1")
-    await host.keep_mark(NAME, "m-2")
+    await host.keep_checkpoint(NAME, "m-2")
     second = Picture()
     second.chunks = {number: bytearray(chunk) for number, chunk in first.chunks.items()}
     changed = await second.lay(host)
-    assert (whole.since, changes.since) == (None, "m-1")
+    assert (whole.since_checkpoint, changes.since_checkpoint) == (None, "m-1")
     assert whole.frozen
     assert changes.frozen
     assert 0 < changed < everything
-    assert (await host.volumes()).copies == {NAME}
-    await host.drop_copy(NAME)
-    assert not (await host.volumes()).copies
+    assert (await host.volumes()).exports == {NAME}
+    await host.drop_export(NAME)
+    assert not (await host.volumes()).exports
     assert second.size_bytes == DISK_BYTES
     for picture, disk, note in ((second, f"{NAME}.8", "two"), (first, f"{NAME}.7", "one")):
         for _ in range(2):
@@ -187,12 +187,12 @@ async def test_a_copy_of_a_guest_that_is_off_leaves_it_off(rig: Rig) -> None:
     await shut_down(rig)
     copying = await copy(rig, "m-1", since=None)
     assert copying.frozen
-    assert await power(rig) is Power.PAUSED
+    assert await power(rig) is PowerState.PAUSED
     assert not await host.is_up(NAME)
     await host.power_off(NAME)
-    assert await power(rig) is Power.OFF
+    assert await power(rig) is PowerState.OFF
     await (picture := Picture()).lay(host)
-    assert (await copy(rig, "m-2", since="m-1")).since == "m-1"
+    assert (await copy(rig, "m-2", since="m-1")).since_checkpoint == "m-1"
     await host.power_off(NAME)
     await picture.lay(host)
     await picture.write(host, f"{NAME}.3")
@@ -204,19 +204,19 @@ async def test_a_copy_begins_anew_as_often_as_wanted_and_misses_nothing(rig: Rig
     host, picture = rig.hypervisor, Picture()
     await prepare(rig)
     await boot(rig)
-    assert (await copy(rig, "m-1", None)).since is None
+    assert (await copy(rig, "m-1", None)).since_checkpoint is None
     await picture.lay(host)
     rig.write_note(NAME, "one")
-    await host.copy_disk(NAME, "m-2", "m-1")
-    await host.copy_disk(NAME, "m-2", "m-1")  # the same again, perhaps while the first is under way
-    await host.drop_copy(NAME)
-    await host.drop_copy(NAME)
+    await host.export_disk(NAME, "m-2", "m-1")
+    await host.export_disk(NAME, "m-2", "m-1")  # the same again, perhaps while the first is under way
+    await host.drop_export(NAME)
+    await host.drop_export(NAME)
     with pytest.raises(Unusable):
-        await host.copied(NAME)
-    assert (await copy(rig, "m-3", "m-1")).since == "m-1"  # the one before came to nothing
+        await host.block_map(NAME)
+    assert (await copy(rig, "m-3", "m-1")).since_checkpoint == "m-1"  # the one before came to nothing
     await picture.lay(host)
-    assert (await copy(rig, "m-4", "m-0")).since is None  # a mark that the host does not know
-    assert await power(rig) is Power.RUNNING
+    assert (await copy(rig, "m-4", "m-0")).since_checkpoint is None  # a mark that the host does not know
+    assert await power(rig) is PowerState.RUNNING
     await picture.write(host, f"{NAME}.6")
     await boot_from(rig, f"{NAME}.6")
     assert rig.read_note(f"{NAME}.6") == "one"
@@ -231,9 +231,9 @@ async def test_a_copy_of_a_disk_that_grew_holds_everything(rig: Rig, runs: bool)
     if not runs:
         await host.power_off(NAME)
     await host.grow_disk(NAME, NAME, 2 * DISK_BYTES)
-    assert (await copy(rig, "m-2", "m-1")).since is None
-    assert (await host.copied(NAME)).size_bytes == 2 * DISK_BYTES
-    assert (await copy(rig, "m-3", "m-2")).since == "m-2"
+    assert (await copy(rig, "m-2", "m-1")).since_checkpoint is None
+    assert (await host.block_map(NAME)).size_bytes == 2 * DISK_BYTES
+    assert (await copy(rig, "m-3", "m-2")).since_checkpoint == "m-2"
 
 
 async def test_a_copy_after_a_crash_misses_nothing(rig: Rig) -> None:
@@ -246,13 +246,13 @@ async def test_a_copy_after_a_crash_misses_nothing(rig: Rig) -> None:
     await picture.lay(host)
     rig.write_note(NAME, "one")
     rig.crash()
-    await until_power(rig, Power.CRASHED)
+    await until_power(rig, PowerState.CRASHED)
     with pytest.raises(Unavailable):
-        await host.copy_progress(NAME)
+        await host.export_progress(NAME)
     await boot(rig)
     await copy(rig, "m-2", "m-1")
     await picture.lay(host)
-    await host.keep_mark(NAME, "m-2")
+    await host.keep_checkpoint(NAME, "m-2")
     await picture.write(host, f"{NAME}.5")
     await boot_from(rig, f"{NAME}.5")
     assert rig.read_note(f"{NAME}.5") == "one"
@@ -264,12 +264,12 @@ async def test_a_disk_grows_although_its_guest_has_died_with_a_mark_on_it(rig: R
     await boot(rig)
     await copy(rig, "m-1", None)
     rig.crash()
-    await until_power(rig, Power.CRASHED)
+    await until_power(rig, PowerState.CRASHED)
     await host.grow_disk(NAME, NAME, 2 * DISK_BYTES)
     assert rig.disk_bytes() == 2 * DISK_BYTES
-    assert await power(rig) is not Power.RUNNING
+    assert await power(rig) is not PowerState.RUNNING
     await boot(rig)
-    assert (await copy(rig, "m-2", "m-1")).since is None
+    assert (await copy(rig, "m-2", "m-1")).since_checkpoint is None
 
 
 async def test_a_disk_that_was_not_written_to_its_end_is_none(rig: Rig) -> None:
@@ -291,15 +291,15 @@ async def test_a_disk_that_was_not_written_to_its_end_is_none(rig: Rig) -> None:
     await host.define(msgspec.structs.replace(rig.spec, disk=f"{NAME}.2"))
     await host.power_on(NAME)  # QEMU takes it for a disk
     await copy(rig, "m-1", None)
-    assert await host.read_copy(NAME, (1 << 20) - 1, 2) == b"ab"
+    assert await host.read_export(NAME, (1 << 20) - 1, 2) == b"ab"
 
 
 async def test_copies_of_guests_that_the_host_does_not_know(rig: Rig) -> None:
     host = rig.hypervisor
     with pytest.raises(Unusable):
-        await host.copy_disk(STRANGER, "m-1", None)
+        await host.export_disk(STRANGER, "m-1", None)
     with pytest.raises(Unavailable):
-        await host.copy_progress(STRANGER)
-    await host.drop_copy(STRANGER)
-    await host.keep_mark(STRANGER, None)
+        await host.export_progress(STRANGER)
+    await host.drop_export(STRANGER)
+    await host.keep_checkpoint(STRANGER, None)
     await host.delete_disk(STRANGER)

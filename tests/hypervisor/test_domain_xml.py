@@ -4,7 +4,7 @@ from xml.etree.ElementTree import Element, fromstring
 
 import msgspec
 
-from vpsd.hypervisor.libvirt.domain_xml import Files, build, read_wiring
+from vpsd.hypervisor.libvirt.domain_xml import Files, build, read_network
 from vpsd.hypervisor.protocol import Forward, GuestSpec
 
 SPEC = GuestSpec(
@@ -102,7 +102,7 @@ def parse(xml: str) -> Element:
 
 def test_a_guest_with_a_kernel_under_emulation() -> None:
     xml = build(SPEC, FILES, "qemu")
-    assert xml == EXPECTED.replace("DIGEST", read_wiring(xml).digest)
+    assert xml == EXPECTED.replace("DIGEST", read_network(xml).digest)
 
 
 def test_a_disk_that_boots_by_itself_has_no_kernel() -> None:
@@ -125,18 +125,18 @@ def test_values_cannot_leave_their_place() -> None:
 
 
 def test_the_network_can_be_read_back() -> None:
-    wiring = read_wiring(build(SPEC, FILES, "qemu"))
-    assert (wiring.address, wiring.forwards, wiring.mac) == (SPEC.address, SPEC.forwards, SPEC.mac)
-    assert wiring.host_port(80) == 8080
-    assert wiring.host_port(443) is None
+    network = read_network(build(SPEC, FILES, "qemu"))
+    assert (network.address, network.forwards, network.mac) == (SPEC.address, SPEC.forwards, SPEC.mac)
+    assert network.host_port(80) == 8080
+    assert network.host_port(443) is None
 
 
 def test_a_domain_that_is_not_ours_reads_as_nothing() -> None:
-    wiring = read_wiring("<domain><name>other</name></domain>")
-    assert (wiring.address, wiring.forwards, wiring.mac, wiring.digest) == ("", (), "", "")
+    network = read_network("<domain><name>other</name></domain>")
+    assert (network.address, network.forwards, network.mac, network.digest) == ("", (), "", "")
 
 
 def test_the_digest_tells_two_guests_apart_and_one_from_itself_not() -> None:
     other = msgspec.structs.replace(SPEC, memory_mb=8192)
-    digests = [read_wiring(build(spec, FILES, "qemu")).digest for spec in (SPEC, SPEC, other)]
+    digests = [read_network(build(spec, FILES, "qemu")).digest for spec in (SPEC, SPEC, other)]
     assert digests[0] == digests[1] != digests[2]

@@ -24,7 +24,7 @@ from tests.hypervisor.rigs import (
 from vpsd.errors import Unusable
 from vpsd.hypervisor.libvirt import daemon, storage
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
-from vpsd.hypervisor.protocol import Power
+from vpsd.hypervisor.protocol import PowerState
 
 pytestmark = pytest.mark.guest
 
@@ -34,12 +34,12 @@ async def test_a_restart_of_libvirtd_disturbs_no_guest(real: RealRig) -> None:
     await boot(real)
     pid, boot_id = real.qemu_pid(), real.ssh("cat /proc/sys/kernel/random/boot_id").stdout
     daemon.stop_own_daemon(real.data)
-    assert await power(real) is Power.RUNNING  # asks, and so starts the daemon again
+    assert await power(real) is PowerState.RUNNING  # asks, and so starts the daemon again
     assert daemon.running_pid(real.data) is not None
     assert await real.hypervisor.is_up(NAME)
     assert (real.qemu_pid(), real.ssh("cat /proc/sys/kernel/random/boot_id").stdout) == (pid, boot_id)
     real.crash()
-    await until_power(real, Power.CRASHED)
+    await until_power(real, PowerState.CRASHED)
 
 
 async def test_a_guest_that_died_while_libvirtd_was_away_has_crashed(real: RealRig) -> None:
@@ -47,7 +47,7 @@ async def test_a_guest_that_died_while_libvirtd_was_away_has_crashed(real: RealR
     await real.hypervisor.power_on(NAME)
     daemon.stop_own_daemon(real.data)
     real.crash()
-    await until_power(real, Power.CRASHED)
+    await until_power(real, PowerState.CRASHED)
 
 
 async def test_a_guest_that_powers_itself_off_is_off_and_watchers_hear_of_it(real: RealRig) -> None:
@@ -57,7 +57,7 @@ async def test_a_guest_that_powers_itself_off_is_off_and_watchers_hear_of_it(rea
     await boot(real)
     heard.clear()
     real.ssh("poweroff")
-    await until_power(real, Power.OFF)
+    await until_power(real, PowerState.OFF)
 
     async def was_heard() -> bool:
         return NAME in heard
@@ -91,10 +91,10 @@ async def test_figures_and_console_of_a_running_guest(real: RealRig) -> None:
     await boot(real)
 
     async def agent_tells() -> bool:
-        return (await real.hypervisor.usage(NAME)).disk_used_bytes is not None
+        return (await real.hypervisor.stats(NAME)).disk_used_bytes is not None
 
     await until(agent_tells)
-    usage = await real.hypervisor.usage(NAME)
+    usage = await real.hypervisor.stats(NAME)
     assert all(value is not None and value > 0 for value in msgspec.structs.astuple(usage))
     assert isinstance(real.hypervisor, LibvirtHypervisor)
     console = await real.hypervisor.console(NAME)
@@ -127,7 +127,7 @@ async def test_an_upload_that_was_cut_off_is_never_taken_for_whole(real: RealRig
 
 
 async def test_guests_of_others_are_left_alone(real: RealRig) -> None:
-    with pytest.raises(Unusable, match="no guest of this vpsd"):
+    with pytest.raises(Unusable, match="does not belong to this vpsd"):
         await real.hypervisor.power_off("somebody-elses")
 
 
@@ -137,8 +137,8 @@ async def test_a_disk_of_an_older_vpsd_is_copied_whole_each_time(real: RealRig) 
     real.make_older()
     await boot(real)
     real.write_note(NAME, "one")
-    for mark, since in (("m-1", None), ("m-2", "m-1")):
-        assert (await copy(real, mark, since)).since is None
+    for checkpoint, since in (("m-1", None), ("m-2", "m-1")):
+        assert (await copy(real, checkpoint, since)).since_checkpoint is None
         await (picture := Picture()).lay(real.hypervisor)
     await picture.write(real.hypervisor, f"{NAME}.4")
     await boot_from(real, f"{NAME}.4")
@@ -152,13 +152,13 @@ async def test_a_copy_and_a_second_disk_that_would_fill_the_pool_are_refused(
     await boot(real)
     await copy(real, "m-1", None)
     await (picture := Picture()).lay(real.hypervisor)
-    monkeypatch.setattr(storage, "_KEPT_FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(storage, "_RESERVED_BYTES", 1 << 60)
     monkeypatch.setattr(libvirt.virStoragePool, "info", lambda _: [2, 100 << 30, 99 << 30, 1 << 20])
-    with pytest.raises(Unusable, match="no room"):
-        await real.hypervisor.copy_disk(NAME, "m-2", None)
-    with pytest.raises(Unusable, match="no room"):
+    with pytest.raises(Unusable, match="Not enough space"):
+        await real.hypervisor.export_disk(NAME, "m-2", None)
+    with pytest.raises(Unusable, match="Not enough space"):
         await picture.write(real.hypervisor, f"{NAME}.4")
     monkeypatch.undo()
-    assert await power(real) is Power.RUNNING
+    assert await power(real) is PowerState.RUNNING
     assert (await real.hypervisor.volumes()).disks == {NAME}
-    assert (await copy(real, "m-2", "m-1")).since == "m-1"
+    assert (await copy(real, "m-2", "m-1")).since_checkpoint == "m-1"

@@ -58,7 +58,7 @@ def test_a_written_file_is_what_qemu_reads(tmp_path: Path, size: int, numbers: l
         for number, content in chunks.items():
             file.seek(number * CHUNK)
             assert file.read(len(content)) == content
-    held = sum(run["length"] for run in json.loads(qemu_img("map", "--output=json", path)) if run["data"])
+    held = sum(extent["length"] for extent in json.loads(qemu_img("map", "--output=json", path)) if extent["data"])
     assert held == sum(-(-len(content) // 4096) * 4096 for content in chunks.values())
 
 
@@ -70,29 +70,29 @@ def test_a_refcount_table_grows_with_the_file() -> None:
 
 
 def test_what_qemu_wrote_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "copy.qcow2"
+    path = tmp_path / "export.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", path, "1G")
     commands = ("write -P 7 70k 130k", "write -P 9 600M 2M", "write -z 1M 3M", "write -P 1 1048508k 64k")
     subprocess.run(
         ["qemu-io", *(part for command in commands for part in ("-c", command)), path], check=True, stdout=-3
     )
     found = qcow2.read_map(reader(path))
-    raw = tmp_path / "copy.raw"
+    raw = tmp_path / "export.raw"
     qemu_img("convert", "-O", "raw", path, raw)
     expected = reader(raw)
     for offset, length in ((0, CHUNK), (CHUNK, 4 * CHUNK), (599 << 20, 4 << 20), ((1 << 30) - 9, 100), (65_000, 9)):
         assert found.read(reader(path), offset, length) == expected(offset, length)
-    runs = found.runs()
-    assert [run.offset for run in runs] == sorted(run.offset for run in runs)
-    assert any(run.zero for run in runs)
-    assert all(not run.zero or run.offset >= CHUNK for run in runs)
-    assert sum(run.length for run in runs if not run.zero) == (4 << 16) + (2 << 20) + (1 << 16)
+    extents = found.extents()
+    assert [extent.offset for extent in extents] == sorted(extent.offset for extent in extents)
+    assert any(extent.zero for extent in extents)
+    assert all(not extent.zero or extent.offset >= CHUNK for extent in extents)
+    assert sum(extent.length for extent in extents if not extent.zero) == (4 << 16) + (2 << 20) + (1 << 16)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))
-    with pytest.raises(Unusable, match="no qcow2"):
+    with pytest.raises(Unusable, match="not a qcow2"):
         qcow2.read_map(reader(path))
     raw = tmp_path / "raw"
     raw.write_bytes(b"data" * 65536)

@@ -15,7 +15,7 @@ from vpsd.billing.verify import verify
 from vpsd.core import db
 from vpsd.core.ids import token_hash
 from vpsd.images.simulated import SimulatedImages
-from vpsd.main import make_vault
+from vpsd.main import make_repository
 from vpsd.migrations import schema, shape
 from vpsd.migrations.__main__ import VERSIONS
 from vpsd.servers.jobs import World
@@ -226,8 +226,8 @@ async def opened(url: str, now_ms: int) -> Cloud:
     settings = Settings(hypervisor="simulator", rate_limit=0, address_rate_limit=0, login_failures=0)
     cloud = Cloud(await db.connect(url), settings)
     cloud.clock.advance((now_ms - cloud.clock.now_ms()) / 1000)
-    vault = make_vault(settings, "0badcafe")
-    cloud.world = World(cloud.database, cloud.hypervisor, SimulatedImages(), vault, cloud.clock, settings, "0badcafe")
+    repository = make_repository(settings, "0badcafe")
+    cloud.world = World(cloud.database, cloud.hypervisor, SimulatedImages(), repository, cloud.clock, settings, "0badcafe")
     cloud.http = httpx.AsyncClient(transport=httpx.ASGITransport(cloud.app()), base_url="http://vpsd.test")
     cloud.tokens = {"default": TOKEN}
     return cloud

@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import update
 
 from tests.cloud import TINY, Cloud
+from vpsd.backups.repository import Repository
 from vpsd.backups.targets import Directory, TargetFull
-from vpsd.backups.vault import Vault
 from vpsd.core.db import Statement
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
 from vpsd.errors import Unavailable
-from vpsd.hypervisor.protocol import Power
+from vpsd.hypervisor.protocol import PowerState
 from vpsd.operations import service as operations
 from vpsd.operations.models import operations as operations_table
 from vpsd.operations.service import LEASE_SECONDS
@@ -42,7 +42,7 @@ async def _read(cloud: Cloud, server: int, at: int) -> str:
 
 async def _is_tidy(cloud: Cloud) -> None:
     assert await Check(cloud.world, Ids()).run() == []
-    assert not (await cloud.hypervisor.volumes()).copies
+    assert not (await cloud.hypervisor.volumes()).exports
 
 
 @pytest.mark.parametrize("what", ["backup", "snapshot"])
@@ -195,7 +195,7 @@ async def test_a_server_that_is_off_is_backed_up_and_stays_off(cloud: Cloud) -> 
     assert await cloud.status(server) == "stopped"
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     assert guest is not None
-    assert guest.power is Power.OFF
+    assert guest.power is PowerState.OFF
     await cloud.settle()
     assert await cloud.status(server) == "stopped"
 
@@ -402,8 +402,8 @@ async def test_restoring_a_stopped_server_needs_credit(cloud: Cloud) -> None:
 
 
 async def test_a_backup_is_sealed_where_the_operator_has_a_key(cloud: Cloud) -> None:
-    vault = Vault(cloud.target, cloud.instance, b"k" * 32)
-    cloud.world = msgspec.structs.replace(cloud.world, vault=vault)
+    repository = Repository(cloud.target, cloud.instance, b"k" * 32)
+    cloud.world = msgspec.structs.replace(cloud.world, repository=repository)
     server = await cloud.have_server()
     await _write(cloud, server, MB, "a secret of Alice's")
     backup = await cloud.have_copy(server)
@@ -418,11 +418,11 @@ async def test_what_was_made_under_another_key_or_elsewhere_is_refused_in_words(
     server = await cloud.have_server()
     backup = await cloud.have_copy(server)
     here = cloud.world
-    for vault, text in (
-        (Vault(cloud.target, cloud.instance, b"k" * 32), "key"),
-        (Vault(Directory(tmp_path / "other"), cloud.instance, None), "operator can tell"),
+    for repository, text in (
+        (Repository(cloud.target, cloud.instance, b"k" * 32), "key"),
+        (Repository(Directory(tmp_path / "other"), cloud.instance, None), "operator can tell"),
     ):
-        cloud.world = msgspec.structs.replace(here, vault=vault)
+        cloud.world = msgspec.structs.replace(here, repository=repository)
         await _restore(cloud, "backup", backup["id"])
         assert text in (await cloud.get(f"/api/v1/servers/{server}/")).json()["error"]
         await cloud.settle()
@@ -435,19 +435,15 @@ async def test_what_was_made_under_another_key_or_elsewhere_is_refused_in_words(
 async def test_one_mark_is_kept_on_the_host_and_none_of_a_disk_that_is_gone(cloud: Cloud) -> None:
     server = await cloud.have_server()
     backups = [await cloud.have_copy(server) for _ in range(3)]
-    assert cloud.hypervisor.marks(cloud.guest(server)) == {backups[-1]["uuid"]}
+    assert cloud.hypervisor.checkpoints(cloud.guest(server)) == {backups[-1]["uuid"]}
     await _restore(cloud, "backup", backups[0]["id"])
-    assert cloud.hypervisor.marks(cloud.guest(server)) == set()
+    assert cloud.hypervisor.checkpoints(cloud.guest(server)) == set()
 
 
 async def test_a_mark_of_another_disk_is_not_gone_on_from(cloud: Cloud) -> None:
     server = await cloud.have_server()
     backup = await cloud.have_copy(server)
-
-    async def forgets_nothing(name: str, mark: str | None) -> None:
-        pass
-
-    cloud.hypervisor.keep_mark = forgets_nothing  # type: ignore[method-assign]
+    cloud.hypervisor.keeps_all_checkpoints = True
     await _write(cloud, server, MB, "lost")
     await _restore(cloud, "backup", backup["id"])
     second = await cloud.have_copy(server)
@@ -499,7 +495,7 @@ async def test_a_stopped_server_whose_backup_died_boots_from_the_beginning(cloud
     await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"backups_enabled": True})
     cloud.clock.advance(86_400)
     await cloud.keeper().keep()
-    cloud.hypervisor.before_call = _die_at("copy_progress")
+    cloud.hypervisor.before_call = _die_at("export_progress")
     await _is_killed(cloud)
     assert (await cloud.post(f"/api/v1/servers/{server}/start/")).status_code == 200
     await cloud.work()
@@ -514,7 +510,7 @@ async def test_a_backup_that_is_stored_stays_even_where_the_host_then_fails(clou
     backup = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
 
     def away(call: str) -> None:
-        if call in ("keep_mark", "drop_copy") and cloud.hypervisor.calls.count("read_copy"):
+        if call in ("keep_checkpoint", "drop_export") and cloud.hypervisor.calls.count("read_export"):
             raise Unavailable("The host does not answer.")
 
     cloud.hypervisor.before_call = away
@@ -593,14 +589,14 @@ async def test_a_guest_that_runs_from_a_disk_that_goes_is_powered_off_first(clou
     await _is_tidy(cloud)
 
 
-@pytest.mark.parametrize("phase", ["copy_progress", "put"])
+@pytest.mark.parametrize("phase", ["export_progress", "put"])
 async def test_a_guest_that_dies_during_its_backup_is_brought_back_at_once(cloud: Cloud, phase: str) -> None:
     server = await cloud.have_server()
 
     def dies(call: str) -> None:
         if call == phase:
             cloud.hypervisor.before_call = cloud.target.before_call = None
-            cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+            cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
             raise Unavailable("It takes its time.")
 
     cloud.hypervisor.before_call = cloud.target.before_call = dies
@@ -611,7 +607,7 @@ async def test_a_guest_that_dies_during_its_backup_is_brought_back_at_once(cloud
     assert await cloud.status(server) == "active"
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     assert guest is not None
-    assert guest.power is Power.RUNNING
+    assert guest.power is PowerState.RUNNING
     await cloud.settle()
     assert (await cloud.get("/api/v1/backups/")).json()["results"][0]["status"] == "failed"
     await _is_tidy(cloud)
@@ -640,20 +636,19 @@ async def test_failed_backups_leave_no_marks_behind(cloud: Cloud) -> None:
     for _ in range(3):
         await cloud.post(f"/api/v1/servers/{server}/backup/")
         await cloud.work()
-    assert cloud.hypervisor.marks(cloud.guest(server)) == {whole["uuid"]}
+    assert cloud.hypervisor.checkpoints(cloud.guest(server)) == {whole["uuid"]}
     cloud.target.before_call = None
     assert (await cloud.have_copy(server))["incremental"]
 
 
 async def test_backups_leave_hands_free_for_what_customers_wait_for(cloud: Cloud) -> None:
     gate = asyncio.Event()
-    real = cloud.target.put
 
-    async def put(key: str, data: bytes) -> None:
-        await gate.wait()
-        await real(key, data)
+    async def wait_at_gate(call: str) -> None:
+        if call == "put":
+            await gate.wait()
 
-    cloud.target.put = put  # type: ignore[method-assign]
+    cloud.target.before_call = wait_at_gate
     servers = [await cloud.have_server(f"web-{number}") for number in range(4)]
     for server in servers[:3]:
         await cloud.post(f"/api/v1/servers/{server}/backup/")
@@ -730,7 +725,7 @@ async def test_a_stopped_server_deleted_during_its_backup_comes_back_stopped(clo
     await _is_tidy(cloud)
 
 
-async def _power(cloud: Cloud, server: int) -> Power:
+async def _power(cloud: Cloud, server: int) -> PowerState:
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     assert guest is not None
     return guest.power
@@ -739,34 +734,34 @@ async def _power(cloud: Cloud, server: int) -> Power:
 async def test_a_stopped_server_whose_backup_is_given_up_is_off(cloud: Cloud) -> None:
     server = await cloud.have_server(status=Status.STOPPED)
     await cloud.post(f"/api/v1/servers/{server}/backup/")
-    cloud.hypervisor.before_call = _die_at("copy_progress")
+    cloud.hypervisor.before_call = _die_at("export_progress")
     await _is_killed(cloud)
-    assert await _power(cloud, server) is Power.PAUSED
+    assert await _power(cloud, server) is PowerState.PAUSED
     cloud.clock.advance(2 * 86_400)
     await cloud.settle()
-    assert (await cloud.status(server), await _power(cloud, server)) == ("stopped", Power.OFF)
+    assert (await cloud.status(server), await _power(cloud, server)) == ("stopped", PowerState.OFF)
     await _is_tidy(cloud)
 
 
 async def test_a_guest_that_a_lost_backup_left_standing_boots_with_its_new_plan(cloud: Cloud) -> None:
     server = await cloud.have_server(status=Status.STOPPED)
     name = cloud.guest(server)
-    await cloud.hypervisor.copy_disk(name, "a-mark", None)
+    await cloud.hypervisor.export_disk(name, "a-mark", None)
     await cloud.post(f"/api/v1/servers/{server}/resize/", {"plan_id": 3})
     cloud.hypervisor.calls.clear()
     await cloud.post(f"/api/v1/servers/{server}/start/")
     await cloud.work()
     assert await cloud.status(server) == "active"
     assert cloud.hypervisor.calls.index("power_off") < cloud.hypervisor.calls.index("power_on")
-    await cloud.hypervisor.drop_copy(name)
+    await cloud.hypervisor.drop_export(name)
 
 
 async def test_a_guest_that_is_down_although_it_should_run_is_not_copied(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
     made = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
     await cloud.work()
     assert "copy_disk" not in cloud.hypervisor.calls
     assert "not running" in (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()["error"]
     await cloud.settle()
-    assert (await cloud.status(server), await _power(cloud, server)) == ("active", Power.RUNNING)
+    assert (await cloud.status(server), await _power(cloud, server)) == ("active", PowerState.RUNNING)

@@ -12,7 +12,7 @@ from tests.cloud import Cloud
 from vpsd.accounts import service as accounts
 from vpsd.core.clock import iso_utc
 from vpsd.core.db import Tx
-from vpsd.hypervisor.protocol import Power
+from vpsd.hypervisor.protocol import PowerState
 from vpsd.servers import rows
 from vpsd.servers.lifecycle import Status
 from vpsd.worker.biller import Wish
@@ -47,7 +47,7 @@ async def events(cloud: Cloud, *actions: str, who: str = "alice") -> list[dict[s
     return [event for event in reversed(answer["results"]) if event["action"] in actions]
 
 
-async def power(cloud: Cloud, server: int) -> Power:
+async def power(cloud: Cloud, server: int) -> PowerState:
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     assert guest is not None
     return guest.power
@@ -64,7 +64,7 @@ async def test_an_account_that_runs_out_is_warned_once_and_its_servers_run_on(cl
     assert event["actor"] == "vpsd"
     assert event["detail"] == f"Servers are suspended at {end} unless there is credit by then."
     assert await cloud.status(server) == "active"
-    assert await power(cloud, server) is Power.RUNNING
+    assert await power(cloud, server) is PowerState.RUNNING
     balance = (await cloud.get("/api/v1/account/balance/")).json()
     assert balance["suspends_at"] == end
 
@@ -104,7 +104,7 @@ async def test_a_running_server_is_shut_down_gracefully_and_keeps_disk_and_addre
     server = await cloud.have_server()
     address = (await cloud.row(server)).ip_address
     await suspend(cloud)
-    assert await power(cloud, server) is Power.OFF
+    assert await power(cloud, server) is PowerState.OFF
     assert "request_shutdown" in cloud.hypervisor.calls
     assert not {"power_off", "remove"} & set(cloud.hypervisor.calls)
     assert cloud.guest(server) in (await cloud.hypervisor.volumes()).disks
@@ -226,7 +226,7 @@ async def test_credit_brings_what_ran_back_to_work_and_what_was_stopped_back_to_
     await cloud.have_balance(1)
     await look(cloud)
     assert [await cloud.status(server) for server in (runs, rests)] == ["active", "stopped"]
-    assert [await power(cloud, server) for server in (runs, rests)] == [Power.RUNNING, Power.OFF]
+    assert [await power(cloud, server) for server in (runs, rests)] == [PowerState.RUNNING, PowerState.OFF]
     assert cloud.hypervisor.calls.count("power_on") == 1
     assert (await cloud.account()).exhausted_at_ms is None
     assert len(await events(cloud, "credit.restored")) == 1
@@ -279,12 +279,12 @@ async def test_a_suspended_server_that_somebody_starts_is_stopped_again(cloud: C
     server = await cloud.have_server()
     await suspend(cloud)
     cloud.clock.advance(1)
-    cloud.hypervisor.happens(cloud.guest(server), Power.RUNNING)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.RUNNING)
     await cloud.reconciler().reconcile()
     assert await cloud.status(server) == "stopping"
     await cloud.work()
     assert await cloud.status(server) == "suspended"
-    assert await power(cloud, server) is Power.OFF
+    assert await power(cloud, server) is PowerState.OFF
     await cloud.have_balance(10**6)
     await look(cloud)
     assert await cloud.status(server) == "active"  # what it was before all this
@@ -294,7 +294,7 @@ async def test_a_suspended_servers_guest_that_is_off_or_gone_is_left_so(cloud: C
     server = await cloud.have_server()
     await suspend(cloud)
     commands = [o["command"] for o in await cloud.operations(server)]
-    for befalls in (Power.OFF, Power.CRASHED):
+    for befalls in (PowerState.OFF, PowerState.CRASHED):
         cloud.hypervisor.happens(cloud.guest(server), befalls)
         cloud.clock.advance(1)
         await cloud.reconciler().reconcile()

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import msgspec
 from sqlalchemy import delete, insert, update
 
 from tests.cloud import Cloud
 from vpsd.addresses.models import addresses
 from vpsd.core.db import Statement
 from vpsd.core.ids import Ids
-from vpsd.hypervisor.protocol import GuestSpec, Volumes
+from vpsd.hypervisor.protocol import GuestSpec
 from vpsd.operations.models import operations
 from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import servers
@@ -55,7 +54,7 @@ async def test_what_a_backup_and_a_restore_have_left_is_removed(cloud: Cloud) ->
     name, base = cloud.guest(server), (await cloud.row(server)).base
     assert base is not None
     await cloud.hypervisor.ensure_disk(f"{name}.77", base, 1 << 30)
-    await cloud.hypervisor.copy_disk(name, "a-mark", None)
+    await cloud.hypervisor.export_disk(name, "a-mark", None)
     await cloud.hypervisor.ensure_disk(f"{cloud.guest(99)}.5", base, 1 << 30)
     assert await _mended(cloud) == [
         ("volume", "belongs to no server"),
@@ -66,17 +65,7 @@ async def test_what_a_backup_and_a_restore_have_left_is_removed(cloud: Cloud) ->
 
 
 async def test_an_image_that_was_sent_only_in_part_is_removed(cloud: Cloud) -> None:
-    volumes = cloud.hypervisor.volumes
-    left = {"tiny-123456789abc"}
-
-    async def with_a_part() -> Volumes:
-        return msgspec.structs.replace(await volumes(), unfinished=frozenset(left))
-
-    async def delete_base(key: str) -> None:
-        left.discard(key)
-
-    cloud.hypervisor.volumes = with_a_part  # type: ignore[method-assign]
-    cloud.hypervisor.delete_base = delete_base  # type: ignore[method-assign]
+    cloud.hypervisor.unfinished_bases.add("tiny-123456789abc")
     assert await _mended(cloud) == [("image", "was not sent to the host to its end")]
 
 

@@ -137,7 +137,7 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
             assert await cloud.status(server) == arrives, f"killed at call {number}"
             assert (set(guests), set(volumes.seeds)) == ({name}, {name})
             assert volumes.disks == {await cloud.disk(server)}
-            assert not volumes.copies
+            assert not volumes.exports
             assert [held.server_id for held in await cloud.addresses()] == [server]
             await _delete(cloud, server)
         assert await Check(cloud.world, Ids()).run() == []

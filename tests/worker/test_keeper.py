@@ -143,7 +143,7 @@ async def test_a_customers_command_comes_before_an_automatic_backup(cloud: Cloud
     (given_up,) = await _backups(cloud)
     assert given_up["status"] == "failed"
     assert "gave way" in given_up["error"]
-    assert not (await cloud.hypervisor.volumes()).copies
+    assert not (await cloud.hypervisor.volumes()).exports
     await _pass(cloud, 3600, 600)
     (made,) = await _backups(cloud)  # made up for, and the one that gave way is not shown any more
     assert made["status"] == "completed"

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.cloud import Cloud
-from vpsd.hypervisor.protocol import Power
+from vpsd.hypervisor.protocol import PowerState
 from vpsd.operations import service as operations
 from vpsd.servers.lifecycle import Command, Status
 from vpsd.worker.check import _AT_REST
@@ -12,14 +12,14 @@ from vpsd.worker.reconcile import VERDICTS
 
 async def test_a_guest_that_powers_itself_off_is_stopped(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    cloud.hypervisor.happens(cloud.guest(server), Power.OFF)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
     await cloud.reconciler().reconcile()
     assert await cloud.status(server) == "stopped"
     assert [o["command"] for o in await cloud.operations(server)] == ["create"]
 
 
-@pytest.mark.parametrize("power", [Power.CRASHED, Power.PAUSED])
-async def test_a_guest_that_died_or_was_paused_runs_again(cloud: Cloud, power: Power) -> None:
+@pytest.mark.parametrize("power", [PowerState.CRASHED, PowerState.PAUSED])
+async def test_a_guest_that_died_or_was_paused_runs_again(cloud: Cloud, power: PowerState) -> None:
     server = await cloud.have_server()
     cloud.hypervisor.happens(cloud.guest(server), power)
     await cloud.reconciler().reconcile()
@@ -28,7 +28,7 @@ async def test_a_guest_that_died_or_was_paused_runs_again(cloud: Cloud, power: P
     assert await cloud.status(server) == "active"
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     assert guest is not None
-    assert guest.power is Power.RUNNING
+    assert guest.power is PowerState.RUNNING
 
 
 async def test_a_guest_that_was_undefined_is_defined_anew_on_its_own_disk(cloud: Cloud) -> None:
@@ -51,25 +51,25 @@ async def test_a_lost_disk_is_never_replaced_by_an_empty_one(cloud: Cloud) -> No
 async def test_a_guest_that_keeps_dying_is_started_three_times_an_hour_and_no_more(cloud: Cloud) -> None:
     server = await cloud.have_server()
     for _ in range(3):
-        cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+        cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
         await cloud.settle()
         assert await cloud.status(server) == "active"
         cloud.clock.advance(1)
-    cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
     await cloud.settle()
     assert await cloud.status(server) == "error"
     assert "after 3 recoveries within an hour" in ((await cloud.row(server)).error or "")
     await cloud.post(f"/api/v1/servers/{server}/start/")
     await cloud.settle()
     cloud.clock.advance(3600)
-    cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
     await cloud.settle()
     assert await cloud.status(server) == "active"
 
 
 async def test_a_stopped_server_that_somebody_started_is_taken_in(cloud: Cloud) -> None:
     server = await cloud.have_server(status=Status.STOPPED)
-    cloud.hypervisor.happens(cloud.guest(server), Power.RUNNING)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.RUNNING)
     await cloud.settle()
     assert await cloud.status(server) == "active"
 
@@ -77,7 +77,7 @@ async def test_a_stopped_server_that_somebody_started_is_taken_in(cloud: Cloud) 
 async def test_nothing_is_touched_while_an_operation_is_open(cloud: Cloud) -> None:
     server = await cloud.have_server()
     await cloud.post(f"/api/v1/servers/{server}/stop/")
-    cloud.hypervisor.happens(cloud.guest(server), Power.CRASHED)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
     await cloud.reconciler().reconcile()
     assert await cloud.status(server) == "stopping"
     assert [o["command"] for o in await cloud.operations(server)] == ["create", "stop"]
@@ -85,22 +85,21 @@ async def test_nothing_is_touched_while_an_operation_is_open(cloud: Cloud) -> No
 
 async def test_a_look_that_is_older_than_the_row_says_nothing(cloud: Cloud) -> None:
     server = await cloud.have_server(status=Status.STOPPED)
-    look = cloud.hypervisor.guests
 
-    async def old_look() -> object:
-        seen = await look()
-        await cloud.post(f"/api/v1/servers/{server}/start/")
-        await cloud.work()
-        return seen
+    async def start_after_the_look(call: str) -> None:
+        if call == "guests":
+            cloud.hypervisor.after_call = None
+            await cloud.post(f"/api/v1/servers/{server}/start/")
+            await cloud.work()
 
-    cloud.hypervisor.guests = old_look  # type: ignore[method-assign, assignment]
+    cloud.hypervisor.after_call = start_after_the_look
     await cloud.reconciler().reconcile()
     assert await cloud.status(server) == "active"
 
 
 async def test_an_operation_that_began_since_the_look_is_left_its_server(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    cloud.hypervisor.happens(cloud.guest(server), Power.OFF)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     async with cloud.database.write() as tx:
         await operations.add(tx, cloud.ids, cloud.clock, server, Command.CONFIGURE)

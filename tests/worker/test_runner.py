@@ -9,7 +9,6 @@ import pytest
 from tests.cloud import Cloud
 from vpsd.core.db import Tx
 from vpsd.errors import Busy, Unusable
-from vpsd.hypervisor.protocol import GuestSpec
 from vpsd.operations import service as operations
 from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Lease, LostLease
 from vpsd.servers.lifecycle import Command, Status
@@ -54,16 +53,17 @@ async def test_a_lease_that_ran_out_is_taken_over_and_its_old_holder_cannot_save
 
 async def test_what_a_worker_did_after_it_lost_its_lease_is_not_saved(cloud: Cloud) -> None:
     server = await cloud.create()
-    power_on = cloud.hypervisor.power_on
 
-    async def slow_power_on(name: str) -> None:
-        cloud.hypervisor.power_on = power_on  # type: ignore[method-assign]
+    async def lose_lease(call: str) -> None:
+        if call != "power_on":
+            return
+        cloud.hypervisor.before_call = None
         cloud.clock.advance(LEASE_SECONDS + 1)
         cloud.hypervisor.low_ports = False
         assert await cloud.work("second") == 1
         assert (await cloud.row(server)).ssh_port == 2222
 
-    cloud.hypervisor.power_on = slow_power_on  # type: ignore[method-assign]
+    cloud.hypervisor.before_call = lose_lease
     assert await cloud.runner("first").run_once()
     assert (await cloud.row(server)).ssh_port == 2222
     assert await cloud.status(server) == "active"
@@ -82,16 +82,15 @@ async def test_a_long_step_keeps_its_lease(cloud: Cloud) -> None:
         await defining.wait()
         cloud.clock.advance(LEASE_SECONDS - 1)
 
-    define = cloud.hypervisor.define
-
-    async def slow_define(spec: GuestSpec) -> None:
+    async def wait_for_renewal(call: str) -> None:
+        if call != "define":
+            return
         defining.set()
         await renewed.wait()
         cloud.clock.advance(2)  # past the first lease, within the renewed one
         assert await cloud.work("second") == 0
-        await define(spec)
 
-    cloud.hypervisor.define = slow_define  # type: ignore[method-assign]
+    cloud.hypervisor.before_call = wait_for_renewal
     assert await cloud.runner("first", tick=tick).run_once()
     assert await cloud.status(1) == "active"
     assert [o["attempts"] for o in await cloud.operations(1)] == [1]

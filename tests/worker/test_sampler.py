@@ -1,7 +1,7 @@
 """Measured figures: what a sample makes of the host's counters."""
 
 from tests.cloud import Cloud
-from vpsd.hypervisor.protocol import Usage
+from vpsd.hypervisor.protocol import GuestStats
 from vpsd.worker.sampler import Sample, cpu_percent, since
 
 
@@ -10,16 +10,11 @@ async def test_usage_is_null_until_it_is_measured_and_then_as_measured(cloud: Cl
     nothing = {"cpu_percent": None, "memory_used": None, "disk_used": None, "bandwidth_used": None}
     await cloud.sampler().sample()
     assert await _usage(cloud, server) == nothing
-    figures = Usage(10.0, 40, 3 << 29, 5 << 30, 1 << 30)
-
-    async def usage(name: str) -> Usage:
-        return figures
-
-    cloud.hypervisor.usage = usage  # type: ignore[method-assign]
+    cloud.hypervisor.guest_stats = GuestStats(10.0, 40, 3 << 29, 5 << 30, 1 << 30)
     cloud.clock.advance(1)
     await cloud.sampler().sample()
     cloud.clock.advance(20)
-    figures = Usage(15.0, 50, 3 << 29, 6 << 30, 1 << 30)
+    cloud.hypervisor.guest_stats = GuestStats(15.0, 50, 3 << 29, 6 << 30, 1 << 30)
     await cloud.sampler().sample()
     assert await _usage(cloud, server) == {
         "cpu_percent": 25.0,
@@ -27,7 +22,7 @@ async def test_usage_is_null_until_it_is_measured_and_then_as_measured(cloud: Cl
         "disk_used": 1.5,
         "bandwidth_used": 6.0,
     }
-    figures = Usage(1.0, 50, 3 << 29, 1 << 30, 8 << 30)  # rebooted: counters began anew
+    cloud.hypervisor.guest_stats = GuestStats(1.0, 50, 3 << 29, 1 << 30, 8 << 30)  # rebooted: counters began anew
     cloud.clock.advance(20)
     await cloud.sampler().sample()
     assert await _usage(cloud, server) == {
@@ -40,11 +35,7 @@ async def test_usage_is_null_until_it_is_measured_and_then_as_measured(cloud: Cl
 
 async def test_an_old_figure_says_nothing_about_now_but_bandwidth_stays_for_the_month(cloud: Cloud) -> None:
     server = await cloud.have_server()
-
-    async def usage(name: str) -> Usage:
-        return Usage(10.0, 40, 1 << 30, 2 << 30, 1 << 30)
-
-    cloud.hypervisor.usage = usage  # type: ignore[method-assign]
+    cloud.hypervisor.guest_stats = GuestStats(10.0, 40, 1 << 30, 2 << 30, 1 << 30)
     await cloud.sampler().sample()
     cloud.clock.advance(121)
     assert await _usage(cloud, server) == {

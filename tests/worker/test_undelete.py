@@ -14,7 +14,7 @@ from tests.idempotency.posts import Killed, Stumbling
 from vpsd.core.clock import iso_utc
 from vpsd.core.db import Statement
 from vpsd.errors import Unavailable
-from vpsd.hypervisor.protocol import Power
+from vpsd.hypervisor.protocol import PowerState
 from vpsd.operations.service import LEASE_SECONDS
 from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import servers
@@ -47,7 +47,7 @@ async def deleted(cloud: Cloud, status: Status = Status.ACTIVE, name: str = "web
     return server
 
 
-async def power(cloud: Cloud, server: int) -> Power | None:
+async def power(cloud: Cloud, server: int) -> PowerState | None:
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     return None if guest is None else guest.power
 
@@ -63,7 +63,7 @@ async def test_a_deleted_server_is_shut_down_and_keeps_what_it_has_and_is_seen(c
     await cloud.settle()
     (listed,) = (await cloud.get(f"{SERVERS}?status=deleted")).json()["results"]
     assert (listed["status"], listed["delete_at"], listed["ip_address"]) == ("deleted", end, before.ip_address)
-    assert await power(cloud, server) is Power.OFF
+    assert await power(cloud, server) is PowerState.OFF
     assert [held.server_id for held in await cloud.addresses()] == [server]
     assert (await rows(cloud.database, "rentals"))[0]["to_ms"] is None
     assert (await cloud.operations(server))[-1]["detail"] == "shut down by ACPI"
@@ -83,7 +83,7 @@ async def test_an_undeleted_server_is_what_it_was(cloud: Cloud, before: Status) 
         await cloud.settle()
     detail = (await cloud.get(f"{SERVERS}{server}/")).json()
     assert (detail["status"], detail["delete_at"]) == (before, None)
-    assert await power(cloud, server) is (Power.RUNNING if before is Status.ACTIVE else Power.OFF)
+    assert await power(cloud, server) is (PowerState.RUNNING if before is Status.ACTIVE else PowerState.OFF)
     assert cloud.hypervisor.calls.count("ensure_disk") == disks
     cloud.clock.advance(25 * HOUR)
     await cloud.biller().bill()
@@ -366,10 +366,10 @@ async def test_credit_that_comes_or_goes_neither_starts_nor_suspends_nor_deletes
 async def test_a_guest_that_somebody_starts_is_shut_down_again(cloud: Cloud) -> None:
     server = await deleted(cloud, Status.STOPPED)
     cloud.clock.advance(1)
-    cloud.hypervisor.happens(cloud.guest(server), Power.RUNNING)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.RUNNING)
     await cloud.settle()
     assert await cloud.status(server) == "deleted"
-    assert await power(cloud, server) is Power.OFF
+    assert await power(cloud, server) is PowerState.OFF
     await undelete(cloud, server)
     assert await cloud.status(server) == "stopped"
 

@@ -1,1 +1,1 @@
-"""Where the backups of servers' disks lie: outside the pool, checked, sealed, and each a full one."""
+"""Where the backups of servers' disks lie: outside the pool, verified, encrypted, and each a full one."""

@@ -51,7 +51,7 @@ backups = Table(
     Column("frozen", Boolean),  # the file systems were at rest
     Column("frozen_ms", BigInteger),  # for how long the guest could not write
     Column("target", Text),
-    Column("key_id", String(16)),  # of the key that it is sealed with
+    Column("key_id", String(16)),  # of the key that it is encrypted with
     Column("disk_bytes", BigInteger),  # the size of the disk
     Column("size_bytes", BigInteger),  # what is on it
     Column("sent_bytes", BigInteger),  # what had to be sent for this one

@@ -1,4 +1,4 @@
-"""Where the objects of backups are kept: a directory, or a bucket of an S3-compatible service."""
+"""Storage for the objects of backups: a directory, or a bucket of an S3-compatible service."""
 
 import errno
 import fcntl
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vpsd.backups.work import in_thread
+from vpsd.backups.concurrency import run_in_thread
 from vpsd.errors import Unavailable, Unusable, VpsdError
 from vpsd.settings import Settings
 
 
 class TargetFull(Unusable):
-    """The target takes no more; the text names it."""
+    """The target is full; the message names it."""
 
 
 class Missing(Unusable):
@@ -25,28 +25,28 @@ class Missing(Unusable):
 
 
 class Target(Protocol):
-    """Keeps objects by key: plain names, none of which begins with a dot, joined by `/`.
+    """Stores objects by key: names joined by `/`, none of which starts with a dot.
 
-    Every call may be repeated, and raises `Unavailable` (worth another try) or `Unusable` (final).
+    Calls are idempotent, and raise `Unavailable` (retry) or `Unusable` (permanent).
     """
 
-    name: str  # what rows and people call it: `directory /srv/backups`, `s3 bucket/prefix`
+    name: str  # in rows and messages: `directory /srv/backups`, `s3 bucket/prefix`
 
     async def put(self, key: str, data: bytes) -> None:
-        """Have the object, whole or not at all, also through a power cut. Raises `TargetFull`."""
+        """Store the object atomically and durably. Raises `TargetFull`."""
 
     async def get(self, key: str) -> bytes:
         """The object's bytes; raises `Missing`."""
 
     async def keys(self, folder: str) -> list[str]:
-        """The keys that begin with `folder`, which ends in `/`, in order."""
+        """The keys that start with `folder`, which ends in `/`, in order."""
 
     async def delete(self, keys: Sequence[str]) -> None:
-        """Have none of these; absent ones are a success."""
+        """Delete these objects; missing ones are ignored."""
 
 
 def open_target(settings: Settings) -> Target:
-    """The target of the settings; nothing is asked of it yet."""
+    """The configured target; does not access it yet."""
     if settings.backup_s3 is None:
         return Directory(settings.backup_folder)
     bucket, _, prefix = settings.backup_s3.partition("/")
@@ -54,71 +54,71 @@ def open_target(settings: Settings) -> Target:
 
 
 class Directory:
-    """A folder of this machine, which may be a file system of another. Folders are 0700, files 0600.
+    """A local folder, possibly on a network file system. Folders have mode 0700, files 0600.
 
-    An object is written beside its place, under its name with a dot before, and renamed. What a killed writer left
-    so is no object; it goes when the object is written again, or with the folder's last object.
+    An object is written to a temporary file, its name with a leading dot, and renamed. What a killed writer leaves is
+    not an object; it is removed when the object is written again, or with the last object of the folder.
     """
 
-    _TRIES = 5  # of a write whose folder somebody else finds empty and takes away
+    _ATTEMPTS = 5  # to write if somebody else removes the empty folder meanwhile
 
     def __init__(self, path: Path) -> None:
         self.name = f"directory {path}"
         self._root = path
 
     async def put(self, key: str, data: bytes) -> None:
-        await in_thread(self._put, key, data)
+        await run_in_thread(self._put, key, data)
 
     async def get(self, key: str) -> bytes:
-        return await in_thread(self._get, key)
+        return await run_in_thread(self._get, key)
 
     async def keys(self, folder: str) -> list[str]:
-        return await in_thread(self._keys, folder)
+        return await run_in_thread(self._keys, folder)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        await in_thread(self._delete, keys)
+        await run_in_thread(self._delete, keys)
 
     def _put(self, key: str, data: bytes) -> None:
         path = self._root / key
-        with self._told():
-            for left in reversed(range(self._TRIES)):
+        with self._translated_errors():
+            for left in reversed(range(self._ATTEMPTS)):
                 try:
-                    self._make(path.parent)
+                    self._make_folder(path.parent)
                     self._write(path, data)
                     return
                 except FileNotFoundError:
                     if not left:
                         raise
 
-    def _make(self, folder: Path) -> None:
+    def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
             return
-        self._make(folder.parent)
+        self._make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
         _sync(folder.parent)
 
     def _write(self, path: Path, data: bytes) -> None:
-        part = path.with_name(f".{path.name}")
-        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
+        temporary = path.with_name(f".{path.name}")
+        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Unavailable(f"{self.name}: {path.name} is being written by somebody else") from None
-            if not os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                raise FileNotFoundError(part)  # it was renamed since it was opened: this is somebody's object by now
+                raise Unavailable(f"{self.name}: {path.name} is being written by another process") from None
+            if not os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                raise FileNotFoundError(temporary)  # renamed since it was opened: it is an object by now
             try:
                 file.truncate(0)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                part.rename(path)
+                temporary.rename(path)
             except BaseException:
-                part.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
                 raise
         _sync(path.parent)
 
     def _get(self, key: str) -> bytes:
-        with self._told():
+        with self._translated_errors():
             try:
                 return (self._root / key).read_bytes()
             except FileNotFoundError:
@@ -129,7 +129,7 @@ class Directory:
             if not isinstance(error, FileNotFoundError):
                 raise error
 
-        with self._told():
+        with self._translated_errors():
             return sorted(
                 f"{where}/{name}".removeprefix(f"{self._root}/")
                 for where, _, names in os.walk(self._root / folder, onerror=failed)
@@ -139,14 +139,14 @@ class Directory:
 
     def _delete(self, keys: Sequence[str]) -> None:
         paths = [self._root / key for key in keys]
-        with self._told():
+        with self._translated_errors():
             for path in paths:
                 path.unlink(missing_ok=True)
             for folder in {path.parent for path in paths}:
-                self._tidy(folder)
+                self._remove_empty(folder)
 
-    def _tidy(self, folder: Path) -> None:
-        """Take away what is empty, upwards, and have it on the disk that the names are gone."""
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove empty folders upwards, and sync the removal to disk."""
         while folder != self._root:
             try:
                 names = list(folder.iterdir())
@@ -160,14 +160,14 @@ class Directory:
             except OSError as error:
                 if error.errno != errno.ENOTEMPTY:
                     raise
-                break  # somebody writes there now
+                break  # somebody is writing there
             folder = folder.parent
         if folder.is_dir():
             _sync(folder)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn failures of the system into those of vpsd."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Translate operating system errors."""
         try:
             yield
         except OSError as error:
@@ -175,7 +175,7 @@ class Directory:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise TargetFull(f"{self.name} is full: free some space or delete backups") from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise Unusable(f"{self.name}: vpsd may not use {where}: {error.strerror}") from error
+                raise Unusable(f"{self.name}: no access to {where}: {error.strerror}") from error
             raise Unavailable(f"{self.name}: {where}: {error.strerror}") from error
 
 
@@ -187,18 +187,18 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-# S3 services name these as they like: AWS, Ceph (QuotaExceeded), MinIO (XMinio…)
+# Every S3 service has its own codes: AWS, Ceph (QuotaExceeded), MinIO (XMinio…)
 _FULL = {"QuotaExceeded", "StorageQuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
-_PASSING = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"}
+_TRANSIENT = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"}
 
 
 class S3:
-    """A bucket of AWS S3 or of a service that speaks like it; the credentials are found the way boto3 finds them.
+    """A bucket of AWS S3 or of a compatible service; boto3 finds the credentials.
 
-    In a bucket with versions a deleted object stays until a lifecycle rule of the bucket ends it.
+    In a bucket with versioning, deleted objects stay until a lifecycle rule of the bucket expires them.
     """
 
-    _BATCH = 1000  # keys in one DeleteObjects, by S3's API
+    _BATCH = 1000  # the maximum number of keys in one DeleteObjects
 
     def __init__(self, bucket: str, prefix: str, endpoint_url: str | None, region: str | None) -> None:
         self.name = f"s3 {bucket}/{prefix}".rstrip("/")
@@ -206,39 +206,39 @@ class S3:
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint_url = endpoint_url
         self._region = region
-        self._made: Any = None
+        self._cached_client: Any = None
         self._lock = threading.Lock()
 
     async def put(self, key: str, data: bytes) -> None:
-        await in_thread(self._put, key, data)
+        await run_in_thread(self._put, key, data)
 
     async def get(self, key: str) -> bytes:
-        return await in_thread(self._get, key)
+        return await run_in_thread(self._get, key)
 
     async def keys(self, folder: str) -> list[str]:
-        return await in_thread(self._keys, folder)
+        return await run_in_thread(self._keys, folder)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        await in_thread(self._delete, keys)
+        await run_in_thread(self._delete, keys)
 
     def _put(self, key: str, data: bytes) -> None:
-        with self._told() as client:
+        with self._translated_errors() as client:
             client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
 
     def _get(self, key: str) -> bytes:
-        with self._told() as client:
+        with self._translated_errors() as client:
             data: bytes = client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
             return data
 
     def _keys(self, folder: str) -> list[str]:
-        with self._told() as client:
+        with self._translated_errors() as client:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + folder)
             return sorted(
                 found["Key"].removeprefix(self._prefix) for page in pages for found in page.get("Contents", [])
             )
 
     def _delete(self, keys: Sequence[str]) -> None:
-        with self._told() as client:
+        with self._translated_errors() as client:
             for start in range(0, len(keys), self._BATCH):
                 batch = [{"Key": self._prefix + key} for key in keys[start : start + self._BATCH]]
                 answer = client.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
@@ -247,13 +247,13 @@ class S3:
                         raise self._failure(error, 0)
 
     def _client(self) -> Any:
-        import boto3  # slow to import, and only who uses S3 needs it
+        import boto3  # slow to import, and only needed for S3
         from botocore.config import Config
 
         with self._lock:
-            if self._made is None:
-                # Other services do not know the newer checksums. (The bucket is in the path wherever an endpoint is
-                # given: botocore sees to that.)
+            if self._cached_client is None:
+                # Other services do not support the newer checksums. (With an endpoint botocore puts the bucket into
+                # the path.)
                 options = Config(
                     connect_timeout=10,
                     read_timeout=60,
@@ -262,13 +262,13 @@ class S3:
                     response_checksum_validation="when_required",
                 )
                 session = boto3.session.Session(region_name=self._region)
-                self._made = session.client("s3", endpoint_url=self._endpoint_url, config=options)
-                self._made.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-            return self._made
+                self._cached_client = session.client("s3", endpoint_url=self._endpoint_url, config=options)
+                self._cached_client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
+            return self._cached_client
 
     @contextmanager
-    def _told(self) -> Iterator[Any]:
-        """A client whose failures become those of vpsd."""
+    def _translated_errors(self) -> Iterator[Any]:
+        """A client whose errors are translated."""
         from botocore import exceptions
         from botocore.parsers import ResponseParserError
 
@@ -282,7 +282,7 @@ class S3:
             exceptions.HTTPClientError,  # timeouts too
             exceptions.IncompleteReadError,
             exceptions.CredentialRetrievalError,
-            ResponseParserError,  # what a proxy in between says
+            ResponseParserError,  # the answer of a proxy in between
         ) as error:
             raise Unavailable(f"{self.name} does not answer: {error}") from error
         except exceptions.BotoCoreError as error:
@@ -290,10 +290,10 @@ class S3:
 
     def _failure(self, error: Mapping[str, str], status: int) -> VpsdError:
         code = error.get("Code", "")
-        text = f"{self.name}: {code}: {error.get('Message') or 'no more was said'}"
+        text = f"{self.name}: {code}: {error.get('Message') or 'no details'}"
         if code in _FULL or status == 507:
             return TargetFull(f"{text} (it is full: free some space or delete backups)")
-        if code in _PASSING or status >= 500 or status == 429:
+        if code in _TRANSIENT or status >= 500 or status == 429:
             return Unavailable(text)
         if code == "NoSuchKey":
             return Missing(text)
@@ -301,5 +301,5 @@ class S3:
 
 
 def _add_md5(params: dict[str, Any], **_: object) -> None:
-    # boto3 sends a newer checksum alone, and many services still insist on this one for what deletes.
+    # boto3 only sends a newer checksum, and many services still require this one for deletions.
     params["headers"]["Content-MD5"] = b64encode(hashlib.md5(params["body"], usedforsecurity=False).digest()).decode()

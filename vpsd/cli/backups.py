@@ -11,7 +11,7 @@ from vpsd.accounts import events
 from vpsd.accounts import service as accounts
 from vpsd.backups import rows
 from vpsd.backups.models import Backup, Kind, State
-from vpsd.backups.vault import Place, Verified, new_key
+from vpsd.backups.repository import BackupRef, VerifyResult, new_key
 from vpsd.cli.output import print_json, print_rows
 from vpsd.cli.run import Json, read_settings, with_database
 from vpsd.core.clock import SystemClock, iso_utc, iso_utc_or_none
@@ -78,16 +78,16 @@ def verify(
 
     async def work(database: Database) -> list[dict[str, Any]]:
         async with database.write() as tx:
-            vault = main.make_vault(settings, await accounts.instance(tx, Ids()))
+            repository = main.make_repository(settings, await accounts.instance(tx, Ids()))
             found = await _wanted(tx, backup_id)
-            places = [Place((await servers.get(tx, one.server_id)).uuid, one.uuid) for one in found]
+            places = [BackupRef((await servers.get(tx, one.server_id)).uuid, one.uuid) for one in found]
         results = []
         for backup, place in zip(found, places, strict=True):
-            read, error = Verified(0, 0), None
+            read, error = VerifyResult(0, 0), None
             try:
-                if backup.target != vault.target_name:
-                    raise Unusable(f"It lies in {backup.target}, and vpsd is set to {vault.target_name}.")
-                read = await vault.verify(place)
+                if backup.target != repository.target_name:
+                    raise Unusable(f"It lies in {backup.target}, and vpsd is set to {repository.target_name}.")
+                read = await repository.verify(place)
             except (Unavailable, Unusable) as damage:
                 error = str(damage)
             results.append(
@@ -176,7 +176,7 @@ def now(
 def key(
     file: Annotated[Path, typer.Argument(help="Where to put it; nothing is written over.")], json: Json = False
 ) -> None:
-    """Make a key that backups are sealed with, in a file that only its owner may read.
+    """Make a key that backups are encrypted with, in a file that only its owner may read.
 
     Example: `vpsd backup key /etc/vpsd/backup.key`, then set VPSD_BACKUP_KEY_FILE to it. Keep a copy elsewhere: without
     the key nobody can read the backups.

@@ -1,1 +1,1 @@
-"""Where guests run: the protocol, its drivers and the probe."""
+"""Hypervisors: the protocol, its drivers and the KVM probe."""

@@ -1,11 +1,11 @@
-"""Whether KVM really runs guests here: found out by running one, never by looking at the device.
+"""Tests whether KVM really works here, by running a guest: the presence of the device is not enough.
 
-Some machines offer a `/dev/kvm` that opens, makes virtual machines, runs firmware, and hangs every operating system.
-So a few dozen bytes of 64-bit guest code do by bare ioctls what each kernel does in its first moments. They run in a
-child process with hard limits, because a broken KVM_RUN does not come back: one of CPU time, which holds on a busy
-machine too, and one of the clock.
+Some machines have a `/dev/kvm` that opens, creates virtual machines and runs firmware, but hangs every operating
+system. So a few dozen bytes of 64-bit guest code, run with plain ioctls, do what every kernel does first. They run in
+a child process with hard limits, because a broken KVM_RUN never returns: one of CPU time, which is reliable on a busy
+machine too, and one of wall-clock time.
 
-Run as a program (`python probe.py`), this file is that child: it prints one letter for each step that was reached.
+As a program (`python probe.py`), this file is that child: it prints one letter for each step that was reached.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ VirtType = Literal["kvm", "qemu"]
 _DEVICE = Path("/dev/kvm")
 _LIMIT_SECONDS = 5.0
 _LIMIT_CPU_SECONDS = 0.5
-_GRACE_SECONDS = 1.0  # for a killed child to go; one that hangs in the kernel is left behind
+_GRACE_SECONDS = 1.0  # for a killed child to exit; one that hangs in the kernel is abandoned
 
 _STEPS = {
     "a": "64-bit mode with paging",
@@ -41,14 +41,14 @@ _STEPS = {
 
 
 async def probe_kvm_async() -> tuple[VirtType, str]:
-    """Do `probe_kvm` without holding up the event loop."""
+    """Run `probe_kvm` without blocking the event loop."""
     return await asyncio.to_thread(probe_kvm)
 
 
 def probe_kvm(device: Path = _DEVICE, limit_seconds: float = _LIMIT_SECONDS) -> tuple[VirtType, str]:
-    """Say how guests are to run on this machine, and why; takes at most `limit_seconds` and a little."""
+    """How guests should run on this machine, and why; takes little more than `limit_seconds` at most."""
     if platform.machine() != "x86_64":
-        return "qemu", f"emulation: the probe knows x86_64 only, and this is {platform.machine()}"
+        return "qemu", f"emulation: the probe only supports x86_64, and this is {platform.machine()}"
     if not device.exists():
         return "qemu", f"emulation: there is no {device}"
     if not os.access(device, os.R_OK | os.W_OK):
@@ -61,7 +61,7 @@ def probe_kvm(device: Path = _DEVICE, limit_seconds: float = _LIMIT_SECONDS) -> 
 
 
 def _run_child(device: Path, limit_seconds: float) -> tuple[str, str]:
-    """Letters that the guest wrote, and what stopped it."""
+    """The letters that the guest wrote, and why it stopped."""
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(device)],
         stdin=subprocess.DEVNULL,
@@ -89,11 +89,11 @@ def _text(output: str | bytes | None) -> str:
 
 
 def _letters(output: str) -> str:
-    """The first line: steps reached."""
+    """The first line: the steps that were reached."""
     return output.partition("\n")[0].strip()
 
 
-# --- what follows runs in the child only: ioctl numbers and struct layouts are those of linux/kvm.h -------------------
+# --- the rest runs only in the child; ioctl numbers and struct layouts are those of linux/kvm.h ----------------------
 
 _CREATE_VM, _RUN_SIZE, _SUPPORTED_CPUID = 0xAE01, 0xAE04, 0xC008AE05
 _CREATE_VCPU, _SET_MEMORY, _SET_TSS = 0xAE41, 0x4020AE46, 0xAE47
@@ -113,7 +113,7 @@ _GUEST = b"".join(
         b"\x0f\x20\xd8\x0f\x22\xd8",  # mov rax, cr3; mov cr3, rax
         _say("b"),
         b"\xb9\x82\x00\x00\xc0\xb8\x78\x56\x34\x12\xba\xff\xff\xff\xff\x0f\x30",  # wrmsr LSTAR
-        b"\x31\xc0\x31\xd2\x0f\x32\x3d\x78\x56\x34\x12\x75\xfe",  # rdmsr; hang unless it is what was written
+        b"\x31\xc0\x31\xd2\x0f\x32\x3d\x78\x56\x34\x12\x75\xfe",  # rdmsr; hang unless it reads back
         _say("c"),
         b"\x31\xc0\x0f\xa2",  # cpuid
         _say("d"),
@@ -121,7 +121,7 @@ _GUEST = b"".join(
         _say("e"),
         b"\x9c\x58\x50\x9d\x0f\x01\xf8",  # pushf; pop rax; push rax; popf; swapgs
         _say("f"),
-        b"\xb9\x00\x00\x80\x00\xff\xc9\x75\xfc",  # 2**23 rounds: 5 ms on a CPU, many seconds when it is imitated
+        b"\xb9\x00\x00\x80\x00\xff\xc9\x75\xfc",  # 2**23 rounds: 5 ms on a CPU, many seconds if emulated
         _say("g"),
         b"\xf4",  # hlt
     )
@@ -129,7 +129,7 @@ _GUEST = b"".join(
 
 
 def _run_guest(device: str) -> str:
-    """Run the guest code to its end, printing its letters; returns why it stopped."""
+    """Run the guest code to its end and print its letters; returns why it stopped."""
     kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     machine = fcntl.ioctl(kvm, _CREATE_VM, 0)
     with contextlib.suppress(OSError):
@@ -152,7 +152,7 @@ def _run_guest(device: str) -> str:
 
 
 def _fill_memory(machine: int) -> mmap.mmap:
-    """Two MiB with the code and page tables that map them one to one by a single large page."""
+    """Two MiB with the code, identity-mapped by page tables with a single large page."""
     memory = mmap.mmap(-1, _MEMORY_BYTES)
     memory[_CODE : _CODE + len(_GUEST)] = _GUEST
     for table, entry in ((_TABLES, 0x3007), (0x3000, 0x4007), (0x4000, 0x87)):
@@ -165,7 +165,7 @@ def _fill_memory(machine: int) -> mmap.mmap:
 
 
 def _set_registers(kvm: int, vcpu: int) -> None:
-    """The state of a kernel's first instruction in 64-bit mode, with the CPUID that the host offers."""
+    """The state at a kernel's first 64-bit instruction, with the CPUID that the host offers."""
     cpuid = bytearray(8 + 40 * 256)
     struct.pack_into("<I", cpuid, 0, 256)
     fcntl.ioctl(kvm, _SUPPORTED_CPUID, cpuid, True)

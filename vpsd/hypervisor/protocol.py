@@ -1,13 +1,13 @@
-"""What vpsd asks of a hypervisor, and the values that cross that line.
+"""The interface between vpsd and a hypervisor, and the values that cross it.
 
-Two drivers keep it: `vpsd.hypervisor.libvirt` (real guests) and `vpsd.hypervisor.simulator` (the same rules, no
-guests). One suite of contract tests runs on both.
+There are two drivers: `vpsd.hypervisor.libvirt` (real guests) and `vpsd.hypervisor.simulator` (the same rules, no
+guests). One suite of contract tests runs against both.
 
 Rules for every driver:
-- Every call may be repeated. Asking for what already holds is a success and changes nothing.
-- A call returns when its effect is on the host, and raises `Unavailable` (worth another try) or `Unusable` (final).
-- Every call has a time limit of the driver's own.
-- Names are given by the caller and belong to one vpsd (`guest_name`); a driver never touches what others named.
+- Calls are idempotent: asking for what already holds succeeds and changes nothing.
+- A call returns once its effect is on the host; it raises `Unavailable` (retry) or `Unusable` (permanent).
+- The driver limits the time of every call.
+- The caller chooses names, which belong to one vpsd (`guest_name`); a driver never touches anything else.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -21,30 +21,30 @@ from vpsd.errors import Unavailable
 
 
 class PortsTaken(Unavailable):
-    """A forwarded port of the guest cannot be opened: privileged for the host's QEMU, or in use."""
+    """A forwarded port of the guest cannot be opened: it is privileged or in use."""
 
 
-class Power(StrEnum):
-    """What the host says of a guest."""
+class PowerState(StrEnum):
+    """The state of a guest, as the host reports it."""
 
     RUNNING = "running"
     PAUSED = "paused"
-    OFF = "off"  # it powered itself off, or somebody pulled its plug on purpose
-    CRASHED = "crashed"  # its QEMU died, or the host went down under it: nobody asked for that
+    OFF = "off"  # it shut itself down, or somebody powered it off on purpose
+    CRASHED = "crashed"  # its QEMU died, or the host went down: nobody asked for that
 
 
 class Forward(msgspec.Struct, frozen=True):
-    """A TCP port of the server's address that leads to a port of the guest."""
+    """A TCP port of the server's address that is forwarded to a port of the guest."""
 
     host_port: int
     guest_port: int
 
 
 class Image(msgspec.Struct, frozen=True):
-    """Files of an operating system on the machine where vpsd runs, ready to be sent to a host.
+    """Files of an operating system on the machine where vpsd runs, ready for upload to a host.
 
-    `key` names these very bytes (slug and digest): another build has another key. `kernel` and `initrd` are booted
-    directly, with `cmdline`; without a kernel the disk boots by itself (BIOS).
+    `key` identifies the content (slug and digest): another build has another key. `kernel` and `initrd` are booted
+    directly, with `cmdline`; without a kernel the disk's own boot loader runs (BIOS).
     """
 
     key: str
@@ -56,194 +56,196 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class GuestSpec(msgspec.Struct, frozen=True):
-    """A guest as it shall be."""
+    """The desired definition of a guest."""
 
     name: str
-    disk: str  # which of the guest's disks it runs from (`disk_name`)
+    disk: str  # which of the guest's disks it boots (`disk_name`)
     uuid: str
     vcpus: int
     memory_mb: int
-    base: str  # key of the image whose base volume the disk stands on
-    direct_kernel: bool  # the base brings a kernel; else the disk boots by itself
+    base: str  # key of the image whose base volume backs the disk
+    direct_kernel: bool  # boot the kernel of the base; otherwise the disk's own boot loader
     cmdline: str
     mac: str
-    address: str  # of the host, where the forwarded ports listen
+    address: str  # on the host, where the forwarded ports listen
     forwards: Sequence[Forward]
 
 
 class Guest(msgspec.Struct, frozen=True):
-    """A guest as the host knows it."""
+    """A guest, as the host reports it."""
 
     name: str
     uuid: str
-    power: Power
+    power: PowerState
     forwards: Sequence[Forward] = ()
 
 
 class Volumes(msgspec.Struct, frozen=True):
-    """What lies in the pool of this vpsd."""
+    """What this vpsd has in its storage pool."""
 
     disks: frozenset[str]  # disk names
     seeds: frozenset[str]  # guest names
     bases: frozenset[str]  # image keys
-    strangers: frozenset[str] = frozenset()  # volumes in our pool that carry no name of ours
-    unfinished: frozenset[str] = frozenset()  # image keys of bases whose upload was cut off; delete_base takes them
-    copies: frozenset[str] = frozenset()  # names of guests beside whose disk a copy of it lies
+    unknown: frozenset[str] = frozenset()  # volumes in our pool with names that vpsd does not use
+    unfinished: frozenset[str] = (
+        frozenset()
+    )  # image keys of bases whose upload was interrupted; delete_base removes them
+    exports: frozenset[str] = frozenset()  # names of guests whose disk has an export next to it
 
 
-class Copying(msgspec.Struct, frozen=True):
-    """How a copy of a disk began."""
+class DiskExport(msgspec.Struct, frozen=True):
+    """How the export of a disk started."""
 
-    since: str | None  # the mark of the copy that it holds the changes since; None: it holds everything
-    frozen: bool  # the file systems were at rest at that moment: by the guest's agent, or because the guest is off
+    since_checkpoint: str | None  # the export holds the changes since that checkpoint; None: it holds everything
+    frozen: bool  # the file systems were quiescent: frozen by the guest's agent, or the guest is off
     frozen_ms: int  # for how long the guest could not write
-    off: bool  # the guest was off; it has been started without running, and has to be powered off when the copy is done
+    started_paused: bool  # the guest was off and was started paused; power it off when the export is complete
 
 
-class Run(msgspec.Struct, frozen=True):
-    """A stretch of a disk that a copy knows, in bytes from its start."""
+class Extent(msgspec.Struct, frozen=True):
+    """A contiguous range of a disk, in bytes from its start."""
 
     offset: int
     length: int
-    zero: bool = False  # there is nothing but zeros
+    zero: bool = False  # it contains only zeros
 
 
-class Copied(msgspec.Struct, frozen=True):
-    """What a finished copy holds: runs in order. What is in no run is as in the copy before; zeros if it is whole."""
+class BlockMap(msgspec.Struct, frozen=True):
+    """The extents of a complete export, in order. The rest is as in the export before, or zeros if it is a full one."""
 
     size_bytes: int  # of the disk
-    runs: tuple[Run, ...]
+    extents: tuple[Extent, ...]
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Measured figures of a running guest; None where the host or the guest's agent does not tell."""
+class GuestStats(msgspec.Struct, frozen=True):
+    """Statistics of a running guest; None where neither the host nor the guest's agent provides the value."""
 
     cpu_seconds: float | None = None  # since the guest was powered on, all vCPUs together
     memory_used_mb: int | None = None
-    disk_used_bytes: int | None = None  # file systems of the guest, by its agent
+    disk_used_bytes: int | None = None  # file systems of the guest, as reported by its agent
     received_bytes: int | None = None  # since the guest booted
     sent_bytes: int | None = None
 
 
 class HostFacts(msgspec.Struct, frozen=True):
-    """What runs the guests, for people: said at the start, by `vpsd doctor` and by /health."""
+    """What extents the guests, for people: said at the start, by `vpsd doctor` and by /health."""
 
     driver: str  # libvirt | simulator
     uri: str
     virt_type: str  # kvm | qemu (emulation) | none
-    virt_reason: str  # why that one
+    virt_reason: str  # why
     version: str
-    name: str  # what the host calls itself
+    name: str  # the host name
     cpus: int
     memory_mb: int
-    storage_gb: int | None  # of the pool that the disks lie in, used and free; None while there is none
-    low_ports: bool = True  # whether guests can have ports below 1024 of their addresses, as far as is known
+    storage_gb: int | None  # capacity of the storage pool; None before there is one
+    low_ports: bool = True  # guests can use ports below 1024, as far as is known
 
 
 Progress = Callable[[float, str], None]
-"""Called with a fraction from 0 to 1 and what is being done."""
+"""Called with a fraction from 0 to 1 and a description of the current step."""
 
 
 class Hypervisor(Protocol):
-    """One host that runs guests. Guest names are `vpsd-<instance>-<server id>`."""
+    """One host that extents guests. Guest names are `vpsd-<instance>-<server id>`."""
 
     async def facts(self) -> HostFacts:
-        """Say what the host is. Connects when needed."""
+        """Describe the host. Connects if needed."""
 
     async def guests(self) -> Mapping[str, Guest]:
         """All guests of this vpsd by name, in one round trip."""
 
     async def guest(self, name: str) -> Guest | None:
-        """One guest, or None when the host does not know it."""
+        """One guest, or None if the host does not know it."""
 
     async def volumes(self) -> Volumes:
-        """What lies in the pool of this vpsd."""
+        """The contents of the storage pool of this vpsd."""
 
     async def ensure_base(self, image: Image, progress: Progress) -> None:
-        """Have the image's files on the host, whole, as base volume `image.key`; never rewrites one that is there."""
+        """Upload the image's files to the host as base volume `image.key`, unless it is complete there already."""
 
     async def delete_base(self, key: str) -> None:
-        """Take a base volume off the host; refuses (`Unusable`) while a disk stands on it."""
+        """Delete a base volume; raises `Unusable` while a disk uses it."""
 
     async def ensure_disk(self, disk: str, base: str, size_bytes: int) -> None:
-        """Have a disk of that size on top of the base volume; a disk that is there is left as it is."""
+        """Create a disk of that size on top of the base volume; an existing disk is left as it is."""
 
     async def write_disk(
         self, disk: str, size_bytes: int, chunk_bytes: int, chunks: Sequence[int], content: AsyncIterator[bytes]
     ) -> None:
-        """Have a disk that stands on nothing, with that content; a disk that is there, whole, is left as it is.
+        """Create a disk without a base, with that content; an existing complete disk is left as it is.
 
-        `chunks` are the numbers of the chunks that are not all zeros, in order, and `content` gives their bytes (the
-        last chunk of the disk may be shorter). A disk that was not written to its end counts as none.
+        `chunks` are the numbers of the chunks that are not all zeros, in order, and `content` yields their bytes (the
+        last chunk of the disk may be shorter). A disk that was written only in part does not count as existing.
         """
 
     async def delete_disk(self, disk: str) -> None:
-        """Take a disk that no guest runs from off the host; a success where there is none."""
+        """Delete a disk that no guest uses; succeeds if there is none."""
 
     async def grow_disk(self, name: str, disk: str, size_bytes: int) -> None:
-        """Have the guest's disk at least that large, also while it runs; a larger one stays as it is.
+        """Grow the guest's disk to at least that size, also while the guest runs; a larger one stays as it is.
 
-        The next copy of a disk that grew holds everything.
+        The next export of a disk that grew holds everything.
         """
 
-    async def copy_disk(self, name: str, mark: str, since: str | None) -> Copying:
-        """Begin to copy the guest's disk, as it is at this moment, to beside it; what was copied before is dropped.
+    async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
+        """Start exporting the guest's disk, as it is now, to a file next to it; replaces an earlier export.
 
-        The copy is marked: a later one can hold what has changed since that mark. Where the host cannot tell the
-        changes since `since`, it copies everything and says so. A guest that is off is started for it without running.
+        Creates a checkpoint of that name: a later export can hold the changes since then. Exports everything, and says
+        so, if the host cannot tell what changed since the checkpoint `since`. A guest that is off is started paused.
         """
 
-    async def copy_progress(self, name: str) -> float:
-        """How far the copy is; 1.0 when it is whole. Raises `Unavailable` for one that broke off."""
+    async def export_progress(self, name: str) -> float:
+        """Progress from 0 to 1.0 (complete). Raises `Unavailable` if the export failed."""
 
-    async def copied(self, name: str) -> Copied:
-        """What the whole copy holds; raises `Unusable` where there is none."""
+    async def block_map(self, name: str) -> BlockMap:
+        """What the complete export holds; raises `Unusable` if there is no export."""
 
-    async def read_copy(self, name: str, offset: int, length: int) -> bytes:
-        """Bytes of the disk out of the whole copy; what is in no run reads as zeros."""
+    async def read_export(self, name: str, offset: int, length: int) -> bytes:
+        """Read bytes of the disk from the complete export; what is in no extent reads as zeros."""
 
-    async def drop_copy(self, name: str) -> None:
-        """Have no copy of the guest's disk, and none under way; a guest whose file systems are frozen is thawed."""
+    async def drop_export(self, name: str) -> None:
+        """Abort and delete the export of the guest's disk, if any; thaws the guest's file systems if frozen."""
 
-    async def keep_mark(self, name: str, mark: str | None) -> None:
-        """Let go of every mark of the guest's disk but that one."""
+    async def keep_checkpoint(self, name: str, checkpoint: str | None) -> None:
+        """Delete all checkpoints of the guest's disk but that one."""
 
     async def write_seed(self, name: str, content: bytes) -> None:
-        """Put the guest's cloud-init seed (an ISO 9660 image) on the host instead of the old; also while it runs."""
+        """Put the guest's cloud-init seed (an ISO 9660 image) on the host instead of the old; also while it extents."""
 
     async def define(self, spec: GuestSpec) -> None:
-        """Have the guest defined as given; a running one keeps its hardware until it is powered on again."""
+        """Define or redefine the guest; a running one keeps its hardware until it is powered on again."""
 
     async def power_on(self, name: str) -> None:
-        """Start the guest; resumes a paused one. Raises `PortsTaken` where a forwarded port cannot be opened."""
+        """Start or resume the guest. Raises `PortsTaken` if a forwarded port cannot be opened."""
 
     async def request_shutdown(self, name: str) -> None:
-        """Press the ACPI power button; returns at once, and is a success for a guest that is off."""
+        """Press the ACPI power button without waiting; succeeds if the guest is off."""
 
     async def power_off(self, name: str) -> None:
-        """Pull the plug; a success for a guest that is off or unknown."""
+        """Power off at once; succeeds if the guest is off or unknown."""
 
     async def is_up(self, name: str) -> bool:
-        """Whether the guest's SSH or its agent answers now; no waiting beyond a second."""
+        """Whether the guest's SSH server or agent responds; waits for a second at most."""
 
     async def remove(self, name: str) -> None:
-        """Power off, undefine, and delete disks, copy and seed: nothing of that name is left on the host."""
+        """Power off and undefine the guest, and delete its disks, export and seed: nothing of that name remains."""
 
-    async def usage(self, name: str) -> Usage:
-        """Measured figures of a guest; all None for one that is not running."""
+    async def stats(self, name: str) -> GuestStats:
+        """Statistics of a guest; all None if it is not running."""
 
     def watch(self, changed: Callable[[str], None]) -> None:
-        """Call `changed(guest name)` from any thread when the host reports a change; a hint, never a promise."""
+        """Call `changed(guest name)` from any thread when the host reports a change; events may be missed."""
 
     async def close(self) -> None:
-        """Let go of the host; guests go on running."""
+        """Disconnect from the host; guests keep running."""
 
 
 def guest_name(instance: str, server_id: int) -> str:
-    """The name on the host of a server of this vpsd: `instance` is the eight hex digits of the database's own id."""
+    """The name of a server on the host; `instance` is the database's own id, eight hex digits."""
     return f"vpsd-{instance}-{server_id}"
 
 
-def disk_name(guest: str, writing: int) -> str:
-    """The name of a guest's disk: the first one has the guest's own, one that a restore wrote has its number behind."""
-    return guest if writing == 0 else f"{guest}.{writing}"
+def disk_name(guest: str, generation: int) -> str:
+    """The name of a guest's disk: the first (0) is named like the guest, one written by a restore has a suffix."""
+    return guest if generation == 0 else f"{guest}.{generation}"

@@ -5,8 +5,8 @@ Delays and faults are set by whoever holds the object.
 """
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -14,27 +14,30 @@ import msgspec
 from vpsd.core.clock import Clock, SystemClock
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import (
-    Copied,
-    Copying,
+    BlockMap,
+    DiskExport,
+    Extent,
     Forward,
     Guest,
     GuestSpec,
+    GuestStats,
     HostFacts,
     Image,
     PortsTaken,
-    Power,
+    PowerState,
     Progress,
-    Run,
-    Usage,
     Volumes,
 )
 
 _BLOCK_BYTES = 1 << 16
 
 
+Hook = Callable[[str], Awaitable[None] | None]
+
+
 class _State(msgspec.Struct):
     spec: GuestSpec
-    power: Power = Power.CRASHED  # like a real host's word for a guest that was never on
+    power: PowerState = PowerState.CRASHED  # as a real host reports a guest that was never on
     up_at_ms: int | None = None  # when it answers, if nothing happens to it
     forwards: tuple[Forward, ...] = ()
 
@@ -65,26 +68,25 @@ class Simulator:
         self.ignores_acpi = False  # guests do not hear the power button
         self.never_boots = False  # guests start and never answer
         self.has_agent = True  # guests can put their file systems to rest
-        self.copy_seconds = 0.0  # how long a copy of a disk takes
+        self.export_seconds = 0.0  # how long an export of a disk takes
         self.low_ports = True  # ports below 1024 can be opened
         self.calls: list[str] = []  # every call, in order
-        self.before_call: Callable[[str], None] | None = None  # may raise: that is what happens at this call
-        self.after_call: Callable[[str], None] | None = None  # the same, when its effect is on the host
+        self.guest_stats = GuestStats()  # of every guest
+        self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
+        self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
+        self.before_call: Hook | None = None  # called with the name of each call; what it raises, the call raises
+        self.after_call: Hook | None = None  # the same, once the effect is on the host
 
-    @contextmanager
-    def _call(self, call: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def _call(self, call: str) -> AsyncIterator[None]:
         self.calls.append(call)
-        if self.before_call is not None:
-            self.before_call(call)
+        await _run_hook(self.before_call, call)
         if self.broken:
             raise Unavailable("The simulated host does not answer.")
-        yield
-        if self.after_call is not None:
-            self.after_call(call)
-
-    async def _delay(self) -> None:
         if self.delay_seconds:
             await self._clock.sleep(self.delay_seconds)
+        yield
+        await _run_hook(self.after_call, call)
 
     def _load(self, name: str) -> _State | None:
         row = self._db.execute("SELECT state FROM guests WHERE name = ?", (name,)).fetchone()
@@ -106,49 +108,44 @@ class Simulator:
         return [row[0] for row in self._db.execute(f"SELECT {column} FROM {table} ORDER BY {column}")]  # noqa: S608
 
     async def facts(self) -> HostFacts:
-        with self._call("facts"):
-            await self._delay()
+        async with self._call("facts"):
             reason = "nothing runs: guests are simulated"
             return HostFacts("simulator", "simulator:", "none", reason, "1", "simulator", 1024, 1 << 20, 1 << 17)
 
     async def guests(self) -> Mapping[str, Guest]:
-        with self._call("guests"):
-            await self._delay()
+        async with self._call("guests"):
             states = {name: self._known(name) for name in self._column("guests", "name")}
             return {name: _guest(name, state) for name, state in states.items()}
 
     async def guest(self, name: str) -> Guest | None:
-        with self._call("guest"):
-            await self._delay()
+        async with self._call("guest"):
             state = self._load(name)
             return None if state is None else _guest(name, state)
 
     async def volumes(self) -> Volumes:
-        with self._call("volumes"):
-            await self._delay()
+        async with self._call("volumes"):
             return Volumes(
                 disks=frozenset(self._column("disks", "name")),
-                copies=frozenset(self._column("copies", "name")),
+                exports=frozenset(self._column("copies", "name")),
                 seeds=frozenset(self._column("seeds", "name")),
                 bases=frozenset(self._column("bases", "key")),
+                unfinished=frozenset(self.unfinished_bases),
             )
 
     async def ensure_base(self, image: Image, progress: Progress) -> None:
-        with self._call("ensure_base"):
-            await self._delay()
+        async with self._call("ensure_base"):
             self._db.execute("INSERT OR IGNORE INTO bases VALUES (?)", (image.key,))
             progress(1.0, "the image is on the host")
 
     async def delete_base(self, key: str) -> None:
-        with self._call("delete_base"):
-            await self._delay()
+        async with self._call("delete_base"):
             if self._db.execute("SELECT 1 FROM disks WHERE base = ?", (key,)).fetchone():
-                raise Unusable(f"Disks stand on the base image {key}.")
+                raise Unusable(f"The base image {key} is in use by disks.")
             self._db.execute("DELETE FROM bases WHERE key = ?", (key,))
+            self.unfinished_bases.discard(key)
 
     async def ensure_disk(self, disk: str, base: str, size_bytes: int) -> None:
-        with self._call("ensure_disk"):
-            await self._delay()
+        async with self._call("ensure_disk"):
             if base not in self._column("bases", "key"):
                 raise Unusable(f"The base image {base} is not on the host.")
             self._db.execute("INSERT OR IGNORE INTO disks VALUES (?, ?, ?)", (disk, base, size_bytes))
@@ -156,8 +153,7 @@ class Simulator:
     async def write_disk(
         self, disk: str, size_bytes: int, chunk_bytes: int, chunks: Sequence[int], content: AsyncIterator[bytes]
     ) -> None:
-        with self._call("write_disk"):
-            await self._delay()
+        async with self._call("write_disk"):
             if disk in self._column("disks", "name"):
                 return
             self._db.execute("DELETE FROM blocks WHERE disk = ?", (disk,))
@@ -166,8 +162,7 @@ class Simulator:
             self._db.execute("INSERT INTO disks VALUES (?, '', ?)", (disk, size_bytes))
 
     async def delete_disk(self, disk: str) -> None:
-        with self._call("delete_disk"):
-            await self._delay()
+        async with self._call("delete_disk"):
             self._delete_disk(disk)
 
     def _delete_disk(self, disk: str) -> None:
@@ -175,72 +170,67 @@ class Simulator:
         self._db.execute("DELETE FROM blocks WHERE disk = ?", (disk,))
 
     async def grow_disk(self, name: str, disk: str, size_bytes: int) -> None:
-        with self._call("grow_disk"):
-            await self._delay()
+        async with self._call("grow_disk"):
             if disk not in self._column("disks", "name"):
                 raise Unusable(f"There is no disk {disk}.")
             if self.disk_bytes(disk) < size_bytes:
                 self._db.execute("DELETE FROM marks WHERE name = ?", (name,))
                 self._db.execute("UPDATE disks SET size_bytes = ? WHERE name = ?", (size_bytes, disk))
 
-    async def copy_disk(self, name: str, mark: str, since: str | None) -> Copying:
-        with self._call("copy_disk"):
-            await self._delay()
+    async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
+        async with self._call("export_disk"):
             state = self._known(name)
             disk = state.spec.disk
-            self._drop_copy(name)
-            if state.power is not Power.RUNNING:
-                state.power = Power.PAUSED
+            self._drop_export(name)
+            if state.power is not PowerState.RUNNING:
+                state.power = PowerState.PAUSED
                 self._store(name, state)
-            self._db.execute("DELETE FROM marks WHERE name = ? AND mark = ?", (name, mark))
+            self._db.execute("DELETE FROM marks WHERE name = ? AND mark = ?", (name, checkpoint))
             known = self._db.execute("SELECT written FROM marks WHERE name = ? AND mark = ?", (name, since)).fetchone()
             after = 0 if known is None else known[0]
-            done_at_ms = self._clock.now_ms() + round(self.copy_seconds * 1000)
+            done_at_ms = self._clock.now_ms() + round(self.export_seconds * 1000)
             self._db.execute("INSERT INTO copies VALUES (?, ?, ?)", (name, self.disk_bytes(disk), done_at_ms))
             self._db.execute(
                 "INSERT INTO copied SELECT ?, number, content FROM blocks WHERE disk = ? AND written > ?",
                 (name, disk, after),
             )
-            self._db.execute("INSERT INTO marks VALUES (?, ?, ?)", (name, mark, self._writes(disk)))
-            off = state.power is not Power.RUNNING
-            return Copying(since if known is not None else None, self.has_agent or off, 0, off)
+            self._db.execute("INSERT INTO marks VALUES (?, ?, ?)", (name, checkpoint, self._writes(disk)))
+            off = state.power is not PowerState.RUNNING
+            return DiskExport(since if known is not None else None, self.has_agent or off, 0, off)
 
-    async def copy_progress(self, name: str) -> float:
-        with self._call("copy_progress"):
-            await self._delay()
+    async def export_progress(self, name: str) -> float:
+        async with self._call("export_progress"):
             row = self._db.execute("SELECT done_at_ms FROM copies WHERE name = ?", (name,)).fetchone()
             state = self._load(name)
-            if row is None or state is None or state.power not in (Power.RUNNING, Power.PAUSED):
-                raise Unavailable(f"Copying the disk of {name} broke off.")
+            if row is None or state is None or state.power not in (PowerState.RUNNING, PowerState.PAUSED):
+                raise Unavailable(f"The export of the disk of {name} failed.")
             return 1.0 if self._clock.now_ms() >= row[0] else 0.5
 
-    async def copied(self, name: str) -> Copied:
-        with self._call("copied"):
-            await self._delay()
+    async def block_map(self, name: str) -> BlockMap:
+        async with self._call("block_map"):
             row = self._db.execute("SELECT size_bytes FROM copies WHERE name = ?", (name,)).fetchone()
             if row is None:
-                raise Unusable(f"There is no copy of the disk of {name} on the host.")
+                raise Unusable(f"There is no export of the disk of {name} on the host.")
             numbers = self._db.execute("SELECT number FROM copied WHERE name = ? ORDER BY number", (name,))
-            return Copied(row[0], tuple(Run(number * _BLOCK_BYTES, _BLOCK_BYTES) for (number,) in numbers))
+            return BlockMap(row[0], tuple(Extent(number * _BLOCK_BYTES, _BLOCK_BYTES) for (number,) in numbers))
 
-    async def read_copy(self, name: str, offset: int, length: int) -> bytes:
-        with self._call("read_copy"):
-            await self._delay()
+    async def read_export(self, name: str, offset: int, length: int) -> bytes:
+        async with self._call("read_export"):
             return self._read("copied WHERE name", name, offset, length)
 
-    async def drop_copy(self, name: str) -> None:
-        with self._call("drop_copy"):
-            await self._delay()
-            self._drop_copy(name)
+    async def drop_export(self, name: str) -> None:
+        async with self._call("drop_export"):
+            self._drop_export(name)
 
-    def _drop_copy(self, name: str) -> None:
+    def _drop_export(self, name: str) -> None:
         for table in ("copies", "copied"):
             self._db.execute(f"DELETE FROM {table} WHERE name = ?", (name,))  # noqa: S608
 
-    async def keep_mark(self, name: str, mark: str | None) -> None:
-        with self._call("keep_mark"):
-            await self._delay()
-            self._db.execute("DELETE FROM marks WHERE name = ? AND mark IS NOT ?", (name, mark))
+    async def keep_checkpoint(self, name: str, checkpoint: str | None) -> None:
+        async with self._call("keep_checkpoint"):
+            if self.keeps_all_checkpoints:
+                return
+            self._db.execute("DELETE FROM marks WHERE name = ? AND mark IS NOT ?", (name, checkpoint))
 
     def _writes(self, disk: str) -> int:
         """How often a disk was written to."""
@@ -270,24 +260,21 @@ class Simulator:
         return bytes(content[start : start + length])
 
     async def write_seed(self, name: str, content: bytes) -> None:
-        with self._call("write_seed"):
-            await self._delay()
+        async with self._call("write_seed"):
             self._db.execute("INSERT OR REPLACE INTO seeds VALUES (?, ?)", (name, content))
 
     async def define(self, spec: GuestSpec) -> None:
-        with self._call("define"):
-            await self._delay()
+        async with self._call("define"):
             state = self._load(spec.name) or _State(spec)
             state.spec = spec
             self._store(spec.name, state)
 
     async def power_on(self, name: str) -> None:
-        with self._call("power_on"):
-            await self._delay()
+        async with self._call("power_on"):
             state = self._known(name)
-            if state.power is Power.PAUSED:
-                state.power = Power.RUNNING
-            elif state.power is not Power.RUNNING:
+            if state.power is PowerState.PAUSED:
+                state.power = PowerState.RUNNING
+            elif state.power is not PowerState.RUNNING:
                 self._boot(name, state)
             self._store(name, state)
 
@@ -296,44 +283,40 @@ class Simulator:
             raise Unusable(f"The guest {name} lacks its disk or its seed.")
         if not self.low_ports and any(forward.host_port < 1024 for forward in state.spec.forwards):
             raise PortsTaken(f"A port of {state.spec.address} cannot be opened.")
-        state.power = Power.RUNNING
+        state.power = PowerState.RUNNING
         state.forwards = tuple(state.spec.forwards)
         self._write(state.spec.disk, 0, f"{name} was started at {self._clock.now_ms()}".encode())
         state.up_at_ms = None if self.never_boots else self._clock.now_ms() + round(self.boot_seconds * 1000)
 
     async def request_shutdown(self, name: str) -> None:
-        with self._call("request_shutdown"):
-            await self._delay()
+        async with self._call("request_shutdown"):
             state = self._known(name)
-            if not self.ignores_acpi and state.power is Power.RUNNING:
-                state.power = Power.OFF
+            if not self.ignores_acpi and state.power is PowerState.RUNNING:
+                state.power = PowerState.OFF
                 self._store(name, state)
 
     async def power_off(self, name: str) -> None:
-        with self._call("power_off"):
-            await self._delay()
+        async with self._call("power_off"):
             state = self._load(name)
-            if state is not None and state.power in (Power.RUNNING, Power.PAUSED):
-                state.power = Power.OFF
+            if state is not None and state.power in (PowerState.RUNNING, PowerState.PAUSED):
+                state.power = PowerState.OFF
                 self._store(name, state)
 
     async def is_up(self, name: str) -> bool:
-        with self._call("is_up"):
-            await self._delay()
+        async with self._call("is_up"):
             return self._is_up(name)
 
     def _is_up(self, name: str) -> bool:
         state = self._load(name)
         return (
             state is not None
-            and state.power is Power.RUNNING
+            and state.power is PowerState.RUNNING
             and state.up_at_ms is not None
             and self._clock.now_ms() >= state.up_at_ms
         )
 
     async def remove(self, name: str) -> None:
-        with self._call("remove"):
-            await self._delay()
+        async with self._call("remove"):
             for disk in self._column("disks", "name"):
                 if disk == name or disk.startswith(f"{name}."):
                     self._delete_disk(disk)
@@ -342,11 +325,10 @@ class Simulator:
             for changed in self._watchers:
                 changed(name)
 
-    async def usage(self, name: str) -> Usage:  # noqa: ARG002
-        """Nothing: there is no guest to measure, and figures are never invented."""
-        with self._call("usage"):
-            await self._delay()
-            return Usage()
+    async def stats(self, name: str) -> GuestStats:  # noqa: ARG002
+        """`guest_stats`, by default all None: there is no guest to measure, and no value is made up."""
+        async with self._call("stats"):
+            return self.guest_stats
 
     def watch(self, changed: Callable[[str], None]) -> None:
         self._watchers.append(changed)
@@ -354,7 +336,7 @@ class Simulator:
     async def close(self) -> None:
         self._db.close()
 
-    def happens(self, name: str, power: Power) -> None:
+    def happens(self, name: str, power: PowerState) -> None:
         """Something befalls a guest that vpsd did not ask for."""
         state = self._known(name)
         state.power = power
@@ -376,8 +358,8 @@ class Simulator:
         """What the guest reads from its disk."""
         return self._read("blocks WHERE disk", disk, offset, length)
 
-    def marks(self, name: str) -> set[str]:
-        """The marks of the guest's disk."""
+    def checkpoints(self, name: str) -> set[str]:
+        """The checkpoints of the guest's disk."""
         return {mark for (mark,) in self._db.execute("SELECT mark FROM marks WHERE name = ?", (name,))}
 
     def spec(self, name: str) -> GuestSpec:
@@ -397,3 +379,8 @@ class Simulator:
 
 def _guest(name: str, state: _State) -> Guest:
     return Guest(name, state.spec.uuid, state.power, state.forwards)
+
+
+async def _run_hook(hook: Hook | None, call: str) -> None:
+    if hook is not None and (waiting := hook(call)) is not None:
+        await waiting

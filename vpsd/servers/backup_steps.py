@@ -8,14 +8,14 @@ import msgspec
 
 from vpsd.backups import rows as backups
 from vpsd.backups import schedule
-from vpsd.backups.copying import Stored, chunk_numbers, contents, everything, store
 from vpsd.backups.models import Backup, Kind, State
-from vpsd.backups.vault import Place
+from vpsd.backups.repository import BackupRef
+from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.catalog import service as catalog
 from vpsd.core.db import Tx
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import (
-    Power,
+    PowerState,
     Progress,
     disk_name,
 )
@@ -33,19 +33,19 @@ _DAILY_AGAIN_MS = 30 * 60 * 1000
 
 async def copy_disk(job: Job) -> None:
     """Have a copy of the server's disk beside it, as it is at one moment: of what changed since the last, if it may."""
-    hypervisor, vault, backup = job.world.hypervisor, job.world.vault, await _backup_of(job)
+    hypervisor, repository, backup = job.world.hypervisor, job.world.repository, await _backup_of(job)
     if job.server.provisioned_at_ms is None:
         raise Unusable("The server has no disk yet.")
     guest = await hypervisor.guest(job.name)
-    if job.server.status == Status.ACTIVE and (guest is None or guest.power is not Power.RUNNING):
+    if job.server.status == Status.ACTIVE and (guest is None or guest.power is not PowerState.RUNNING):
         raise Unusable("The guest is not running. It is brought back first; ask again then.")
     parent = await _parent_of(job, backup)
     since = parent.uuid if parent is not None and parent.disk == job.server.disk else None
-    copying = await hypervisor.copy_disk(job.name, backup.uuid, since)
+    copying = await hypervisor.export_disk(job.name, backup.uuid, since)
     try:
         await _await_copy(job)
     finally:
-        if copying.off:
+        if copying.started_paused:
             await _put_to_rest(job)
     async with job.write() as tx:
         await backups.set_copied(
@@ -55,24 +55,24 @@ async def copy_disk(job: Job) -> None:
             disk=job.server.disk,
             base=job.server.base,
             kernel_cmdline=job.server.kernel_cmdline,
-            incremental=copying.since is not None,
+            incremental=copying.since_checkpoint is not None,
             frozen=copying.frozen,
             frozen_ms=copying.frozen_ms,
-            target=vault.target_name,
-            key_id=vault.key_id,
+            target=repository.target_name,
+            key_id=repository.key_id,
         )
 
 
 async def _parent_of(job: Job, backup: Backup) -> Backup | None:
     """The backup that this one builds on, noted as such; none where it cannot be read any more."""
-    vault = job.world.vault
+    repository = job.world.repository
     async with job.write() as tx:
-        parent = await backups.latest(tx, job.server.id, vault.target_name, vault.key_id)
+        parent = await backups.latest(tx, job.server.id, repository.target_name, repository.key_id)
         await backups.set_parent(tx, backup.id, None if parent is None else parent.id)
     if parent is None:
         return None
     try:
-        await vault.read_manifest(Place(job.server.uuid, parent.uuid))
+        await repository.read_manifest(BackupRef(job.server.uuid, parent.uuid))
     except Unusable as error:
         log.warning("backup %s stands alone, the one before cannot be read: %s", backup.id, error)
         async with job.write() as tx:
@@ -83,7 +83,7 @@ async def _parent_of(job: Job, backup: Backup) -> Backup | None:
 
 async def _await_copy(job: Job) -> None:
     said_ms = job.world.clock.now_ms()
-    while (done := await job.world.hypervisor.copy_progress(job.name)) < 1.0:
+    while (done := await job.world.hypervisor.export_progress(job.name)) < 1.0:
         if job.world.clock.now_ms() - said_ms >= 1000:
             said_ms = job.world.clock.now_ms()
             await job.report(done, "copying the disk")
@@ -93,7 +93,7 @@ async def _await_copy(job: Job) -> None:
 async def _put_to_rest(job: Job) -> None:
     """Power off a guest that was only started to be copied, and that nobody has started for good since."""
     guest = await job.world.hypervisor.guest(job.name)
-    if guest is not None and guest.power is Power.PAUSED:
+    if guest is not None and guest.power is PowerState.PAUSED:
         await job.world.hypervisor.power_off(job.name)
 
 
@@ -103,22 +103,22 @@ async def store_copy(job: Job) -> None:
     async with world.database.read() as tx:
         parent = None if backup.parent_id is None else await backups.get(tx, backup.parent_id)
         system = await rows.operating_system(tx, job.server.id)
-    copied = await world.hypervisor.copied(job.name)
+    copied = await world.hypervisor.block_map(job.name)
     if not backup.incremental:
-        copied = everything(copied)
+        copied = fill_gaps(copied)
         if parent is not None and (parent.disk_bytes or 0) > copied.size_bytes:
             parent = None  # a disk never shrinks: this is another one
 
     async def read(offset: int, length: int) -> bytes:
-        return await world.hypervisor.read_copy(job.name, offset, length)
+        return await world.hypervisor.read_export(job.name, offset, length)
 
-    async def send(progress: Progress) -> Stored:
+    async def send(progress: Progress) -> StoreResult:
         return await store(
-            world.vault,
-            Place(job.server.uuid, backup.uuid),
+            world.repository,
+            BackupRef(job.server.uuid, backup.uuid),
             copied,
             read,
-            None if parent is None else Place(job.server.uuid, parent.uuid),
+            None if parent is None else BackupRef(job.server.uuid, parent.uuid),
             {"server": job.server.name, "os": system.slug, "kind": backup.kind},
             backup.created_at_ms,
             progress,
@@ -139,8 +139,8 @@ async def store_copy(job: Job) -> None:
 async def drop_copy(job: Job) -> None:
     """Have nothing of the copy on the host but its mark, from which the next one goes on."""
     backup = await _backup_of(job)
-    await job.world.hypervisor.keep_mark(job.name, backup.uuid)
-    await job.world.hypervisor.drop_copy(job.name)
+    await job.world.hypervisor.keep_checkpoint(job.name, backup.uuid)
+    await job.world.hypervisor.drop_export(job.name)
     job.result = f"{backup.kind} {backup.id} is stored"
 
 
@@ -154,13 +154,13 @@ async def _backup_of(job: Job) -> Backup:
 
 async def whole_backup(job: Job, backup_id: int) -> Backup:
     """A backup to write a disk from."""
-    vault = job.world.vault
+    repository = job.world.repository
     async with job.world.database.read() as tx:
         backup = await backups.get(tx, backup_id)
     if backup is None or backup.status != State.COMPLETED or backup.deleted_at_ms is not None:
         raise Unusable(f"The backup {backup_id} is not there any more.")
-    if backup.target != vault.target_name:
-        log.warning("backup %s lies in %s, and vpsd is set to %s", backup_id, backup.target, vault.target_name)
+    if backup.target != repository.target_name:
+        log.warning("backup %s lies in %s, and vpsd is set to %s", backup_id, backup.target, repository.target_name)
         raise Unusable(f"The backup {backup_id} lies where vpsd does not look now; its operator can tell.")
     return backup
 
@@ -172,18 +172,18 @@ def _in_customers_words(job: Job) -> Iterator[None]:
         yield
     except (Unavailable, Unusable) as error:
         log.warning("operation %s: %s", job.operation.id, error)
-        raise type(error)(str(error).replace(job.world.vault.target_name, "the backups' store")) from error
+        raise type(error)(str(error).replace(job.world.repository.target_name, "the backups' store")) from error
 
 
 async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:
     """Have a disk with the content of a backup."""
-    vault = job.world.vault
+    repository = job.world.repository
     async with job.world.database.read() as tx:
         source = await rows.get(tx, backup.server_id)
 
     async def write(progress: Progress) -> None:
-        manifest = await vault.read_manifest(Place(source.uuid, backup.uuid))
-        async with aclosing(contents(vault, manifest, progress)) as content:
+        manifest = await repository.read_manifest(BackupRef(source.uuid, backup.uuid))
+        async with aclosing(stream_contents(repository, manifest, progress)) as content:
             await job.world.hypervisor.write_disk(
                 disk, manifest.size_bytes, manifest.chunk_bytes, chunk_numbers(manifest), content
             )
@@ -216,7 +216,7 @@ async def take_restored_disk(job: Job) -> None:
     server, backup = job.server, await _backup_of(job)
     if server.disk == job.operation.id:
         return
-    await job.world.hypervisor.keep_mark(job.name, None)
+    await job.world.hypervisor.keep_checkpoint(job.name, None)
     base, cmdline = await kernel_of(job, backup)
     before = Made(server.disk, server.os_id, server.base, server.kernel_cmdline)
     async with job.write() as tx:
@@ -250,8 +250,8 @@ async def tidy_copy(job: Job) -> str | None:
     backup = await _backup_of(job)
     async with job.world.database.read() as tx:
         parent = None if backup.parent_id is None else await backups.get(tx, backup.parent_id)
-    await job.world.hypervisor.keep_mark(job.name, None if parent is None else parent.uuid)
-    await job.world.hypervisor.drop_copy(job.name)
+    await job.world.hypervisor.keep_checkpoint(job.name, None if parent is None else parent.uuid)
+    await job.world.hypervisor.drop_export(job.name)
     if job.server.status != Status.ACTIVE:
         await _put_to_rest(job)
     return None

@@ -16,7 +16,7 @@ from vpsd.hypervisor.protocol import (
     Forward,
     GuestSpec,
     PortsTaken,
-    Power,
+    PowerState,
 )
 from vpsd.images.seed import seed_iso
 from vpsd.servers import rows
@@ -106,7 +106,7 @@ async def write_seed(job: Job) -> None:
 async def define_guest(job: Job) -> None:
     """Have the guest defined as its plan says; one that stands still since a backup that died is powered off."""
     guest = await job.world.hypervisor.guest(job.name)
-    if guest is not None and guest.power is Power.PAUSED and job.operation.command != Command.RECOVER:
+    if guest is not None and guest.power is PowerState.PAUSED and job.operation.command != Command.RECOVER:
         await job.world.hypervisor.power_off(job.name)
     await job.world.hypervisor.define(await _guest_spec(job, privileged=job.server.ssh_port in (None, 22)))
 
@@ -196,7 +196,7 @@ async def _answers(job: Job, timeout_seconds: int) -> bool:
 
 async def _is_down(job: Job) -> bool:
     guest = await job.world.hypervisor.guest(job.name)
-    return guest is None or guest.power in (Power.OFF, Power.CRASHED)
+    return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
 
 
 async def _note_up(job: Job) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from vpsd.backups.vault import Vault
+from vpsd.backups.repository import Repository
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.clock import Clock
 from vpsd.core.db import Database, Tx
@@ -47,7 +47,7 @@ class World(msgspec.Struct, frozen=True):
     database: Database
     hypervisor: Hypervisor
     images: Images
-    vault: Vault
+    repository: Repository
     clock: Clock
     settings: Settings
     instance: str

@@ -58,10 +58,10 @@ class Check:
         owned = {self._name(server_id) for rows in (before, after) for server_id in rows.servers}
         for name in sorted(set(guests) - owned):
             await self._ownerless("guest", name)
-        bodies = {disk.partition(".")[0] for disk in volumes.disks} | volumes.seeds | volumes.copies
+        bodies = {disk.partition(".")[0] for disk in volumes.disks} | volumes.seeds | volumes.exports
         for name in sorted(bodies - set(guests) - owned):
             await self._ownerless("volume", name)
-        for name in sorted(volumes.strangers):
+        for name in sorted(volumes.unknown):
             self._tell("volume", name, "lies in vpsd's pool and is nobody's; delete it by hand if you do not know it")
         if not before.busy and not after.busy:  # an operation may be sending an image right now
             for key in sorted(volumes.unfinished):
@@ -116,9 +116,9 @@ class Check:
             if self._fix:
                 await self._world.hypervisor.delete_disk(disk)
             self._tell("disk", disk, "is not the server's any more", "removed from the host")
-        if name in volumes.copies:
+        if name in volumes.exports:
             if self._fix:
-                await self._world.hypervisor.drop_copy(name)
+                await self._world.hypervisor.drop_export(name)
             self._tell("copy", name, "was made for a backup that is over", "removed from the host")
 
     async def _bodiless(self, server: Server, has_guest: bool, has_disk: bool, after: _Rows) -> None:

@@ -6,7 +6,7 @@ import logging
 from vpsd.backups import rows as backups
 from vpsd.backups import schedule
 from vpsd.backups.models import Backup, Kind
-from vpsd.backups.vault import Place
+from vpsd.backups.repository import BackupRef
 from vpsd.core.db import Tx
 from vpsd.core.ids import Ids
 from vpsd.errors import Busy, Unavailable, Unusable, VpsdError
@@ -89,9 +89,9 @@ class Keeper:
             server = await rows.get(tx, backup.server_id)
             others = await backups.others(tx, backup)
         if backup.target is not None:  # else nothing of it was ever sent
-            if backup.target != world.vault.target_name:
-                raise Unusable(f"it lies in {backup.target}, and vpsd is set to {world.vault.target_name}")
-            here = [Place(server.uuid, one.uuid) for one in others if one.target == backup.target]
-            await world.vault.discard(Place(server.uuid, backup.uuid), here)
+            if backup.target != world.repository.target_name:
+                raise Unusable(f"it lies in {backup.target}, and vpsd is set to {world.repository.target_name}")
+            here = [BackupRef(server.uuid, one.uuid) for one in others if one.target == backup.target]
+            await world.repository.discard(BackupRef(server.uuid, backup.uuid), here)
         async with world.database.write() as tx:
             await backups.set_gone(tx, backup.id, world.clock.now_ms())

@@ -12,7 +12,7 @@ from enum import StrEnum
 from vpsd.core.db import Tx
 from vpsd.core.ids import Ids
 from vpsd.errors import Busy, Unavailable
-from vpsd.hypervisor.protocol import Guest, Power, guest_name
+from vpsd.hypervisor.protocol import Guest, PowerState, guest_name
 from vpsd.operations import service as operations
 from vpsd.servers import rows, service
 from vpsd.servers.jobs import World
@@ -36,15 +36,15 @@ class Verdict(StrEnum):
 
 
 # Status and the host's word (None: the host knows no such guest). Pairs that are not here are in order.
-VERDICTS: Mapping[tuple[Status, Power | None], Verdict] = {
-    (Status.ACTIVE, Power.OFF): Verdict.STOPPED,
-    (Status.ACTIVE, Power.CRASHED): Verdict.RECOVER,
-    (Status.ACTIVE, Power.PAUSED): Verdict.RECOVER,
+VERDICTS: Mapping[tuple[Status, PowerState | None], Verdict] = {
+    (Status.ACTIVE, PowerState.OFF): Verdict.STOPPED,
+    (Status.ACTIVE, PowerState.CRASHED): Verdict.RECOVER,
+    (Status.ACTIVE, PowerState.PAUSED): Verdict.RECOVER,
     (Status.ACTIVE, None): Verdict.RECOVER,
-    (Status.STOPPED, Power.RUNNING): Verdict.RECOVER,
-    (Status.ERROR, Power.RUNNING): Verdict.RECOVER,
-    (Status.SUSPENDED, Power.RUNNING): Verdict.SUSPEND,
-    (Status.DELETED, Power.RUNNING): Verdict.RETIRE,
+    (Status.STOPPED, PowerState.RUNNING): Verdict.RECOVER,
+    (Status.ERROR, PowerState.RUNNING): Verdict.RECOVER,
+    (Status.SUSPENDED, PowerState.RUNNING): Verdict.SUSPEND,
+    (Status.DELETED, PowerState.RUNNING): Verdict.RETIRE,
 }
 
 
@@ -140,7 +140,7 @@ class Reconciler:
 
 def _is_down(server: Server, guest: Guest | None) -> bool:
     """Whether the guest should run and nobody has stopped it."""
-    return server.status == Status.ACTIVE and (guest is None or guest.power is Power.CRASHED)
+    return server.status == Status.ACTIVE and (guest is None or guest.power is PowerState.CRASHED)
 
 
 def _verdict(server: Server, guest: Guest | None) -> Verdict | None:

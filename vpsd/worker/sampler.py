@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, insert, or_, select, update
 from vpsd.core.clock import iso_utc
 from vpsd.core.db import Statement, Tx, UniqueViolation
 from vpsd.errors import Unavailable, Unusable
-from vpsd.hypervisor.protocol import Usage, guest_name
+from vpsd.hypervisor.protocol import GuestStats, guest_name
 from vpsd.servers import rows
 from vpsd.servers.jobs import World
 from vpsd.servers.lifecycle import Status
@@ -73,7 +73,7 @@ class Sampler:
         for server in servers:
             asked_at_ms = self._world.clock.now_ms()
             try:
-                measured = await self._world.hypervisor.usage(guest_name(self._world.instance, server.id))
+                measured = await self._world.hypervisor.stats(guest_name(self._world.instance, server.id))
                 async with self._world.database.write() as tx:
                     if (await rows.lock(tx, server.id)).deleted_at_ms is None:  # its transfer may be charged by now
                         await self._save(tx, server, measured, asked_at_ms)
@@ -84,7 +84,7 @@ class Sampler:
             except Exception:
                 log.exception("server %s could not be measured; the others are", server.id)
 
-    async def _save(self, tx: Tx, server: Server, measured: Usage, now: int) -> None:
+    async def _save(self, tx: Tx, server: Server, measured: GuestStats, now: int) -> None:
         last = await tx.first(Sample, _LAST, the_server=server.id)
         if last is not None and last.sampled_at_ms >= now:
             return  # another worker has asked later and was quicker: its counters are ahead of these

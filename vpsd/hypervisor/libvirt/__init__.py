@@ -1,1 +1,1 @@
-"""The driver for real guests: QEMU under libvirt, through libvirt's API alone."""
+"""The driver for real guests: QEMU under libvirt, using only libvirt's API."""

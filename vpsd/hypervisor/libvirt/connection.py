@@ -1,4 +1,4 @@
-"""One connection to libvirt: opened when needed, watched by keepalive, opened again when it was lost."""
+"""A connection to libvirt: opened on demand, monitored by keepalive, reopened after it was lost."""
 
 import logging
 import threading
@@ -12,34 +12,34 @@ from vpsd.errors import Unavailable
 from vpsd.hypervisor.libvirt.failures import translate
 
 _KEEPALIVE_SECONDS = 5
-_KEEPALIVE_MISSES = 4  # a host that says nothing for 20 s is gone, and calls that wait for it fail
-_OPEN_WAIT_SECONDS = 60.0  # for another thread that is opening
+_KEEPALIVE_MISSES = 4  # a host that is silent for 20 s is gone, and calls that wait for it fail
+_OPEN_WAIT_SECONDS = 60.0  # for another thread that is connecting
 
 _log = logging.getLogger(__name__)
 _loop_lock = threading.Lock()
-_loop_runs = False
+_loop_running = False
 
 
 class Connection:
     """The host's libvirt. Methods block; call them from the driver's threads."""
 
     def __init__(
-        self, find_uri: Callable[[], str], renewed: Callable[[], None], changed: Callable[[str], None]
+        self, find_uri: Callable[[], str], on_connect: Callable[[], None], on_change: Callable[[str], None]
     ) -> None:
-        """`find_uri` says what to open and starts it where that is ours to do.
+        """`find_uri` returns the URI to open, and starts the daemon if needed.
 
-        `renewed` is called for each new connection: what was remembered of the host may be wrong. `changed` is
-        called with the name of a domain that something happened to.
+        `on_connect` is called for each new connection: cached facts about the host may be stale. `on_change` is called
+        with the name of a domain that changed.
         """
         self._find_uri = find_uri
-        self._renewed = renewed
-        self._changed = changed
+        self._on_connect = on_connect
+        self._on_change = on_change
         self._lock = threading.Lock()
         self._open: libvirt.virConnect | None = None
         self.uri = ""
 
     def get(self) -> libvirt.virConnect:
-        """The open connection; raises `Unavailable` when the host cannot be reached."""
+        """The open connection; raises `Unavailable` if the host cannot be reached."""
         present = self._open
         if present is not None and present.isAlive():
             return present
@@ -49,22 +49,22 @@ class Connection:
             if self._open is None or not self._open.isAlive():
                 self._open = None
                 self._open = self._connect()
-                self._renewed()
+                self._on_connect()
             return self._open
         finally:
             self._lock.release()
 
     def is_lost(self) -> bool:
-        """Whether the last connection has gone: an error that came with that says nothing of the request."""
+        """Whether the connection is gone: an error that came with that says nothing about the request."""
         present = self._open
         return present is None or not present.isAlive()
 
     def close(self) -> None:
-        """Let go; a later `get` opens again."""
+        """Disconnect; a later `get` connects again."""
         with self._lock:
             present, self._open = self._open, None
         if present is not None:
-            _quietly(present.close)
+            _ignoring_errors(present.close)
 
     def _connect(self) -> libvirt.virConnect:
         _run_event_loop()
@@ -73,21 +73,21 @@ class Connection:
             opened = libvirt.open(self.uri)
         except libvirt.libvirtError as error:
             raise translate(error, f"be reached at {self.uri}") from error
-        _quietly(partial(opened.setKeepAlive, _KEEPALIVE_SECONDS, _KEEPALIVE_MISSES))
+        _ignoring_errors(partial(opened.setKeepAlive, _KEEPALIVE_SECONDS, _KEEPALIVE_MISSES))
         for event in (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE):
-            _quietly(partial(opened.domainEventRegisterAny, None, event, self._on_event, None))
+            _ignoring_errors(partial(opened.domainEventRegisterAny, None, event, self._on_event, None))
         return opened
 
     def _on_event(self, _: Any, domain: libvirt.virDomain, *__: Any) -> None:
-        """In the event thread: nothing may be asked of libvirt here, and no error may leave."""
+        """In the event thread: libvirt must not be called here, and no error may escape."""
         try:
-            self._changed(domain.name())
+            self._on_change(domain.name())
         except Exception:
             _log.exception("a watcher of the host failed")
 
 
-def _quietly(call: Callable[[], Any]) -> None:
-    """Do what helps where the driver knows it (`test:///` has no keepalive)."""
+def _ignoring_errors(call: Callable[[], Any]) -> None:
+    """Make an optional call that some libvirt drivers do not support (`test:///` has no keepalive)."""
     try:
         call()
     except libvirt.libvirtError as error:
@@ -95,15 +95,15 @@ def _quietly(call: Callable[[], Any]) -> None:
 
 
 def _run_event_loop() -> None:
-    """Serve libvirt's events and keepalive in a thread, one in a process; must be there before the first open."""
-    global _loop_runs
+    """Run libvirt's event loop in a thread, once per process; it has to exist before the first connection."""
+    global _loop_running
     with _loop_lock:
-        if _loop_runs:
+        if _loop_running:
             return
-        libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; libvirt would print them too
+        libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised; libvirt would also print them
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
-        _loop_runs = True
+        _loop_running = True
 
 
 def _run_events() -> None:

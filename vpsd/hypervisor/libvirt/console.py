@@ -15,7 +15,7 @@ _WRITE_SECONDS = 10.0
 
 
 class Console:
-    """An open serial console; what the guest wrote before it was opened is gone."""
+    """An open serial console; earlier output of the guest is lost."""
 
     def __init__(self, stream: libvirt.virStream, loop: asyncio.AbstractEventLoop) -> None:
         self._stream = stream
@@ -29,28 +29,28 @@ class Console:
         )
 
     async def read(self) -> bytes:
-        """What the guest wrote next; empty when the console has ended."""
+        """The next output of the guest; empty once the console is closed."""
         if not self._open and self._chunks.empty():
             return b""
         return await self._chunks.get()
 
     async def write(self, data: bytes) -> None:
-        """Type something; raises `Unavailable` when the console has ended or takes nothing."""
+        """Send input; raises `Unavailable` if the console is closed or accepts no input."""
         deadline = self._loop.time() + _WRITE_SECONDS
         while data:
             try:
                 sent = self._stream.send(data)
             except libvirt.libvirtError as error:
-                raise Unavailable(f"The console has ended: {error}") from error
+                raise Unavailable(f"The console is closed: {error}") from error
             if sent == _WOULD_BLOCK:
                 if self._loop.time() > deadline:
-                    raise Unavailable("The console takes no input.")
+                    raise Unavailable("The console accepts no input.")
                 await asyncio.sleep(_FULL_WAIT_SECONDS)
             else:
                 data = data[sent:]
 
     def close(self) -> None:
-        """Leave the console to others."""
+        """Close the console."""
         if self._open:
             self._end()
 
@@ -69,13 +69,13 @@ class Console:
         if not chunk and self._open:
             self._end()
         if self._chunks.full():
-            self._chunks.get_nowait()  # nobody reads: the newest counts
+            self._chunks.get_nowait()  # nobody reads: keep the latest output
         self._chunks.put_nowait(chunk)
 
     def _end(self) -> None:
         self._open = False
-        for let_go in (self._stream.eventRemoveCallback, self._stream.abort):
+        for release in (self._stream.eventRemoveCallback, self._stream.abort):
             try:
-                let_go()
+                release()
             except libvirt.libvirtError:
                 continue

@@ -1,8 +1,8 @@
 """A libvirtd of vpsd's own, for root on a machine without one (no systemd, a container).
 
-All its state lies in `<data>/libvirt`. It runs in a private mount namespace where libvirt's usual folders are bound to
-that place, so a libvirt that is installed later, or another vpsd, does not meet it. It listens on a unix socket only.
-It outlives vpsd, as guests do.
+All its state is in `<data>/libvirt`. It runs in a private mount namespace where libvirt's default folders are bind
+mounts of that, so it does not conflict with a libvirt that is installed later or with another vpsd. It listens on a
+unix socket only. Like the guests, it keeps running when vpsd ends.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from pathlib import Path
 from vpsd.errors import Misconfigured, Unavailable
 from vpsd.hypervisor.libvirt import reaper
 
-_FOLDERS = {  # ours -> the one that libvirt uses
+_FOLDERS = {  # ours -> libvirt's default
     "run": "/run/libvirt",
     "lib": "/var/lib/libvirt",
     "cache": "/var/cache/libvirt",
     "log": "/var/log/libvirt",
     "etc": "/etc/libvirt",
 }
-_SOCKET_PATH_BYTES = 107  # what a unix socket's address holds
+_SOCKET_PATH_BYTES = 107  # the longest address of a unix socket
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _QEMU_USER, _QEMU_ID = "libvirt-qemu", 64055  # as Debian's libvirt-daemon-system makes it
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# In the namespace: bind every folder of ours over libvirt's, then run libvirtd under the process that reaps.
-_ENTER = "".join(
+# In the namespace: bind our folders over libvirt's, then run libvirtd under the reaper.
+_NAMESPACE_SCRIPT = "".join(
     (
         "set -eu\n",
         *(f'mount --bind "$1/{ours}" {theirs}\n' for ours, theirs in _FOLDERS.items()),
@@ -47,14 +47,14 @@ _ENTER = "".join(
 )
 
 
-def home(data: Path) -> Path:
-    """The folder of the daemon's state."""
+def state_dir(data: Path) -> Path:
+    """The folder with the state of the daemon."""
     return data.absolute() / "libvirt"
 
 
 def socket_path(data: Path) -> Path:
-    """Where it listens; raises `Misconfigured` when the path is longer than a socket's may be."""
-    path = home(data) / "sock" / "libvirt-sock"
+    """The socket that it listens on; raises `Misconfigured` if the path is too long for a socket."""
+    path = state_dir(data) / "sock" / "libvirt-sock"
     longest = path.with_name("libvirt-admin-sock")
     if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES:
         room = _SOCKET_PATH_BYTES - (len(os.fsencode(longest)) - len(os.fsencode(data.absolute())))
@@ -66,48 +66,48 @@ def socket_path(data: Path) -> Path:
 
 
 def uri(data: Path) -> str:
-    """What to open to reach it."""
+    """The URI to connect to it."""
     return f"qemu+unix:///system?socket={socket_path(data)}"
 
 
 def missing_programs() -> list[str]:
-    """Programs that a daemon of one's own needs and this machine lacks."""
+    """Programs that the daemon needs and that are not installed."""
     needed = ("libvirtd", "qemu-system-x86_64", "qemu-img", "unshare", "mount")
     return [name for name in needed if shutil.which(name, path=_search_path()) is None]
 
 
 def ensure_running(data: Path) -> None:
-    """Have the daemon of this data folder running and listening; raises `Unavailable` with its last words."""
-    with _only_one(data):
+    """Start the daemon of this data folder unless it is running; raises `Unavailable` with its last error."""
+    with _locked(data):
         if _answers(data):
             return
-        _stop(data)  # one that lives and does not listen is of no use to anybody; guests do not notice
+        _stop(data)  # one that runs but does not listen is useless; guests keep running
         _write_files(data)
         _start(data)
 
 
 def stop_own_daemon(data: Path) -> None:
-    """End the daemon of this data folder, if there is one; its guests go on running. For tests and for a clean-up."""
-    if home(data).exists():
-        with _only_one(data):
+    """Stop the daemon of this data folder, if any; its guests keep running. For tests and for cleaning up."""
+    if state_dir(data).exists():
+        with _locked(data):
             _stop(data)
 
 
 def running_pid(data: Path) -> int | None:
-    """The process that is the daemon of this data folder."""
+    """The process id of the daemon of this data folder, if it is running."""
     try:
-        pid = int((home(data) / "pid").read_text())
+        pid = int((state_dir(data) / "pid").read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return None
-    return pid if os.fsencode(home(data) / "libvirtd.conf") in command.split(b"\0") else None
+    return pid if os.fsencode(state_dir(data) / "libvirtd.conf") in command.split(b"\0") else None
 
 
 @contextlib.contextmanager
-def _only_one(data: Path) -> Iterator[None]:
-    """Two vpsd at one data folder start one daemon."""
-    home(data).mkdir(parents=True, exist_ok=True)
-    with (home(data) / "lock").open("w") as file:
+def _locked(data: Path) -> Iterator[None]:
+    """Make sure that two vpsd with one data folder start only one daemon."""
+    state_dir(data).mkdir(parents=True, exist_ok=True)
+    with (state_dir(data) / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -125,16 +125,16 @@ def _answers(data: Path) -> bool:
 def _start(data: Path) -> None:
     for folder in _FOLDERS.values():
         Path(folder).mkdir(parents=True, exist_ok=True)
-    arguments = [str(home(data)), sys.executable, reaper.__file__]
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "vpsd", *arguments]
-    log = home(data) / "log" / "start.log"
+    arguments = [str(state_dir(data)), sys.executable, reaper.__file__]
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _NAMESPACE_SCRIPT, "vpsd", *arguments]
+    log = state_dir(data) / "log" / "start.log"
     try:
-        with log.open("wb") as words:
+        with log.open("wb") as output:
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=words,
-                stderr=words,
+                stdout=output,
+                stderr=output,
                 cwd="/",
                 env=_environment(),
                 start_new_session=True,
@@ -142,18 +142,22 @@ def _start(data: Path) -> None:
                 check=False,
             )
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"vpsd's own libvirtd did not start in {_START_SECONDS:g} s; see {home(data)}/log") from None
+        raise Unavailable(
+            f"vpsd's own libvirtd did not start in {_START_SECONDS:g} s; see {state_dir(data)}/log"
+        ) from None
     if done.returncode or not _answers(data):
-        raise Unavailable(f"vpsd's own libvirtd did not start: {_last_words(data)} (all of it: {home(data)}/log)")
+        raise Unavailable(f"vpsd's own libvirtd did not start: {_last_error(data)} (see {state_dir(data)}/log)")
 
 
-def _last_words(data: Path) -> str:
+def _last_error(data: Path) -> str:
     for name in ("start.log", "libvirtd.log"):
         with contextlib.suppress(OSError):
-            errors = [line for line in (home(data) / "log" / name).read_text(errors="replace").splitlines() if line]
+            errors = [
+                line for line in (state_dir(data) / "log" / name).read_text(errors="replace").splitlines() if line
+            ]
             if errors:
                 return errors[-1]
-    return "it said nothing"
+    return "it printed nothing"
 
 
 def _stop(data: Path) -> None:
@@ -172,15 +176,15 @@ def _stop(data: Path) -> None:
 
 
 def _write_files(data: Path) -> None:
-    place = home(data)
-    if '"' in str(place):
-        raise Misconfigured(f"The data folder's path may hold no quotation mark: {data}. Set VPSD_DATA_DIR.")
+    folder = state_dir(data)
+    if '"' in str(folder):
+        raise Misconfigured(f"The data folder's path must not contain quotation marks: {data}. Set VPSD_DATA_DIR.")
     for name in (*_FOLDERS, "sock"):
-        (place / name).mkdir(mode=0o755, parents=True, exist_ok=True)
-    (place / "sock").chmod(0o700)
-    (place / "etc" / "qemu.conf").write_text(_QEMU_CONF)
-    _write_accounts(place)
-    identity = place / "uuid"
+        (folder / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+    (folder / "sock").chmod(0o700)
+    (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF)
+    _write_accounts(folder)
+    identity = folder / "uuid"
     if not identity.exists():
         identity.write_text(f"{uuid.uuid4()}\n")
     settings = {
@@ -190,24 +194,24 @@ def _write_files(data: Path) -> None:
         "unix_sock_admin_perms": "0700",
         "auth_unix_ro": "none",
         "auth_unix_rw": "none",
-        "log_outputs": f"3:file:{place}/log/libvirtd.log",
+        "log_outputs": f"3:file:{folder}/log/libvirtd.log",
         "host_uuid": identity.read_text().strip(),
     }
     lines = [f'{name} = "{value}"' for name, value in settings.items()]
-    (place / "libvirtd.conf").write_text("\n".join([*lines, "listen_tls = 0", "listen_tcp = 0", ""]))
+    (folder / "libvirtd.conf").write_text("\n".join([*lines, "listen_tls = 0", "listen_tcp = 0", ""]))
 
 
-def _write_accounts(place: Path) -> None:
-    """Debian's libvirtd ends at once unless its user exists, used or not: let it see one where the system has none."""
+def _write_accounts(folder: Path) -> None:
+    """Debian's libvirtd exits unless its user exists, even if unused: provide one if the system has none."""
     with contextlib.suppress(KeyError):
         pwd.getpwnam(_QEMU_USER), grp.getgrnam(_QEMU_USER)
         for name in ("passwd", "group"):
-            (place / name).unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
         return
     line = f"{_QEMU_USER}:x:{_QEMU_ID}"
     account = f"{line}:{_QEMU_ID}::/nonexistent:/usr/sbin/nologin"
-    (place / "passwd").write_text(f"{Path('/etc/passwd').read_text().rstrip()}\n{account}\n")
-    (place / "group").write_text(f"{Path('/etc/group').read_text().rstrip()}\n{line}:\n")
+    (folder / "passwd").write_text(f"{Path('/etc/passwd').read_text().rstrip()}\n{account}\n")
+    (folder / "group").write_text(f"{Path('/etc/group').read_text().rstrip()}\n{line}:\n")
 
 
 # QEMU is root's here so that a guest's port 22 can be opened; libvirt's seccomp sandbox around it stays on.
@@ -220,7 +224,7 @@ stdio_handler = "file"
 
 
 def _environment() -> Mapping[str, str]:
-    """Nothing of vpsd's own: a daemon that outlives it must not carry its settings or its supervisor's sockets."""
+    """Only a few variables: a daemon that outlives vpsd must not inherit its settings or its supervisor's sockets."""
     kept = {name: os.environ[name] for name in ("LANG", "TZ", "TMPDIR") if name in os.environ}
     return {**kept, "PATH": _search_path(), "HOME": "/root", "LC_ALL": "C"}
 

@@ -1,12 +1,12 @@
-"""What is done to one domain; calls block, and each may be repeated."""
+"""Operations on single domains; calls block and are idempotent."""
 
 import libvirt
 
 from vpsd.errors import Unusable
-from vpsd.hypervisor.libvirt.domain_xml import DISK, read_wiring
+from vpsd.hypervisor.libvirt.domain_xml import DISK, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
-from vpsd.hypervisor.libvirt.states import power_of
-from vpsd.hypervisor.protocol import GuestSpec, Power
+from vpsd.hypervisor.libvirt.states import power_state
+from vpsd.hypervisor.protocol import GuestSpec, PowerState
 
 _EVERYTHING = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -27,13 +27,13 @@ def find(host: libvirt.virConnect, name: str) -> libvirt.virDomain | None:
 
 
 def define(host: libvirt.virConnect, spec: GuestSpec, xml: str) -> None:
-    """Have the domain defined; does nothing when it was defined by the same XML."""
+    """Define the domain; does nothing if it was defined with the same XML."""
     domain = find(host, spec.name)
     if domain is not None:
         if domain.UUIDString() != spec.uuid:
-            raise Unusable(f"The host has another guest by the name {spec.name}: {domain.UUIDString()}.")
-        present = read_wiring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-        if domain.isPersistent() and present.digest == read_wiring(xml).digest:
+            raise Unusable(f"The host has another guest named {spec.name}: {domain.UUIDString()}.")
+        present = read_network(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        if domain.isPersistent() and present.digest == read_network(xml).digest:
             return
     host.defineXML(xml)
 
@@ -41,22 +41,22 @@ def define(host: libvirt.virConnect, spec: GuestSpec, xml: str) -> None:
 def power_on(host: libvirt.virConnect, name: str) -> None:
     """Start or resume the domain."""
     domain = _get(host, name)
-    power = power_of(*domain.state())
-    if power is Power.RUNNING:
+    power = power_state(*domain.state())
+    if power is PowerState.RUNNING:
         return
     try:
-        if power is Power.PAUSED:
+        if power is PowerState.PAUSED:
             domain.resume()
         else:
             domain.create()
     except libvirt.libvirtError as error:
         started = error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
-        if not (started and power_of(*domain.state()) is Power.RUNNING):
+        if not (started and power_state(*domain.state()) is PowerState.RUNNING):
             raise
 
 
 def grow_disk(host: libvirt.virConnect, name: str, size_bytes: int) -> bool:
-    """Grow the first disk of a domain that runs; False for one that does not, whose volume nobody has open."""
+    """Grow the first disk of a running domain; returns False if the domain is not running."""
     domain = find(host, name)
     if domain is None or not domain.isActive():
         return False
@@ -65,7 +65,7 @@ def grow_disk(host: libvirt.virConnect, name: str, size_bytes: int) -> bool:
 
 
 def request_shutdown(host: libvirt.virConnect, name: str) -> None:
-    """Press the power button of a domain that runs."""
+    """Press the power button of a running domain."""
     domain = _get(host, name)
     try:
         if domain.isActive():
@@ -76,7 +76,7 @@ def request_shutdown(host: libvirt.virConnect, name: str) -> None:
 
 
 def power_off(host: libvirt.virConnect, name: str) -> None:
-    """End the domain's QEMU, if there is one."""
+    """Kill the domain's QEMU, if any."""
     domain = find(host, name)
     try:
         if domain is not None and domain.isActive():
@@ -88,7 +88,7 @@ def power_off(host: libvirt.virConnect, name: str) -> None:
 
 
 def undefine(host: libvirt.virConnect, name: str) -> None:
-    """Have the host forget the domain, and all that it remembers beside it."""
+    """Undefine the domain, with all metadata that libvirt keeps for it."""
     domain = find(host, name)
     try:
         if domain is not None:
@@ -98,8 +98,8 @@ def undefine(host: libvirt.virConnect, name: str) -> None:
             raise
 
 
-def ask_for_kvm(host: libvirt.virConnect) -> tuple[str, str]:
-    """How guests run on a host elsewhere: only its libvirt can say."""
+def detect_kvm(host: libvirt.virConnect) -> tuple[str, str]:
+    """Whether a remote host has KVM, according to its libvirt."""
     try:
         host.getDomainCapabilities(None, "x86_64", None, "kvm")
     except libvirt.libvirtError:

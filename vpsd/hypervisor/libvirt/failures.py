@@ -1,4 +1,4 @@
-"""libvirt's errors in vpsd's words, in one place."""
+"""Translates libvirt's errors into vpsd's."""
 
 import re
 
@@ -9,7 +9,7 @@ from vpsd.hypervisor.protocol import PortsTaken
 
 _FORWARDING = re.compile(r"[Cc]ould not set up host forwarding rule '?([^'\n]*)'?")
 
-# Answers that stay the same however often one asks.
+# Errors that a retry does not fix.
 _FINAL = {
     libvirt.VIR_ERR_NO_SUPPORT,
     libvirt.VIR_ERR_INVALID_ARG,
@@ -29,24 +29,24 @@ _FINAL = {
 _ABSENT = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_STORAGE_VOL, libvirt.VIR_ERR_NO_STORAGE_POOL}
 
 
-def translate(error: libvirt.libvirtError, doing: str) -> VpsdError:
-    """What the error means for vpsd; `doing` completes "The host could not …"."""
+def translate(error: libvirt.libvirtError, action: str) -> VpsdError:
+    """The vpsd error for a libvirt error; `doing` completes "The host could not …"."""
     text = str(error)
     forwarding = _FORWARDING.search(text)
     if forwarding:
         rule = forwarding.group(1).strip()
-        return PortsTaken(f"The host cannot open a port of the server, it is in use or needs privilege: {rule}")
+        return PortsTaken(f"The host cannot open a port of the server, which is in use or privileged: {rule}")
     kind = Unusable if error.get_error_code() in _FINAL else Unavailable
-    return kind(f"The host could not {doing}: {_shorten(text)}")
+    return kind(f"The host could not {action}: {_shorten(text)}")
 
 
 def is_absent(error: libvirt.libvirtError) -> bool:
-    """Whether the thing asked for does not exist."""
+    """Whether the domain, volume or pool does not exist."""
     return error.get_error_code() in _ABSENT
 
 
 def _shorten(text: str) -> str:
-    """One line, without libvirt's own preamble; QEMU's last line tells most."""
+    """One line, without libvirt's preamble; QEMU's last line is the most helpful one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    first = lines[0].removeprefix("internal error: ") if lines else "it gave no reason"
+    first = lines[0].removeprefix("internal error: ") if lines else "no reason was given"
     return first if len(lines) < 2 else f"{first} … {lines[-1]}"

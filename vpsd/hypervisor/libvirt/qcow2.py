@@ -1,7 +1,7 @@
-"""The qcow2 format, as far as vpsd has to know it: a host's libvirt gives and takes bytes of files, not of disks.
+"""The qcow2 format, as far as vpsd needs it: libvirt transfers the bytes of files, not of disks.
 
-Read: where a file that QEMU wrote (nothing compressed in it) keeps what; what it stands on is not looked at. Write:
-everything but the data of a new file. Source: docs/interop/qcow2.txt of QEMU.
+Reading: where an uncompressed file written by QEMU stores what, ignoring its backing file. Writing: everything but the
+data of a new file. Reference: docs/interop/qcow2.txt of QEMU.
 """
 
 import bisect
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from vpsd.errors import Unusable
-from vpsd.hypervisor.protocol import Run
+from vpsd.hypervisor.protocol import Extent
 
 MAGIC = b"QFI\xfb"
 CLUSTER_BYTES = 1 << 16  # of the files that vpsd writes
 
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")  # to and with header_length, version 3
+_HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")  # up to header_length, version 3
 _HEADER_BYTES = 104
 _OFFSET = 0x00FFFFFFFFFFFE00
 _COMPRESSED = 1 << 62
@@ -29,63 +29,64 @@ _ENTRIES = CLUSTER_BYTES // 8  # offsets in a table of one cluster
 Read = Callable[[int, int], bytes]
 
 
-class Extent(msgspec.Struct, frozen=True):
-    """A stretch of the disk, and where the file has it; None: it is all zeros."""
+class MapEntry(msgspec.Struct, frozen=True):
+    """A contiguous range of the disk and its offset in the file; None: the range contains only zeros."""
 
     offset: int
     length: int
-    at: int | None
+    file_offset: int | None
 
 
-class Map(msgspec.Struct, frozen=True):
-    """What a file holds, in the disk's order."""
+class ClusterMap(msgspec.Struct, frozen=True):
+    """Where a file stores what, in the order of the disk."""
 
     size_bytes: int
-    extents: tuple[Extent, ...]
+    entries: tuple[MapEntry, ...]
 
-    def runs(self) -> tuple[Run, ...]:
-        """The same, without the places."""
-        runs: list[Run] = []
-        for one in self.extents:
-            last, zero = runs[-1] if runs else None, one.at is None
-            if last is not None and last.offset + last.length == one.offset and last.zero == zero:
-                runs[-1] = Run(last.offset, last.length + one.length, zero)
+    def extents(self) -> tuple[Extent, ...]:
+        """The ranges of the disk, regardless of where they are in the file."""
+        extents: list[Extent] = []
+        for entry in self.entries:
+            last, zero = extents[-1] if extents else None, entry.file_offset is None
+            if last is not None and last.offset + last.length == entry.offset and last.zero == zero:
+                extents[-1] = Extent(last.offset, last.length + entry.length, zero)
             else:
-                runs.append(Run(one.offset, one.length, zero))
-        return tuple(runs)
+                extents.append(Extent(entry.offset, entry.length, zero))
+        return tuple(extents)
 
     def read(self, read: Read, offset: int, length: int) -> bytes:
-        """Bytes of the disk; what the file does not hold is zeros."""
+        """Read bytes of the disk; what the file does not store reads as zeros."""
         content = bytearray(max(0, min(length, self.size_bytes - offset)))
         end = offset + len(content)
-        index = max(0, bisect.bisect_right(self.extents, offset, key=lambda one: one.offset) - 1)
-        for one in self.extents[index:]:
-            if one.offset >= end:
+        index = max(0, bisect.bisect_right(self.entries, offset, key=lambda entry: entry.offset) - 1)
+        for entry in self.entries[index:]:
+            if entry.offset >= end:
                 break
-            first, last = max(one.offset, offset), min(one.offset + one.length, end)
-            if one.at is not None and first < last:
-                content[first - offset : last - offset] = read(one.at + first - one.offset, last - first)
+            first, last = max(entry.offset, offset), min(entry.offset + entry.length, end)
+            if entry.file_offset is not None and first < last:
+                data = read(entry.file_offset + first - entry.offset, last - first)
+                content[first - offset : last - offset] = data
         return bytes(content)
 
 
-def read_map(read: Read) -> Map:
-    """What a file holds; raises `Unusable` for one that is no qcow2 or that vpsd cannot read."""
+def read_map(read: Read) -> ClusterMap:
+    """Read the tables of a file; raises `Unusable` if it is not a qcow2 file or of an unsupported kind."""
     header = read(0, _HEADER_BYTES)
     if len(header) < _HEADER_BYTES or header[:4] != MAGIC:
-        raise Unusable("The copy is no qcow2 file.")
+        raise Unusable("The export is not a qcow2 file.")
     _, version, _, _, cluster_bits, size, encrypted, l1_size, l1_at, *rest = _HEADER.unpack(header)
     incompatible = rest[4] if version >= 3 else 0
     if encrypted or incompatible:
-        raise Unusable("The copy is a qcow2 file of a kind that vpsd does not read.")
+        raise Unusable("The export is a qcow2 file with features that vpsd does not support.")
     tables = _table(read(l1_at, l1_size * 8))
-    return Map(size, tuple(_merged(_clusters(read, tables, cluster_bits, size))))
+    return ClusterMap(size, tuple(_merged(_clusters(read, tables, cluster_bits, size))))
 
 
 def _table(content: bytes) -> Sequence[int]:
     return struct.unpack(f">{len(content) // 8}Q", content)
 
 
-def _clusters(read: Read, tables: Sequence[int], cluster_bits: int, size: int) -> Iterator[Extent]:
+def _clusters(read: Read, tables: Sequence[int], cluster_bits: int, size: int) -> Iterator[MapEntry]:
     cluster = 1 << cluster_bits
     covers = cluster // 8 * cluster
     for number, entry in enumerate(tables):
@@ -93,41 +94,41 @@ def _clusters(read: Read, tables: Sequence[int], cluster_bits: int, size: int) -
             continue
         for index, found in enumerate(_table(read(entry & _OFFSET, cluster))):
             if found & _COMPRESSED:
-                raise Unusable("The copy is a compressed qcow2 file, which vpsd does not read.")
+                raise Unusable("The export is a compressed qcow2 file, which vpsd does not support.")
             offset = number * covers + index * cluster
             if offset < size and found & (_OFFSET | _ZERO):
-                yield Extent(offset, min(cluster, size - offset), None if found & _ZERO else found & _OFFSET)
+                yield MapEntry(offset, min(cluster, size - offset), None if found & _ZERO else found & _OFFSET)
 
 
-def _merged(extents: Iterator[Extent]) -> Iterator[Extent]:
-    last: Extent | None = None
-    for one in extents:
-        if last is not None and last.offset + last.length == one.offset and _goes_on(last, one):
-            last = Extent(last.offset, last.length + one.length, last.at)
+def _merged(entries: Iterator[MapEntry]) -> Iterator[MapEntry]:
+    last: MapEntry | None = None
+    for entry in entries:
+        if last is not None and last.offset + last.length == entry.offset and _continues(last, entry):
+            last = MapEntry(last.offset, last.length + entry.length, last.file_offset)
             continue
         if last is not None:
             yield last
-        last = one
+        last = entry
     if last is not None:
         yield last
 
 
-def _goes_on(last: Extent, one: Extent) -> bool:
-    if last.at is None or one.at is None:
-        return last.at is one.at
-    return last.at + last.length == one.at
+def _continues(last: MapEntry, entry: MapEntry) -> bool:
+    if last.file_offset is None or entry.file_offset is None:
+        return last.file_offset is entry.file_offset
+    return last.file_offset + last.length == entry.file_offset
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A file to be: all but its first cluster and its data, which follow in order, each chunk padded to clusters."""
+    """The layout of a new file. The data follows the tables in order, each chunk padded to whole clusters."""
 
-    header: bytes  # the first cluster; what has none is no disk
-    tables: bytes  # what comes after it, up to the data
+    header: bytes  # the first cluster; a file without it is not a disk
+    tables: bytes  # from there to the data
     file_bytes: int
 
 
 def plan_file(size_bytes: int, chunk_bytes: int, chunks: Sequence[int]) -> Plan:
-    """How a file looks that holds those chunks of a disk; `chunk_bytes` is a multiple of the cluster."""
+    """Plan a file with those chunks of a disk; `chunk_bytes` is a multiple of the cluster size."""
     each = chunk_bytes // CLUSTER_BYTES
     disk_clusters = -(-size_bytes // CLUSTER_BYTES)
     held = [cluster for chunk in chunks for cluster in range(chunk * each, min((chunk + 1) * each, disk_clusters))]
@@ -162,7 +163,7 @@ def plan_file(size_bytes: int, chunk_bytes: int, chunks: Sequence[int]) -> Plan:
 
 
 def _refcount_clusters(others: int) -> tuple[int, int]:
-    """How many refcount blocks and clusters of their table it takes to count all clusters, themselves included."""
+    """The number of refcount blocks and refcount table clusters for all clusters, including themselves."""
     blocks = table = 0
     while True:
         needed = -(-(others + blocks + table) // _COUNTS)
@@ -172,5 +173,5 @@ def _refcount_clusters(others: int) -> tuple[int, int]:
 
 
 def padded(content: bytes) -> bytes:
-    """A chunk as it lies in the file."""
+    """A chunk padded to whole clusters, as it is stored."""
     return content + bytes(-len(content) % CLUSTER_BYTES)

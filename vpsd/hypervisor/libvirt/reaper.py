@@ -1,9 +1,9 @@
-"""The process that stands above vpsd's own libvirtd and buries its dead.
+"""The parent process of vpsd's own libvirtd, which reaps its orphans.
 
-libvirt starts QEMU as an orphan and, when a guest ends, waits until init has buried it. In containers init often does
-that late or never: each power-off then takes seconds, or fails. So this program adopts the orphans instead. It runs by
-itself (`python reaper.py libvirtd --daemon …`), returns with libvirtd's exit status once that is ready, leaves one
-process behind, and that one ends after libvirtd and the last guest.
+libvirt starts QEMU as an orphan and, when a guest ends, waits until init has reaped it. In containers init often does
+that late or never: powering off then takes seconds, or fails. So this program becomes a subreaper and adopts the
+orphans. It is a program of its own (`python reaper.py libvirtd --daemon …`), returns libvirtd's exit status once that
+is ready, and leaves one process behind, which ends after libvirtd and the last guest.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(command: list[str]) -> int:
-    """Start the daemon under a process that reaps; returns the daemon's exit status at its start."""
+    """Start the daemon under a subreaper; returns the exit status of the daemon's start."""
     read, write = os.pipe()
     if os.fork():
         os.close(write)
@@ -28,18 +28,18 @@ def main(command: list[str]) -> int:
     started = subprocess.call(command)
     os.write(write, bytes([min(started, 255) if started >= 0 else 1]))
     os.close(write)
-    _let_go_of_files()
-    _bury_children()
+    _redirect_stdio()
+    _reap_children()
     return 0
 
 
-def _let_go_of_files() -> None:
+def _redirect_stdio() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
 
 
-def _bury_children() -> None:
+def _reap_children() -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             os.wait()

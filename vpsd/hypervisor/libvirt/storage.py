@@ -1,10 +1,10 @@
-"""The pool of one vpsd: base images, disks on top of them, seeds. Through libvirt's API alone; calls block.
+"""The storage pool of one vpsd: base images, disks on top of them, seeds, exports. Uses libvirt's API; calls block.
 
-A base image is up to four volumes: `base-KEY.kernel`, `.initrd`, `.qcow2`, and an empty `base-KEY.whole` that is made
-last. Without that mark a base counts as unfinished, whatever else is there, so an upload that was cut off at any point
-(vpsd killed, libvirtd killed, disk full) is never taken for a whole one: the next one starts over.
+A base image consists of up to four volumes: `base-KEY.kernel`, `.initrd`, `.qcow2`, and an empty `base-KEY.whole` that
+is created last. Without that marker a base counts as unfinished, so an upload that was interrupted at any point (vpsd
+killed, libvirtd killed, disk full) is never mistaken for a complete one: the next upload starts over.
 
-A disk that a restore writes gets its first cluster last: before that it is no qcow2 file, and so no disk.
+The first cluster of a restored disk is written last: before that it is not a qcow2 file, and so not a disk.
 """
 
 import re
@@ -22,7 +22,7 @@ from vpsd.hypervisor.libvirt.volumes import (
     backing_path,
     delete,
     find,
-    is_half_made,
+    is_incomplete,
     is_qcow2,
     refresh,
     send_bytes,
@@ -34,13 +34,13 @@ from vpsd.hypervisor.protocol import Image, Volumes
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BASE_VOLUME = re.compile(r"base-(.+)\.(qcow2|kernel|initrd|whole)")
 
-_KEPT_FREE_BYTES = 1 << 30
+_RESERVED_BYTES = 1 << 30
 
 Report = Callable[[float, str], None]
 
 
-class Bases(NamedTuple):
-    """Paths on the host of a whole base image."""
+class BasePaths(NamedTuple):
+    """Paths of a complete base image on the host."""
 
     disk: str
     kernel: str
@@ -48,20 +48,20 @@ class Bases(NamedTuple):
 
 
 class Pool:
-    """The pool `vpsd-<instance>`, defined and started when it is first used."""
+    """The pool `vpsd-<instance>`, defined and started on first use."""
 
-    def __init__(self, instance: str, path: Path, path_is_wanted: bool) -> None:
+    def __init__(self, instance: str, path: Path, path_is_explicit: bool) -> None:
         self._name = f"vpsd-{instance}"
         self._path = path
-        self._path_is_wanted = path_is_wanted
+        self._path_is_explicit = path_is_explicit
         self._lock = threading.Lock()
         guest = rf"vpsd-{re.escape(instance)}-\d+"
         self._disk = re.compile(rf"({guest}(?:\.\d+)?)\.qcow2")
         self._seed = re.compile(rf"({guest})-seed\.iso")
-        self._copy = re.compile(rf"({guest})-copy")
+        self._export = re.compile(rf"({guest})-copy")
 
     def open(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
-        """The pool, active."""
+        """The active pool."""
         with self._lock:
             try:
                 pool = host.storagePoolLookupByName(self._name)
@@ -75,18 +75,18 @@ class Pool:
             return pool
 
     def path(self, host: libvirt.virConnect) -> Path:
-        """The pool's folder on the host; raises `Misconfigured` when it is another than the wanted one."""
+        """The pool's folder on the host; raises `Misconfigured` if it is not the configured one."""
         text = Xml.fromstring(self.open(host).XMLDesc(0)).findtext("target/path")  # noqa: S314
         present = Path(text or self._path)
-        if self._path_is_wanted and present != self._path:
+        if self._path_is_explicit and present != self._path:
             raise Misconfigured(
-                f"The disks of this vpsd lie in {present} on the host, and VPSD_POOL_DIR says {self._path}. "
+                f"The disks of this vpsd are in {present} on the host, but VPSD_POOL_DIR is {self._path}. "
                 f"Set it to {present}, or unset it."
             )
         return present
 
     def capacity_gb(self, host: libvirt.virConnect) -> int | None:
-        """Size of the file system that the pool lies in; None while there is no pool yet. Makes none."""
+        """Size of the file system of the pool; None if there is no pool yet. Does not create one."""
         try:
             pool = host.storagePoolLookupByName(self._name)
             capacity: int = pool.info()[1]
@@ -94,19 +94,21 @@ class Pool:
             if is_absent(error):
                 return None
             raise
-        return capacity >> 30 or None  # nothing is known of a pool that was never started
+        return capacity >> 30 or None  # unknown for a pool that was never started
 
-    def require_room(self, host: libvirt.virConnect, needed_bytes: int) -> None:
-        """Raise `Unusable` where that much would fill the pool: its guests have to be able to write."""
+    def require_space(self, host: libvirt.virConnect, needed_bytes: int) -> None:
+        """Raise `Unusable` if that much would fill the pool: guests have to be able to write."""
         pool = self.open(host)
         refresh(pool)
         _, capacity, _, free = pool.info()
-        if free - needed_bytes < min(_KEPT_FREE_BYTES, capacity // 20):
+        if free - needed_bytes < min(_RESERVED_BYTES, capacity // 20):
             mb = [f"{size >> 20} MB" for size in (needed_bytes, free)]
-            raise Unusable(f"The host has no room for it: it may need {mb[0]}, and {mb[1]} are free in the pool.")
+            raise Unusable(
+                f"Not enough space on the host: up to {mb[0]} may be needed, and {mb[1]} are free in the pool."
+            )
 
-    def copy_bytes(self, host: libvirt.virConnect, name: str) -> int:
-        """What a whole copy of a guest's disk may need: what its disk takes, and what that stands on."""
+    def max_export_bytes(self, host: libvirt.virConnect, name: str) -> int:
+        """The space that a full export of a guest's disk may need: the size of its disks and of their bases."""
         pool, needed = self.open(host), 0
         for volume in pool.listAllVolumes(0):
             match = self._disk.fullmatch(volume.name())
@@ -116,39 +118,39 @@ class Pool:
         return needed
 
     def list(self, host: libvirt.virConnect) -> Volumes:
-        """Everything in the pool, as the host's file system has it."""
+        """Everything in the pool, as found in the host's file system."""
         pool = self.open(host)
         refresh(pool)
         names = {volume.name() for volume in pool.listAllVolumes(0)}
-        kinds: dict[str, set[str]] = {kind: set() for kind in ("disk", "seed", "copy", "whole", "base", "stranger")}
+        kinds: dict[str, set[str]] = {kind: set() for kind in ("disk", "seed", "export", "whole", "base", "unknown")}
         for name in names:
             if match := self._disk.fullmatch(name):
                 kinds["disk"].add(match[1])
             elif match := self._seed.fullmatch(name):
                 kinds["seed"].add(match[1])
-            elif match := self._copy.fullmatch(name):
-                kinds["copy"].add(match[1])
+            elif match := self._export.fullmatch(name):
+                kinds["export"].add(match[1])
             elif match := _BASE_VOLUME.fullmatch(name):
                 kinds["whole" if match[2] == "whole" else "base"].add(match[1])
             else:
-                kinds["stranger"].add(name)
-        whole = {key for key in kinds["whole"] if f"base-{key}.qcow2" in names}
+                kinds["unknown"].add(name)
+        complete = {key for key in kinds["whole"] if f"base-{key}.qcow2" in names}
         return Volumes(
             disks=frozenset(kinds["disk"]),
             seeds=frozenset(kinds["seed"]),
-            bases=frozenset(whole),
-            strangers=frozenset(kinds["stranger"]),
-            unfinished=frozenset((kinds["base"] | kinds["whole"]) - whole),
-            copies=frozenset(kinds["copy"]),
+            bases=frozenset(complete),
+            unknown=frozenset(kinds["unknown"]),
+            unfinished=frozenset((kinds["base"] | kinds["whole"]) - complete),
+            exports=frozenset(kinds["export"]),
         )
 
     def has_base(self, host: libvirt.virConnect, key: str) -> bool:
-        """Whether the base is there, whole."""
+        """Whether the base is complete."""
         pool = self.open(host)
         return all(find(pool, f"base-{check_key(key)}.{part}") is not None for part in ("whole", "qcow2"))
 
     def upload_base(self, host: libvirt.virConnect, image: Image, report: Report, stop: threading.Event) -> None:
-        """Put the image's files into the pool; `stop` breaks it off."""
+        """Upload the image's files unless they are complete; `stop` aborts it."""
         if self.has_base(host, image.key):
             return
         self.delete_base(host, image.key)
@@ -162,42 +164,42 @@ class Pool:
         done = 0
         for source, name in files:
 
-            def said(sent: int, name: str = name, before: int = done) -> None:
-                report((before + sent) / max(total, 1), f"sending {name} to the host")
+            def on_progress(sent: int, name: str = name, before: int = done) -> None:
+                report((before + sent) / max(total, 1), f"uploading {name} to the host")
 
             qcow2 = name.endswith(".qcow2")
             size = image.virtual_size_bytes if qcow2 else source.stat().st_size
             volume = pool.createXML(volume_xml(name, size, "qcow2" if qcow2 else "raw"), 0)
-            done += send_file(volume, source, said, stop)
+            done += send_file(volume, source, on_progress, stop)
         pool.createXML(volume_xml(f"base-{image.key}.whole", 0, "raw"), 0)
 
     def delete_base(self, host: libvirt.virConnect, key: str) -> None:
-        """Delete a base or what there is of it; raises `Unusable` while a disk stands on it."""
+        """Delete a base, complete or not; raises `Unusable` while a disk uses it."""
         pool = self.open(host)
         disk = find(pool, f"base-{check_key(key)}.qcow2")
         if disk is not None:
-            self._refuse_if_used(pool, key, disk.path())
+            self._require_unused(pool, key, disk.path())
         for part in ("whole", "qcow2", "initrd", "kernel"):
             delete(pool, f"base-{key}.{part}")
 
-    def base_paths(self, host: libvirt.virConnect, key: str) -> Bases:
-        """Where a base's files lie; no question asked about whether they do."""
+    def base_paths(self, host: libvirt.virConnect, key: str) -> BasePaths:
+        """The paths of a base's files, whether or not they exist."""
         folder = self.path(host)
         initrd = find(self.open(host), f"base-{check_key(key)}.initrd")
-        return Bases(
+        return BasePaths(
             disk=str(folder / f"base-{key}.qcow2"),
             kernel=str(folder / f"base-{key}.kernel"),
             initrd=None if initrd is None else str(folder / f"base-{key}.initrd"),
         )
 
     def make_disk(self, host: libvirt.virConnect, name: str, base: str, size_bytes: int) -> None:
-        """Have the disk of a guest; a whole one is left as it is."""
+        """Create the disk of a guest, unless there is a complete one."""
         pool = self.open(host)
         if not self.has_base(host, base):
             raise Unusable(f"The base image {base} is not on the host.")
         volume = find(pool, f"{name}.qcow2")
         if volume is not None:
-            if not is_half_made(volume):
+            if not is_incomplete(volume):
                 return
             volume.delete(0)
         backing = find(pool, f"base-{base}.qcow2")
@@ -207,7 +209,7 @@ class Pool:
         pool.createXML(volume_xml(f"{name}.qcow2", size, "qcow2", backing=backing.path()), 0)
 
     def begin_disk(self, host: libvirt.virConnect, disk: str, file_bytes: int) -> libvirt.virStorageVol | None:
-        """An empty file for a disk that is written byte by byte; None where the disk is there, whole."""
+        """Create an empty file for a disk whose content is uploaded; None if the disk exists and is complete."""
         pool = self.open(host)
         refresh(pool)
         volume = find(pool, f"{disk}.qcow2")
@@ -215,56 +217,56 @@ class Pool:
             if is_qcow2(volume):
                 return None
             volume.delete(0)
-        self.require_room(host, file_bytes)
+        self.require_space(host, file_bytes)
         return pool.createXML(volume_xml(f"{disk}.qcow2", file_bytes, "raw"), 0)
 
     def delete_disk(self, host: libvirt.virConnect, disk: str) -> None:
-        """Delete a disk, whole or not."""
+        """Delete a disk, complete or not."""
         delete(self.open(host), f"{disk}.qcow2")
 
     def disk_bytes(self, host: libvirt.virConnect, disk: str) -> int:
-        """The size of a disk, as its guest sees it; raises `Unusable` where there is none."""
+        """The virtual size of a disk; raises `Unusable` if there is none."""
         size: int = self._disk_of(host, disk).info()[1]
         return size
 
     def grow_disk(self, host: libvirt.virConnect, disk: str, size_bytes: int) -> None:
-        """Grow a disk that no guest has open."""
+        """Grow a disk that is not in use."""
         self._disk_of(host, disk).resize(size_bytes, 0)
 
     def _disk_of(self, host: libvirt.virConnect, disk: str) -> libvirt.virStorageVol:
         pool = self.open(host)
-        refresh(pool)  # QEMU may have grown it behind libvirt's back
+        refresh(pool)  # QEMU may have grown it without libvirt knowing
         volume = find(pool, f"{disk}.qcow2")
         if volume is None:
             raise Unusable(f"There is no disk {disk}.")
         return volume
 
     def disk_path(self, host: libvirt.virConnect, disk: str) -> str:
-        """Where a disk lies."""
+        """The path of a disk."""
         return str(self.path(host) / f"{disk}.qcow2")
 
-    def copy_path(self, host: libvirt.virConnect, name: str) -> str:
-        """Where the copy of a guest's disk lies."""
+    def export_path(self, host: libvirt.virConnect, name: str) -> str:
+        """The path of the export of a guest's disk."""
         return str(self.path(host) / f"{name}-copy")
 
-    def copy_of(self, host: libvirt.virConnect, name: str, *, look: bool = False) -> libvirt.virStorageVol:
-        """The copy of a guest's disk; raises `Unusable` where there is none. `look`: QEMU has just made it."""
+    def export_volume(self, host: libvirt.virConnect, name: str, *, refreshed: bool = False) -> libvirt.virStorageVol:
+        """The export of a guest's disk; raises `Unusable` if there is none. `refreshed`: QEMU has just written it."""
         pool = self.open(host)
-        if look:
+        if refreshed:
             refresh(pool)
         volume = find(pool, f"{name}-copy")
         if volume is None:
-            raise Unusable(f"There is no copy of the disk of {name} on the host.")
+            raise Unusable(f"There is no export of the disk of {name} on the host.")
         return volume
 
-    def delete_copy(self, host: libvirt.virConnect, name: str) -> None:
-        """Delete the copy of a guest's disk."""
+    def delete_export(self, host: libvirt.virConnect, name: str) -> None:
+        """Delete the export of a guest's disk."""
         pool = self.open(host)
         refresh(pool)
         delete(pool, f"{name}-copy")
 
     def write_seed(self, host: libvirt.virConnect, name: str, content: bytes) -> None:
-        """Put the seed there; one of the same size is written over in place, so that a running guest sees it."""
+        """Write the seed; one of the same size is overwritten in place, so that a running guest sees the new one."""
         pool = self.open(host)
         volume = find(pool, f"{name}-seed.iso")
         if volume is not None and volume.info()[1] != len(content):
@@ -275,12 +277,12 @@ class Pool:
         send_bytes(volume, content)
 
     def delete_guest(self, host: libvirt.virConnect, name: str) -> None:
-        """Delete disks, copy and seed of a guest, be they known to libvirt or only lie in the folder."""
+        """Delete disks, export and seed of a guest, including files that libvirt did not know yet."""
         pool = self.open(host)
         refresh(pool)
         disks = [volume.name() for volume in pool.listAllVolumes(0) if self._disk.fullmatch(volume.name())]
-        written = [disk for disk in disks if disk.startswith(f"{name}.")]
-        for volume in (f"{name}.qcow2", *written, f"{name}-copy", f"{name}-seed.iso"):
+        restored = [disk for disk in disks if disk.startswith(f"{name}.")]
+        for volume in (f"{name}.qcow2", *restored, f"{name}-copy", f"{name}-seed.iso"):
             delete(pool, volume)
 
     def _define(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
@@ -291,18 +293,18 @@ class Pool:
         pool.setAutostart(1)
         return pool
 
-    def _refuse_if_used(self, pool: libvirt.virStoragePool, key: str, path: str) -> None:
+    def _require_unused(self, pool: libvirt.virStoragePool, key: str, path: str) -> None:
         users = [
             volume.name()
             for volume in pool.listAllVolumes(0)
             if self._disk.fullmatch(volume.name()) and backing_path(volume) == path
         ]
         if users:
-            raise Unusable(f"Disks stand on the base image {key}: {', '.join(sorted(users)[:5])}.")
+            raise Unusable(f"The base image {key} is in use by the disks {', '.join(sorted(users)[:5])}.")
 
 
 def check_key(key: str) -> str:
-    """The key, if it may be part of a file's name."""
+    """The key, if it is safe in a file name; raises `Unusable` otherwise."""
     if not _KEY.fullmatch(key):
-        raise Unusable(f"An image's key holds letters, digits, dots, hyphens and underscores only: {key!r}")
+        raise Unusable(f"The key of an image must consist of letters, digits, dots, hyphens and underscores: {key!r}")
     return key

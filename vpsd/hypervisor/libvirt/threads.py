@@ -1,6 +1,6 @@
-"""libvirt's calls block: they run here, in a bounded number of threads, and nobody waits for one longer than its limit.
+"""Runs libvirt's blocking calls in a bounded number of threads, each with a time limit.
 
-The threads are daemons: a call that never comes back must not keep vpsd from ending.
+The threads are daemon threads: a call that never returns must not keep vpsd from exiting.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Threads:
-    """A few threads that do blocking calls in turn."""
+    """A small thread pool for blocking calls."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -25,10 +25,10 @@ class Threads:
         self._idle = 0
         self._lock = threading.Lock()
 
-    async def call(self, work: Callable[[], T], doing: str, limit_seconds: float) -> T:
-        """Do the work in a thread; raises `Unavailable` when it takes too long, and then nobody waits for its end.
+    async def call(self, work: Callable[[], T], action: str, limit_seconds: float) -> T:
+        """Run the work in a thread; raises `Unavailable` if it takes too long, and then does not wait for its end.
 
-        A call that was given up may still come to its effect later: that is why every call may be repeated.
+        An abandoned call may still take effect later: that is why all calls are idempotent.
         """
         job: Future[T] = Future()
         with self._lock:
@@ -39,10 +39,10 @@ class Threads:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(job), limit_seconds)
         except TimeoutError:
-            raise Unavailable(f"The host could not {doing} within {limit_seconds:g} seconds.") from None
+            raise Unavailable(f"The host could not {action} within {limit_seconds:g} seconds.") from None
 
     def close(self) -> None:
-        """Let the threads end once they have nothing to do."""
+        """Let the threads end once they are idle."""
         for _ in range(self._started):
             self._jobs.put(None)
 
@@ -62,4 +62,4 @@ class Threads:
                 job.set_result(work())
             except BaseException as error:
                 job.set_exception(error)
-            del item, job, work  # nothing of a finished call stays alive while waiting for the next
+            del item, job, work  # keep nothing of a finished call alive while waiting for the next

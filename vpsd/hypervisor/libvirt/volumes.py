@@ -1,4 +1,4 @@
-"""Single volumes of a pool, through libvirt's API; calls block."""
+"""Operations on single volumes of a pool, through libvirt's API; calls block."""
 
 import contextlib
 import threading
@@ -11,12 +11,12 @@ import libvirt
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.libvirt.failures import is_absent
 
-_CHUNK_BYTES = 256 * 1024  # the most that libvirt puts into one message of a stream
-_HALF_MADE_BYTES = 1 << 20  # an overlay without backing store and smaller than that was cut off while it was made
+_CHUNK_BYTES = 256 * 1024  # the maximum size of a stream message in libvirt
+_INCOMPLETE_BYTES = 1 << 20  # a smaller overlay without backing store was interrupted while it was created
 
 
 def refresh(pool: libvirt.virStoragePool) -> None:
-    """Let the host look into the folder; while it makes a volume it will not, and then what it knows must do."""
+    """Rescan the pool's folder; libvirt refuses while it creates a volume, and then its present view has to do."""
     try:
         pool.refresh(0)
     except libvirt.libvirtError as error:
@@ -25,7 +25,7 @@ def refresh(pool: libvirt.virStoragePool) -> None:
 
 
 def find(pool: libvirt.virStoragePool, name: str) -> libvirt.virStorageVol | None:
-    """A volume by name."""
+    """The volume of that name, or None."""
     try:
         return pool.storageVolLookupByName(name)
     except libvirt.libvirtError as error:
@@ -35,7 +35,7 @@ def find(pool: libvirt.virStoragePool, name: str) -> libvirt.virStorageVol | Non
 
 
 def delete(pool: libvirt.virStoragePool, name: str) -> None:
-    """Delete a volume that may be there; a file that somebody took away counts as deleted."""
+    """Delete a volume, if any; also succeeds if somebody removed the file."""
     volume = find(pool, name)
     if volume is None:
         return
@@ -47,33 +47,35 @@ def delete(pool: libvirt.virStoragePool, name: str) -> None:
             raise
 
 
-def send_file(volume: libvirt.virStorageVol, source: Path, said: Callable[[int], None], stop: threading.Event) -> int:
-    """Send a file into a volume, telling the bytes sent so far; returns its size once the host has confirmed it.
+def send_file(
+    volume: libvirt.virStorageVol, source: Path, on_progress: Callable[[int], None], stop: threading.Event
+) -> int:
+    """Upload a file, reporting the bytes sent so far; returns its size once the host has confirmed it.
 
-    No sparse stream: qcow2 files and kernels have no holes worth naming.
+    The stream is not sparse: qcow2 files and kernels have no holes worth skipping.
     """
     size = source.stat().st_size
     sent = 0
     with source.open("rb") as file, Upload(volume, size) as upload:
         while chunk := file.read(_CHUNK_BYTES):
             if stop.is_set():
-                raise Unavailable("Sending the image to the host was broken off.")
+                raise Unavailable("The upload of the image was aborted.")
             upload.send(chunk)
             sent += len(chunk)
-            said(sent)
+            on_progress(sent)
     if sent != size:
-        raise Unavailable(f"{source} changed while it was sent to the host.")
+        raise Unavailable(f"{source} changed while it was being uploaded.")
     return size
 
 
 def send_bytes(volume: libvirt.virStorageVol, content: bytes) -> None:
-    """Write over the start of a volume, of its file whatever its format."""
+    """Overwrite the start of a volume's file, whatever its format."""
     with Upload(volume, len(content)) as upload:
         upload.send(content)
 
 
 def receive(volume: libvirt.virStorageVol, offset: int, length: int) -> bytes:
-    """Bytes of the volume's file; fewer where it ends."""
+    """Read bytes of the volume's file; fewer at its end."""
     stream = volume.connect().newStream(0)
     volume.download(stream, offset, length, 0)
     parts = []
@@ -89,7 +91,7 @@ def receive(volume: libvirt.virStorageVol, offset: int, length: int) -> bytes:
 
 
 class Upload:
-    """A stream into a volume that is finished when all went well, and aborted otherwise."""
+    """An upload stream to a volume; as a context manager, it is finished on success and aborted on errors."""
 
     def __init__(self, volume: libvirt.virStorageVol, size_bytes: int, offset: int = 0) -> None:
         self._stream = volume.connect().newStream(0)
@@ -105,26 +107,26 @@ class Upload:
             self.abort()
 
     def send(self, data: bytes) -> None:
-        """Put all of it into the stream."""
+        """Send all of the data."""
         view = memoryview(data)
         while view:
             view = view[self._stream.send(bytes(view[:_CHUNK_BYTES])) :]
 
     def finish(self) -> None:
-        """The host has it all."""
+        """Wait until the host has confirmed everything."""
         self._stream.finish()
 
     def abort(self) -> None:
-        """Let go of the stream; what was sent counts for nothing."""
+        """Abort the stream; what was sent is to be ignored."""
         with contextlib.suppress(libvirt.libvirtError):
             self._stream.abort()
 
 
-def is_half_made(volume: libvirt.virStorageVol) -> bool:
-    """Whether making the disk was cut off: it is no qcow2 yet, or has no backing store and nothing in it."""
+def is_incomplete(volume: libvirt.virStorageVol) -> bool:
+    """Whether creating the disk was interrupted: it is not a qcow2 file yet, or has no backing store and no data."""
     if not is_qcow2(volume):
         return True
-    return backing_path(volume) is None and volume.info()[2] < _HALF_MADE_BYTES
+    return backing_path(volume) is None and volume.info()[2] < _INCOMPLETE_BYTES
 
 
 def is_qcow2(volume: libvirt.virStorageVol) -> bool:
@@ -149,7 +151,7 @@ def volume_xml(name: str, capacity_bytes: int, format: str, backing: str | None 
     target = Xml.SubElement(root, "target")
     Xml.SubElement(target, "format", type=format)
     if format == "qcow2":
-        Xml.SubElement(target, "compat").text = "1.1"  # keeps a record of what is written, for copies of the changes
+        Xml.SubElement(target, "compat").text = "1.1"  # can hold bitmaps, for incremental exports
     if backing is not None:
         store = Xml.SubElement(root, "backingStore")
         Xml.SubElement(store, "path").text = backing

@@ -1,4 +1,4 @@
-"""Measured figures of a running guest: from libvirt, and from the agent inside; calls block."""
+"""Statistics of a running guest, from libvirt and from the agent inside; calls block."""
 
 import json
 from collections.abc import Mapping
@@ -7,20 +7,25 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from vpsd.hypervisor.protocol import Usage
+from vpsd.hypervisor.protocol import GuestStats
 
 _AGENT_SECONDS = 2
-_NO_DISKS = {"iso9660", "udf", "squashfs", "vfat"}  # seeds and boot partitions are not what a customer fills
+_IGNORED_FILE_SYSTEMS = {
+    "iso9660",
+    "udf",
+    "squashfs",
+    "vfat",
+}  # seeds and boot partitions are not filled by the customer
 
 
-def measure(host: libvirt.virConnect, domain: libvirt.virDomain, mac: str) -> Usage:
-    """What can be measured; None for the rest, and for all of a guest that is not running."""
+def measure(host: libvirt.virConnect, domain: libvirt.virDomain, mac: str) -> GuestStats:
+    """The available statistics; None for the rest, and all None if the guest is not running."""
     if not domain.isActive():
-        return Usage()
+        return GuestStats()
     wanted = libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON
     ((_, stats),) = host.domainListGetStats([domain], wanted, 0)
     received, sent = _traffic(ask_agent(domain, "guest-network-get-interfaces"), mac)
-    return Usage(
+    return GuestStats(
         cpu_seconds=stats["cpu.time"] / 1e9 if "cpu.time" in stats else None,
         memory_used_mb=_memory_used_mb(stats),
         disk_used_bytes=_disk_used_bytes(ask_agent(domain, "guest-get-fsinfo")),
@@ -30,7 +35,7 @@ def measure(host: libvirt.virConnect, domain: libvirt.virDomain, mac: str) -> Us
 
 
 def ask_agent(domain: libvirt.virDomain, command: str, timeout_seconds: int = _AGENT_SECONDS) -> Any:
-    """The agent's answer, or None: there may be no agent, and what it says is the guest's word only."""
+    """The agent's answer, or None if there is no usable one: the agent is under the guest's control."""
     try:
         answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": command}), timeout_seconds, 0)
         return json.loads(answer)["return"]
@@ -38,11 +43,11 @@ def ask_agent(domain: libvirt.virDomain, command: str, timeout_seconds: int = _A
         return None
 
 
-_MOST_BYTES = 1 << 53
+_MAX_BYTES = 1 << 53
 
 
 def _memory_used_mb(stats: Mapping[str, int]) -> int | None:
-    """What the guest's kernel cannot give away, by its balloon driver."""
+    """Memory that the guest's kernel cannot reclaim, as reported by its balloon driver."""
     total = stats.get("balloon.available")
     free = stats.get("balloon.usable", stats.get("balloon.unused"))
     if total is None or free is None:
@@ -51,27 +56,27 @@ def _memory_used_mb(stats: Mapping[str, int]) -> int | None:
 
 
 def _disk_used_bytes(answer: Any) -> int | None:
-    """All file systems on disks, each once, however often it is mounted."""
+    """The sum of all file systems on disks, each counted once however often it is mounted."""
     used: dict[str, int] = {}
     for one in _dicts(answer):
         size = _count(one.get("used-bytes"))
-        if size is not None and one.get("type") not in _NO_DISKS:
+        if size is not None and one.get("type") not in _IGNORED_FILE_SYSTEMS:
             used[str(one.get("name"))] = size
     return sum(used.values()) if used else None
 
 
 def _traffic(answer: Any, mac: str) -> tuple[int | None, int | None]:
-    """Bytes received and sent by the guest's own NIC; bridges and tunnels inside would count them again."""
+    """Bytes received and sent by the guest's NIC; bridges and tunnels inside would count them twice."""
     for one in _dicts(answer):
-        counted = one.get("statistics")
-        if str(one.get("hardware-address", "")).lower() == mac and isinstance(counted, dict):
-            return _count(counted.get("rx-bytes")), _count(counted.get("tx-bytes"))
+        statistics = one.get("statistics")
+        if str(one.get("hardware-address", "")).lower() == mac and isinstance(statistics, dict):
+            return _count(statistics.get("rx-bytes")), _count(statistics.get("tx-bytes"))
     return None, None
 
 
 def _count(value: Any) -> int | None:
-    """A number that a guest may say and a database can add up: root in the guest can say anything."""
-    return value if isinstance(value, int) and 0 <= value < _MOST_BYTES else None
+    """The value if it is a plausible number: root in the guest can report anything."""
+    return value if isinstance(value, int) and 0 <= value < _MAX_BYTES else None
 
 
 def _dicts(answer: Any) -> list[dict[str, Any]]:

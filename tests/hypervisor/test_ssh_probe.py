@@ -1,11 +1,11 @@
-"""Knocking at a guest's SSH: found soon, and never more connections than sshd bears."""
+"""The SSH probe finds a server soon, and never opens more connections than sshd tolerates."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
-from vpsd.hypervisor.libvirt.answer import Knocking
+from vpsd.hypervisor.libvirt.ssh_probe import SshProbe
 
 
 class Door:
@@ -15,13 +15,13 @@ class Door:
         self.greets = asyncio.Event()
         self.open = 0
         self.most_open = 0
-        self.knocks = 0
+        self.connections = 0
         self.full_after: int | None = None  # so many are let in, and the others sent away
         self.port = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.knocks += 1
-        if self.full_after is not None and self.knocks > self.full_after:
+        self.connections += 1
+        if self.full_after is not None and self.connections > self.full_after:
             writer.close()
             return
         self.open += 1
@@ -58,63 +58,63 @@ class Time:
 
 async def test_a_server_that_greets_is_up(door: Door) -> None:
     door.greets.set()
-    knocking = Knocking("127.0.0.1", door.port, Time(), look_seconds=10)
-    assert await knocking.look()
-    await knocking.stop()
+    probe = SshProbe("127.0.0.1", door.port, Time(), wait_seconds=10)
+    assert await probe.check()
+    await probe.stop()
 
 
 async def test_a_server_that_would_send_the_next_one_away_is_not_up_yet(door: Door) -> None:
     door.greets.set()
     door.full_after = 1
     time = Time()
-    knocking = Knocking("127.0.0.1", door.port, time, look_seconds=10)
+    probe = SshProbe("127.0.0.1", door.port, time, wait_seconds=10)
     for _ in range(5):
-        assert not await knocking.look()
+        assert not await probe.check()
         time.now += 0.3
     door.full_after = None
     time.now += 0.3
-    assert await knocking.look()
-    await knocking.stop()
+    assert await probe.check()
+    await probe.stop()
 
 
 async def test_a_port_that_nobody_listens_on_is_not_up(door: Door) -> None:
-    knocking = Knocking("127.0.0.2", door.port, Time(), look_seconds=10)
-    assert not await knocking.look()
-    await knocking.stop()
+    probe = SshProbe("127.0.0.2", door.port, Time(), wait_seconds=10)
+    assert not await probe.check()
+    await probe.stop()
 
 
 async def test_a_slow_server_is_waited_for_on_the_connections_that_it_has(door: Door) -> None:
     time = Time()
-    knocking = Knocking("127.0.0.1", door.port, time, look_seconds=0.01)
+    probe = SshProbe("127.0.0.1", door.port, time, wait_seconds=0.01)
     for _ in range(400):  # a minute and more of silence
-        assert not await knocking.look()
+        assert not await probe.check()
         time.now += 0.2
     assert door.most_open <= 3
-    assert door.knocks < 100
-    before = door.knocks
+    assert door.connections < 100
+    before = door.connections
     door.greets.set()
-    looks = 0
-    while not await knocking.look():
-        looks += 1
-        assert looks < 100
-    assert door.knocks <= before + 1
-    await knocking.stop()
+    checks = 0
+    while not await probe.check():
+        checks += 1
+        assert checks < 100
+    assert door.connections <= before + 1
+    await probe.stop()
 
 
 async def test_a_connection_that_was_taken_too_early_does_not_keep_others_out(door: Door) -> None:
     time = Time()
-    knocking = Knocking("127.0.0.1", door.port, time, look_seconds=0.01)
+    probe = SshProbe("127.0.0.1", door.port, time, wait_seconds=0.01)
     for _ in range(20):
-        assert not await knocking.look()
+        assert not await probe.check()
         time.now += 0.3
-    assert door.knocks > 8
-    await knocking.stop()
+    assert door.connections > 8
+    await probe.stop()
 
 
 async def test_a_guest_that_was_not_looked_at_for_long_is_begun_anew(door: Door) -> None:
     time = Time()
-    knocking = Knocking("127.0.0.1", door.port, time)
-    assert knocking.is_of("127.0.0.1", door.port)
-    assert not knocking.is_of("127.0.0.1", 1)
+    probe = SshProbe("127.0.0.1", door.port, time)
+    assert probe.is_current("127.0.0.1", door.port)
+    assert not probe.is_current("127.0.0.1", 1)
     time.now += 31
-    assert not knocking.is_of("127.0.0.1", door.port)
+    assert not probe.is_current("127.0.0.1", door.port)

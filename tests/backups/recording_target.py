@@ -1,4 +1,4 @@
-"""What tests of backups stand on: a target in memory that fails where it is told to, and a disk that is copied."""
+"""For tests of backups: a target in memory that fails where it is told to, and a disk to export."""
 
 import asyncio
 import random
@@ -7,19 +7,19 @@ from contextlib import aclosing
 from functools import partial
 from typing import Literal
 
-from vpsd.backups.copying import Stored, chunk_numbers, contents, store
+from vpsd.backups.repository import BackupRef, Manifest, Repository
 from vpsd.backups.targets import Missing
-from vpsd.backups.vault import Manifest, Place, Vault
-from vpsd.hypervisor.protocol import Copied, Run
+from vpsd.backups.transfer import StoreResult, chunk_numbers, store, stream_contents
+from vpsd.hypervisor.protocol import BlockMap, Extent
 
 SERVER = "11111111-1111-4111-8111-111111111111"
 KEY = bytes(range(32))
 CHUNK = 64
 
 
-def place(number: int, server: str = SERVER) -> Place:
+def backup_ref(number: int, server: str = SERVER) -> BackupRef:
     """A backup of the server."""
-    return Place(server, f"{number:08x}-0000-4000-8000-000000000000")
+    return BackupRef(server, f"{number:08x}-0000-4000-8000-000000000000")
 
 
 def quiet(fraction: float, text: str) -> None:
@@ -30,10 +30,10 @@ class Killed(Exception):
     """What a process feels that is killed: it gets no further."""
 
 
-class Shelf:
-    """A target in memory. Every object that is put, read, deleted, and every look at a folder, is a step."""
+class RecordingTarget:
+    """A target in memory; every object that is put, read or deleted, and every listing, is a step that may fail."""
 
-    name = "shelf"
+    name = "target"
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -80,7 +80,7 @@ class Shelf:
 
 
 class Disk:
-    """A disk, and what was written to it since it was last copied."""
+    """A disk, and what was written to it since it was last exported."""
 
     def __init__(self, size_bytes: int) -> None:
         self.content = bytearray(size_bytes)
@@ -99,50 +99,54 @@ class Disk:
 
     def copy(self, whole: bool) -> "Copy":
         """Copy the disk as it is now."""
-        runs: list[Run] = []
+        extents: list[Extent] = []
         for offset, byte in enumerate(self.content):
             if not (whole or self._written[offset]):
                 continue
             zero = byte == 0
-            if runs and runs[-1].offset + runs[-1].length == offset and runs[-1].zero == zero:
-                runs[-1] = Run(runs[-1].offset, runs[-1].length + 1, zero)
+            if extents and extents[-1].offset + extents[-1].length == offset and extents[-1].zero == zero:
+                extents[-1] = Extent(extents[-1].offset, extents[-1].length + 1, zero)
             else:
-                runs.append(Run(offset, 1, zero))
+                extents.append(Extent(offset, 1, zero))
         self._written = [False] * len(self.content)
-        return Copy(bytes(self.content), Copied(len(self.content), tuple(runs)))
+        return Copy(bytes(self.content), BlockMap(len(self.content), tuple(extents)))
 
 
 class Copy:
-    """A copy that reads as drivers' copies do: what is in no run is zeros."""
+    """An export that reads as a driver's does: what is in no extent is zeros."""
 
-    def __init__(self, content: bytes, copied: Copied) -> None:
+    def __init__(self, content: bytes, block_map: BlockMap) -> None:
         self.content = content
-        self.copied = copied
-        self._read = bytearray(copied.size_bytes)
-        for run in copied.runs:
-            self._read[run.offset : run.offset + run.length] = content[run.offset : run.offset + run.length]
+        self.block_map = block_map
+        self._read = bytearray(block_map.size_bytes)
+        for extent in block_map.extents:
+            self._read[extent.offset : extent.offset + extent.length] = content[
+                extent.offset : extent.offset + extent.length
+            ]
 
     async def read(self, offset: int, length: int) -> bytes:
         await asyncio.sleep(0)
         return bytes(self._read[offset : offset + length])
 
 
-async def keep(vault: Vault, where: Place, copy: Copy, parent: Place | None = None) -> Stored:
+async def keep(repository: Repository, where: BackupRef, copy: Copy, parent: BackupRef | None = None) -> StoreResult:
     """Store a copy."""
-    return await store(vault, where, copy.copied, copy.read, parent, {"os": "debian-13"}, 1_750_000_000_000, quiet)
+    return await store(
+        repository, where, copy.block_map, copy.read, parent, {"os": "debian-13"}, 1_750_000_000_000, quiet
+    )
 
 
-async def restored(vault: Vault, where: Place) -> bytes:
+async def restored(repository: Repository, where: BackupRef) -> bytes:
     """The whole disk of a backup, put together as a driver does it."""
-    manifest = await vault.read_manifest(where)
-    return await rebuilt(vault, manifest)
+    manifest = await repository.read_manifest(where)
+    return await rebuilt(repository, manifest)
 
 
-async def rebuilt(vault: Vault, manifest: Manifest) -> bytes:
+async def rebuilt(repository: Repository, manifest: Manifest) -> bytes:
     """The whole disk of a manifest."""
     disk = bytearray(manifest.size_bytes)
     numbers = chunk_numbers(manifest)
-    async with aclosing(contents(vault, manifest, quiet)) as chunks:
+    async with aclosing(stream_contents(repository, manifest, quiet)) as chunks:
         async for chunk in chunks:
             offset = numbers.pop(0) * manifest.chunk_bytes
             disk[offset : offset + len(chunk)] = chunk
@@ -151,7 +155,7 @@ async def rebuilt(vault: Vault, manifest: Manifest) -> bytes:
     return bytes(disk)
 
 
-async def chain(vault: Vault, count: int, seed: int = 1) -> dict[int, bytes]:
+async def chain(repository: Repository, count: int, seed: int = 1) -> dict[int, bytes]:
     """Backups 0 … count-1 of a disk that changes and grows between them; gives what each has to restore to."""
     chance = random.Random(seed)
     disk = Disk(CHUNK * 8 + 10)
@@ -159,7 +163,7 @@ async def chain(vault: Vault, count: int, seed: int = 1) -> dict[int, bytes]:
     held: dict[int, bytes] = {}
     for number in range(count):
         copy = disk.copy(whole=number == 0)
-        await keep(vault, place(number), copy, place(number - 1) if number else None)
+        await keep(repository, backup_ref(number), copy, backup_ref(number - 1) if number else None)
         held[number] = copy.content
         disk.write(chance.randrange(CHUNK * 7), chance.randbytes(CHUNK + 9))
         disk.write(chance.randrange(CHUNK * 7), bytes(CHUNK + 3))

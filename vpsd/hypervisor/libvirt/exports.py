@@ -1,0 +1,199 @@
+"""Exports of a guest's disk, written by QEMU while the guest runs (libvirt's push backup); calls block.
+
+Every export creates a libvirt checkpoint: a bitmap in the disk that records what is written from then on, so that a
+later export can hold only the changes.
+"""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from xml.etree import ElementTree as Xml
+
+import libvirt
+import libvirt_qemu
+
+from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.libvirt import domains
+from vpsd.hypervisor.libvirt.domain_xml import DISK
+from vpsd.hypervisor.libvirt.failures import is_absent
+from vpsd.hypervisor.libvirt.states import power_state
+from vpsd.hypervisor.libvirt.stats import ask_agent
+from vpsd.hypervisor.protocol import DiskExport, PowerState
+
+log = logging.getLogger(__name__)
+
+_AGENT_SECONDS = 5  # if the agent has not frozen the file systems by then, they are thawed and exported as they are
+_ANY_JOB = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+
+
+def begin(host: libvirt.virConnect, name: str, path: str, checkpoint: str, since: str | None) -> DiskExport:
+    """Start an export to a file that does not exist yet."""
+    domain = domains.find(host, name)
+    if domain is None:
+        raise Unusable(f"The host knows no guest {name}.")
+    if not domain.isActive():
+        domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    state, reason = domain.state()
+    running = power_state(state, reason) is PowerState.RUNNING
+    checkpoints = _checkpoints(domain)
+    if checkpoint in checkpoints:  # of an earlier attempt
+        _delete_checkpoint(checkpoints.pop(checkpoint))
+    if since not in checkpoints:
+        since = None
+    _remove_unknown_bitmaps(domain, set(checkpoints))
+    with _frozen(domain) if running else contextlib.nullcontext([0, 0]) as frozen:
+        since = _begin_backup(domain, path, checkpoint, since)
+    off = not running and reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR
+    return DiskExport(since, off or frozen[0] > 0, frozen[1], off)
+
+
+def _begin_backup(domain: libvirt.virDomain, path: str, checkpoint: str, since: str | None) -> str | None:
+    """Start an incremental backup if the host can, otherwise a full one; returns the checkpoint it is based on."""
+    if since is not None:
+        try:
+            domain.backupBegin(_backup_xml(path, since), _checkpoint_xml(checkpoint))
+            return since
+        except libvirt.libvirtError as error:
+            log.warning("%s: no incremental export, exporting everything: %s", domain.name(), error)
+            _delete_checkpoints(domain, None)
+    try:
+        domain.backupBegin(_backup_xml(path, None), _checkpoint_xml(checkpoint))
+    except libvirt.libvirtError as error:
+        log.warning("%s: no checkpoint, the next export will be a full one too: %s", domain.name(), error)
+        domain.backupBegin(_backup_xml(path, None), None)  # disks of older vpsd versions cannot hold bitmaps
+    return None
+
+
+@contextlib.contextmanager
+def _frozen(domain: libvirt.virDomain) -> Iterator[list[int]]:
+    """Freeze the file systems if the agent answers. Yields their number and, afterwards, for how long (ms)."""
+    frozen = [0, 0]
+    began = time.monotonic()
+    try:
+        domain.agentSetResponseTimeout(_AGENT_SECONDS, 0)
+        frozen[0] = domain.fsFreeze()
+    except libvirt.libvirtError as error:
+        log.info("%s: exported without freezing its file systems: %s", domain.name(), error)
+        if error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+            _thaw(domain)  # the freeze may have succeeded late
+    try:
+        yield frozen
+    finally:
+        if frozen[0]:
+            _thaw(domain)
+            frozen[1] = round((time.monotonic() - began) * 1000)
+
+
+def _thaw(domain: libvirt.virDomain) -> None:
+    with contextlib.suppress(libvirt.libvirtError):
+        domain.fsThaw()
+
+
+def progress(host: libvirt.virConnect, name: str) -> float:
+    """Progress from 0 to 1; raises `Unavailable` if the export failed."""
+    domain = domains.find(host, name)
+    if domain is None or not domain.isActive():
+        raise Unavailable(f"The guest {name} went down while its disk was exported.")
+    _thaw_if_frozen(domain)  # a freeze that timed out may have succeeded since
+    job = domain.jobStats(0)
+    if job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
+        total = job.get("disk_total", 0)
+        return min(0.99, job.get("disk_processed", 0) / total) if total else 0.0
+    done = domain.jobStats(_ANY_JOB)
+    if done.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP or not done.get("success"):
+        raise Unavailable(f"The export of the disk of {name} failed: {done.get('errmsg') or 'no reason given'}")
+    return 1.0
+
+
+def abort(host: libvirt.virConnect, name: str) -> None:
+    """Abort a running export and thaw the file systems."""
+    domain = domains.find(host, name)
+    if domain is None or not domain.isActive():
+        return
+    if domain.jobStats(0).get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.abortJob()
+    _thaw_if_frozen(domain)
+
+
+def _thaw_if_frozen(domain: libvirt.virDomain) -> None:
+    if power_state(*domain.state()) is PowerState.RUNNING and ask_agent(domain, "guest-fsfreeze-status") == "frozen":
+        _thaw(domain)
+
+
+def remove_bitmaps(host: libvirt.virConnect, name: str, path: str) -> bool:
+    """Remove all bitmaps from the disk of a guest that is off; returns False if it is not that guest's disk."""
+    domain = domains.find(host, name)
+    if domain is None or domain.isActive() or f"'{path}'" not in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE):
+        return False
+    domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    try:
+        _remove_unknown_bitmaps(domain, set())
+    finally:
+        domain.destroy()
+    return True
+
+
+def delete_checkpoints(host: libvirt.virConnect, name: str, keep: str | None) -> None:
+    """Delete all checkpoints but one; if the guest is off, only libvirt's metadata of them."""
+    domain = domains.find(host, name)
+    if domain is not None:
+        _delete_checkpoints(domain, keep)
+
+
+def _delete_checkpoints(domain: libvirt.virDomain, keep: str | None) -> None:
+    for name, checkpoint in _checkpoints(domain).items():
+        if name != keep:
+            _delete_checkpoint(checkpoint)
+    if domain.isActive():
+        _remove_unknown_bitmaps(domain, set(_checkpoints(domain)))
+
+
+def _checkpoints(domain: libvirt.virDomain) -> dict[str, libvirt.virDomainCheckpoint]:
+    return {one.getName(): one for one in domain.listAllCheckpoints(0)}
+
+
+def _delete_checkpoint(checkpoint: libvirt.virDomainCheckpoint) -> None:
+    try:
+        checkpoint.delete(0)
+    except libvirt.libvirtError as error:
+        if is_absent(error):
+            return
+        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+
+
+def _remove_unknown_bitmaps(domain: libvirt.virDomain, known: set[str]) -> None:
+    """Remove bitmaps without a checkpoint from the disk: those that a dead QEMU left cannot be trusted."""
+    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, '{"execute":"query-named-block-nodes"}', 0))
+    for node in answer["return"]:
+        for bitmap in node.get("dirty-bitmaps", ()):
+            if bitmap.get("persistent") and bitmap["name"] not in known:
+                wanted = {"node": node["node-name"], "name": bitmap["name"]}
+                command = json.dumps({"execute": "block-dirty-bitmap-remove", "arguments": wanted})
+                libvirt_qemu.qemuMonitorCommand(domain, command, 0)
+
+
+def _backup_xml(path: str, since: str | None) -> str:
+    root = Xml.Element("domainbackup", mode="push")
+    if since is not None:
+        Xml.SubElement(root, "incremental").text = since
+    disk = _only_first_disk(root, "backup", "yes", "no")
+    disk.set("type", "file")
+    Xml.SubElement(disk, "target", file=path)
+    Xml.SubElement(disk, "driver", type="qcow2")
+    return Xml.tostring(root, encoding="unicode")
+
+
+def _checkpoint_xml(checkpoint: str) -> str:
+    root = Xml.Element("domaincheckpoint")
+    Xml.SubElement(root, "name").text = checkpoint
+    _only_first_disk(root, "checkpoint", "bitmap", "no")
+    return Xml.tostring(root, encoding="unicode")
+
+
+def _only_first_disk(root: Xml.Element, attribute: str, yes: str, no: str) -> Xml.Element:
+    disks = Xml.SubElement(root, "disks")
+    Xml.SubElement(disks, "disk", {"name": "vdb", attribute: no})  # the seed
+    return Xml.SubElement(disks, "disk", {"name": DISK, attribute: yes})

@@ -1,0 +1,143 @@
+"""Checks whether a guest's SSH server responds, through the forwarded port."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+
+_WAIT_SECONDS = 0.3
+_PAUSE_SECONDS = 0.1  # between two connections: more frequent ones leave half-open ones behind in QEMU's network
+_PARALLEL_SECONDS = 0.3  # until another connection is opened in parallel to a silent one
+_MAX_CONNECTIONS = 3  # dropbear refuses the sixth pending login from one address, sshd the eleventh of all
+_MIN_TIMEOUT_SECONDS = 0.9
+_MAX_TIMEOUT_SECONDS = 20.0
+_EXPIRY_SECONDS = 30.0
+_CLOSE_SECONDS = 5.0  # sshd closes the connection at once after an EOF; other servers need not
+
+
+class SshProbe:
+    """Connects to one guest's SSH port until the server sends its banner.
+
+    QEMU accepts connections whether or not the guest listens, so only the banner counts. A connection that was
+    accepted too early stays silent for good, so others are opened in parallel; one to a slow guest needs time, so the
+    longer the guest takes, the longer each connection is kept open.
+
+    Connections that were opened too early may linger in the guest and use up its limit of pending logins. So after the
+    first banner all of them are closed, and one last connection has to be served as well: then there is room.
+    """
+
+    def __init__(self, address: str, port: int, now: Callable[[], float], wait_seconds: float = _WAIT_SECONDS) -> None:
+        self._address = address
+        self._port = port
+        self._now = now
+        self._wait_seconds = wait_seconds
+        self._started = self._last_check = now()
+        self._last_opened = 0.0
+        self._connections: dict[asyncio.Task[bool], float] = {}  # with the time each was opened
+        self._final: asyncio.Task[bool] | None = None
+
+    def is_current(self, address: str, port: int) -> bool:
+        """Whether it probes this port and was used recently."""
+        return (address, port) == (self._address, self._port) and self._now() - self._last_check < _EXPIRY_SECONDS
+
+    async def check(self) -> bool:
+        """Whether the server responds by now; waits a moment for it."""
+        self._last_check = now = self._now()
+        if self._final is not None:
+            return await self._check_final(self._final)
+        await self._close(task for task, opened in self._connections.items() if now - opened > self._timeout(now))
+        pause_seconds = _PARALLEL_SECONDS if self._connections else _PAUSE_SECONDS
+        if len(self._connections) < _MAX_CONNECTIONS and now - self._last_opened >= pause_seconds:
+            self._connections[asyncio.create_task(_gets_banner(self._address, self._port))] = self._last_opened = now
+        if not self._connections:
+            return False
+        done, _ = await asyncio.wait(self._connections, timeout=self._wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+        got_banner = any(task.result() for task in done)
+        for task in done:
+            del self._connections[task]
+        if not got_banner:
+            return False
+        await self._close(self._connections)
+        self._final = asyncio.create_task(_is_served(self._address, self._port))
+        return await self._check_final(self._final)
+
+    async def _check_final(self, final: asyncio.Task[bool]) -> bool:
+        done, _ = await asyncio.wait({final}, timeout=self._wait_seconds)
+        if not done:
+            return False
+        self._final = None
+        return final.result()
+
+    def _timeout(self, now: float) -> float:
+        return min(max(_MIN_TIMEOUT_SECONDS, (now - self._started) / 8), _MAX_TIMEOUT_SECONDS)
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        if self._final is not None:
+            self._connections[self._final] = self._last_opened
+            self._final = None
+        await self._close(self._connections)
+
+    async def _close(self, tasks: Iterable[asyncio.Task[bool]]) -> None:
+        closing = list(tasks)
+        for task in closing:
+            self._connections.pop(task)
+            task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
+
+
+class SshProbes:
+    """The probes of all guests that are being waited for."""
+
+    def __init__(self) -> None:
+        self._probes: dict[str, SshProbe] = {}
+
+    async def responds(self, name: str, address: str, port: int) -> bool:
+        """Whether the guest's SSH server responds there."""
+        probe = self._probes.get(name)
+        if probe is None or not probe.is_current(address, port):
+            await self.stop(name)
+            probe = self._probes[name] = SshProbe(address, port, time.monotonic)
+        responds = await probe.check()
+        if responds:
+            await self.stop(name)
+        return responds
+
+    async def stop(self, name: str) -> None:
+        """Close the connections to a guest, if any."""
+        probe = self._probes.pop(name, None)
+        if probe is not None:
+            await probe.stop()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for name in list(self._probes):
+            await self.stop(name)
+
+
+async def _is_served(address: str, port: int) -> bool:
+    """Whether a new connection gets the banner; waits for the guest to close it, so that nothing of it lingers."""
+    try:
+        return await asyncio.wait_for(_gets_banner(address, port, close_cleanly=True), _MAX_TIMEOUT_SECONDS)
+    except TimeoutError:
+        return False
+
+
+async def _gets_banner(address: str, port: int, *, close_cleanly: bool = False) -> bool:
+    """Whether the SSH banner arrives; False if the connection is refused or closed."""
+    try:
+        reader, writer = await asyncio.open_connection(address, port)
+    except OSError:
+        return False
+    try:
+        got_banner = await reader.readexactly(4) == b"SSH-"
+        if close_cleanly:
+            writer.write_eof()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(), _CLOSE_SECONDS)
+        return got_banner
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            writer.transport.abort()
