@@ -58,7 +58,7 @@ _HOST_POLL_SECONDS = 5.0
 def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervisor:
     """The driver that the settings ask for; it connects when it is first used."""
     if settings.hypervisor == "simulator":
-        path = str(settings.data_dir / "simulator.sqlite")
+        path = settings.data_dir / "simulator.journal"
         return Simulator(path, clock, settings.simulator_boot_seconds)
     connect.require_python_binding()
     # Imported here: it needs libvirt's libraries, and the simulator does not.

@@ -32,7 +32,7 @@ def test_check_finds_what_has_no_owner_and_mends_it_when_told_to(vpsd: Vpsd) -> 
 
 async def leave_behind(vpsd: Vpsd, name: str) -> None:
     """Have a guest on the host that no server speaks for."""
-    simulator = Simulator(str(vpsd.data / "simulator.sqlite"))
+    simulator = Simulator(vpsd.data / "simulator.journal")
     await simulator.define(GuestSpec(name, name, "", 1, 128, "base", False, "", "", "127.10.99.99", ()))
     await simulator.close()
 

@@ -1,0 +1,5 @@
+"""The driver without guests: the same rules as on a real host, for trying vpsd out and for tests."""
+
+from vpsd.hypervisor.simulator.driver import Hook, Simulator
+
+__all__ = ["Hook", "Simulator"]

@@ -1,0 +1,350 @@
+"""A simulated host, which keeps its state like a real one does: in a file that other processes see, or in memory."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from vpsd.core.clock import Clock, SystemClock
+from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.protocol import (
+    BlockMap,
+    DiskExport,
+    Extent,
+    Guest,
+    GuestSpec,
+    GuestStats,
+    HostFacts,
+    Image,
+    PortsTaken,
+    PowerState,
+    Progress,
+    Volumes,
+)
+from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, Transaction
+from vpsd.hypervisor.simulator.migration import read_sqlite
+from vpsd.hypervisor.simulator.state import (
+    BLOCK_BYTES,
+    Disk,
+    Export,
+    FillExport,
+    GuestState,
+    PutBase,
+    PutCheckpoint,
+    PutDisk,
+    PutExport,
+    PutGuest,
+    PutSeed,
+    Write,
+)
+
+Hook = Callable[[str], Awaitable[None] | None]
+
+
+class Simulator:
+    """A simulated host. Its public attributes control how it behaves; delays and faults are those of this object."""
+
+    def __init__(self, path: Path | None = None, clock: Clock | None = None, boot_seconds: float = 0.5) -> None:
+        """`path` is the file with the state, which several processes may share; None: there is none.
+
+        A `.sqlite` file next to it, of an earlier vpsd, is read when the file is created. Raises `Misconfigured` if the
+        file cannot be used or is of a later version of vpsd.
+        """
+        self._clock = clock or SystemClock()
+        self._store = (
+            MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite")))
+        )
+        self._watchers: list[Callable[[str], None]] = []
+        self.boot_seconds = boot_seconds
+        self.delay_seconds = 0.0  # of every call
+        self.broken = False  # the host does not answer
+        self.ignores_acpi = False  # guests do not react to the power button
+        self.never_boots = False  # guests start and never respond
+        self.has_agent = True  # guests can freeze their file systems
+        self.export_seconds = 0.0  # how long the export of a disk takes
+        self.low_ports = True  # ports below 1024 can be opened
+        self.guest_stats = GuestStats()  # of every guest
+        self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
+        self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
+        self.calls: list[str] = []  # the names of all calls, in order
+        self.before_call: Hook | None = None  # called with the name of each call; what it raises, the call raises
+        self.after_call: Hook | None = None  # the same, once the effect is on the host
+
+    @asynccontextmanager
+    async def _call(self, call: str) -> AsyncIterator[None]:
+        self.calls.append(call)
+        await _run_hook(self.before_call, call)
+        if self.broken:
+            raise Unavailable("The simulated host does not answer.")
+        if self.delay_seconds:
+            await self._clock.sleep(self.delay_seconds)
+        yield
+        await _run_hook(self.after_call, call)
+
+    @contextmanager
+    def _change(self) -> Iterator[Transaction]:
+        with self._store.change() as transaction:
+            yield transaction
+        for change in transaction.changes:
+            if isinstance(change, PutGuest):
+                for changed in self._watchers:
+                    changed(change.name)
+
+    async def facts(self) -> HostFacts:
+        async with self._call("facts"):
+            reason = "nothing runs: guests are simulated"
+            return HostFacts("simulator", "simulator:", "none", reason, "1", "simulator", 1024, 1 << 20, 1 << 17)
+
+    async def guests(self) -> Mapping[str, Guest]:
+        async with self._call("guests"):
+            return {name: _guest(name, guest) for name, guest in sorted(self._store.current().guests.items())}
+
+    async def guest(self, name: str) -> Guest | None:
+        async with self._call("guest"):
+            guest = self._store.current().guests.get(name)
+            return None if guest is None else _guest(name, guest)
+
+    async def volumes(self) -> Volumes:
+        async with self._call("volumes"):
+            state = self._store.current()
+            return Volumes(
+                disks=frozenset(state.disks),
+                seeds=frozenset(state.seeds),
+                bases=frozenset(state.bases),
+                unfinished=frozenset(self.unfinished_bases),
+                exports=frozenset(state.exports),
+            )
+
+    async def ensure_base(self, image: Image, progress: Progress) -> None:
+        async with self._call("ensure_base"):
+            with self._change() as transaction:
+                if image.key not in transaction.state.bases:
+                    transaction.apply(PutBase(image.key, True))
+            progress(1.0, "the image is on the host")
+
+    async def delete_base(self, key: str) -> None:
+        async with self._call("delete_base"):
+            with self._change() as transaction:
+                if any(disk.base == key for disk in transaction.state.disks.values()):
+                    raise Unusable(f"The base image {key} is in use by disks.")
+                transaction.apply(PutBase(key, False))
+            self.unfinished_bases.discard(key)
+
+    async def ensure_disk(self, disk: str, base: str, size_bytes: int) -> None:
+        async with self._call("ensure_disk"):
+            with self._change() as transaction:
+                if base not in transaction.state.bases:
+                    raise Unusable(f"The base image {base} is not on the host.")
+                if disk not in transaction.state.disks:
+                    transaction.apply(PutDisk(disk, Disk(base, size_bytes)))
+
+    async def write_disk(
+        self, disk: str, size_bytes: int, chunk_bytes: int, chunks: Sequence[int], content: AsyncIterator[bytes]
+    ) -> None:
+        async with self._call("write_disk"):
+            with self._change() as transaction:
+                if disk in transaction.state.disks:
+                    return
+                transaction.apply(PutDisk(disk, None))  # what an interrupted attempt has written
+            for number in chunks:
+                chunk = await anext(content)
+                with self._change() as transaction:
+                    transaction.apply(Write(disk, number * chunk_bytes, chunk))
+            with self._change() as transaction:
+                transaction.apply(PutDisk(disk, Disk("", size_bytes)))
+
+    async def delete_disk(self, disk: str) -> None:
+        async with self._call("delete_disk"):
+            self.loses_disk(disk)
+
+    async def grow_disk(self, name: str, disk: str, size_bytes: int) -> None:
+        async with self._call("grow_disk"):
+            with self._change() as transaction:
+                present = transaction.state.disk(disk)
+                if present.size_bytes < size_bytes:
+                    _delete_checkpoints(transaction, name, None)
+                    transaction.apply(PutDisk(disk, replace(present, size_bytes=size_bytes)))
+
+    async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
+        async with self._call("export_disk"):
+            with self._change() as transaction:
+                state = transaction.state
+                guest = state.guest(name)
+                disk = guest.spec.disk
+                size_bytes = state.disk(disk).size_bytes
+                off = guest.power is not PowerState.RUNNING
+                if off:
+                    transaction.apply(PutGuest(name, replace(guest, power=PowerState.PAUSED)))
+                checkpoints = state.checkpoints.get(name, {})
+                after = None if since in (None, checkpoint) else checkpoints.get(since or "")
+                done_at_ms = self._clock.now_ms() + round(self.export_seconds * 1000)
+                transaction.apply(
+                    PutExport(name, Export(size_bytes, done_at_ms)),
+                    FillExport(name, disk, after or 0),
+                    PutCheckpoint(name, checkpoint, state.writes(disk)),
+                )
+            return DiskExport(None if after is None else since, self.has_agent or off, 0, off)
+
+    async def export_progress(self, name: str) -> float:
+        async with self._call("export_progress"):
+            state = self._store.current()
+            export, guest = state.exports.get(name), state.guests.get(name)
+            if export is None or guest is None or guest.power not in (PowerState.RUNNING, PowerState.PAUSED):
+                raise Unavailable(f"The export of the disk of {name} failed.")
+            return 1.0 if self._clock.now_ms() >= export.done_at_ms else 0.5
+
+    async def block_map(self, name: str) -> BlockMap:
+        async with self._call("block_map"):
+            state = self._store.current()
+            numbers = sorted(state.export_blocks.get(name, {}))
+            extents = tuple(Extent(number * BLOCK_BYTES, BLOCK_BYTES) for number in numbers)
+            return BlockMap(state.export(name).size_bytes, extents)
+
+    async def read_export(self, name: str, offset: int, length: int) -> bytes:
+        async with self._call("read_export"):
+            return self._store.current().read_export(name, offset, length)
+
+    async def drop_export(self, name: str) -> None:
+        async with self._call("drop_export"):
+            with self._change() as transaction:
+                if name in transaction.state.exports:
+                    transaction.apply(PutExport(name, None))
+
+    async def keep_checkpoint(self, name: str, checkpoint: str | None) -> None:
+        async with self._call("keep_checkpoint"):
+            if not self.keeps_all_checkpoints:
+                with self._change() as transaction:
+                    _delete_checkpoints(transaction, name, checkpoint)
+
+    async def write_seed(self, name: str, content: bytes) -> None:
+        async with self._call("write_seed"):
+            with self._change() as transaction:
+                if transaction.state.seeds.get(name) != content:
+                    transaction.apply(PutSeed(name, content))
+
+    async def define(self, spec: GuestSpec) -> None:
+        async with self._call("define"):
+            with self._change() as transaction:
+                guest = transaction.state.guests.get(spec.name)
+                new = GuestState(spec) if guest is None else replace(guest, spec=spec)
+                transaction.apply(PutGuest(spec.name, new))
+
+    async def power_on(self, name: str) -> None:
+        async with self._call("power_on"):
+            with self._change() as transaction:
+                guest = transaction.state.guest(name)
+                if guest.power is PowerState.PAUSED:
+                    guest = replace(guest, power=PowerState.RUNNING)
+                elif guest.power is not PowerState.RUNNING:
+                    guest = self._boot(transaction, name, guest)
+                transaction.apply(PutGuest(name, guest))
+
+    def _boot(self, transaction: Transaction, name: str, guest: GuestState) -> GuestState:
+        if guest.spec.disk not in transaction.state.disks or name not in transaction.state.seeds:
+            raise Unusable(f"The guest {name} lacks its disk or its seed.")
+        if not self.low_ports and any(forward.host_port < 1024 for forward in guest.spec.forwards):
+            raise PortsTaken(f"A port of {guest.spec.address} cannot be opened.")
+        now_ms = self._clock.now_ms()
+        transaction.apply(Write(guest.spec.disk, 0, f"{name} was started at {now_ms}".encode()))
+        up_at_ms = None if self.never_boots else now_ms + round(self.boot_seconds * 1000)
+        forwards = tuple(guest.spec.forwards)
+        return replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards)
+
+    async def request_shutdown(self, name: str) -> None:
+        async with self._call("request_shutdown"):
+            with self._change() as transaction:
+                guest = transaction.state.guest(name)
+                if not self.ignores_acpi and guest.power is PowerState.RUNNING:
+                    transaction.apply(PutGuest(name, replace(guest, power=PowerState.OFF)))
+
+    async def power_off(self, name: str) -> None:
+        async with self._call("power_off"):
+            with self._change() as transaction:
+                guest = transaction.state.guests.get(name)
+                if guest is not None and guest.power in (PowerState.RUNNING, PowerState.PAUSED):
+                    transaction.apply(PutGuest(name, replace(guest, power=PowerState.OFF)))
+
+    async def is_up(self, name: str) -> bool:
+        async with self._call("is_up"):
+            guest = self._store.current().guests.get(name)
+            return (
+                guest is not None
+                and guest.power is PowerState.RUNNING
+                and guest.up_at_ms is not None
+                and self._clock.now_ms() >= guest.up_at_ms
+            )
+
+    async def remove(self, name: str) -> None:
+        async with self._call("remove"):
+            with self._change() as transaction:
+                disks = transaction.state.disks.keys() | transaction.state.blocks.keys()
+                owned = sorted(disk for disk in disks if disk == name or disk.startswith(f"{name}."))
+                transaction.apply(*(PutDisk(disk, None) for disk in owned))
+                _delete_checkpoints(transaction, name, None)
+                transaction.apply(PutGuest(name, None), PutSeed(name, None), PutExport(name, None))
+
+    async def stats(self, name: str) -> GuestStats:  # noqa: ARG002
+        """`guest_stats`, by default all None: there is no guest to measure, and no value is made up."""
+        async with self._call("stats"):
+            return self.guest_stats
+
+    def watch(self, changed: Callable[[str], None]) -> None:
+        self._watchers.append(changed)
+
+    async def close(self) -> None:
+        self._store.close()
+
+    def happens(self, name: str, power: PowerState) -> None:
+        """Something happens to a guest that vpsd did not ask for."""
+        with self._change() as transaction:
+            transaction.apply(PutGuest(name, replace(transaction.state.guest(name), power=power)))
+
+    def vanishes(self, name: str) -> None:
+        """Somebody undefines a guest; its volumes stay."""
+        with self._change() as transaction:
+            transaction.apply(PutGuest(name, None))
+
+    def loses_disk(self, disk: str) -> None:
+        """Somebody deletes a guest's disk."""
+        with self._change() as transaction:
+            transaction.apply(PutDisk(disk, None))
+
+    def writes(self, disk: str, offset: int, content: bytes) -> None:
+        """The guest writes to its disk."""
+        with self._change() as transaction:
+            transaction.apply(Write(disk, offset, content))
+
+    def content(self, disk: str, offset: int, length: int) -> bytes:
+        """What the guest reads from its disk."""
+        return self._store.current().read(disk, offset, length)
+
+    def checkpoints(self, name: str) -> set[str]:
+        """The checkpoints of the guest's disk."""
+        return set(self._store.current().checkpoints.get(name, {}))
+
+    def spec(self, name: str) -> GuestSpec:
+        """How the guest is defined."""
+        return self._store.current().guest(name).spec
+
+    def disk_bytes(self, disk: str) -> int:
+        """The size of a disk."""
+        return self._store.current().disk(disk).size_bytes
+
+    def seed(self, name: str) -> bytes:
+        """The guest's seed on the host."""
+        return self._store.current().seeds[name]
+
+
+def _delete_checkpoints(transaction: Transaction, name: str, keep: str | None) -> None:
+    present = transaction.state.checkpoints.get(name, {})
+    transaction.apply(*(PutCheckpoint(name, checkpoint, None) for checkpoint in sorted(present) if checkpoint != keep))
+
+
+def _guest(name: str, guest: GuestState) -> Guest:
+    return Guest(name, guest.spec.uuid, guest.power, guest.forwards)
+
+
+async def _run_hook(hook: Hook | None, call: str) -> None:
+    if hook is not None and (waiting := hook(call)) is not None:
+        await waiting
