@@ -26,15 +26,21 @@ from sqlalchemy import insert
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
-from vpsd.api.cloud import Cloud, HostStatus
-from vpsd.billing import service as billing
+from vpsd.backups.repository import Repository
+from vpsd.backups.targets import Directory
+from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
 from vpsd.core import db, money
 from vpsd.core.clock import SystemClock
+from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.ids import Ids
 from vpsd.hosts import service as hosts
+from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import HostFacts
+from vpsd.hypervisor.simulator import Simulator
+from vpsd.images.simulated import SimulatedImages
 from vpsd.migrations import schema
+from vpsd.runtime import Runtime
 from vpsd.servers.models import servers
 from vpsd.settings import Settings
 
@@ -137,25 +143,27 @@ def cpu_seconds(pid: int) -> float:
 async def seed(database_url: str, known: int = SERVERS) -> str:
     """Migrate a database and fill it with servers that are active; the answer is their owner's token."""
     await schema.prepare(database_url)
-    database, clock, ids = await db.connect(database_url), SystemClock(), Ids(random.Random(1))
+    transactions = Transactions(
+        database=await db.connect(database_url), clock=SystemClock(), ids=Ids(random.Random(1)), settings=Settings()
+    )
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(catalog.default_text())
         file.flush()
         offered = catalog.read_file(Path(file.name))
-    now = clock.now_ms()
-    async with database.write() as tx:
-        await catalog.apply(tx, clock, offered)
-        account = await accounts.add_account(tx, ids, clock, "bench")
-        await billing.add_credit(tx, ids, clock, Settings(), account, 10**6 * money.MICROS, "for the measurement")
-        _, token = await tokens.add(tx, ids, clock, accounts.operator(account.id), "bench")
-        await tx.many(_ADD, [server_row(ids, account.id, number, now) for number in range(known)])
-        await hosts.note(tx, clock, HostFacts("none", "none:", "none", "", "1", "bench", 10**6, 10**9, 10**9))
-        plan = await catalog.find_plan(tx, 4)
+    async with transactions.write(OPERATOR) as ctx:
+        await catalog.apply(ctx, offered)
+        ctx = ctx.in_account((await accounts.add_account(ctx, "bench")).id)
+        await credit.add_credit(ctx, 10**6 * money.MICROS, "for the measurement")
+        token = (await tokens.add(ctx, "bench")).value
+        rows = [server_row(ctx.ids, ctx.account_id, number, ctx.now_ms) for number in range(known)]
+        await ctx.tx.many(_ADD, rows)
+        await hosts.record_facts(ctx, HostFacts("none", "none:", "none", "", "1", "bench", 10**6, 10**9, 10**9))
+        plan = await catalog.find_plan(ctx, 4)
         assert plan is not None
         for server_id in range(1, known + 1):
-            await billing.open_rental(tx, account.id, server_id, plan, now)
-            await billing.confirm_rental(tx, clock, server_id, now)
-    await database.close()
+            await rentals.open_rental(ctx, server_id, plan)
+            await rentals.confirm_rental(ctx, server_id, ctx.now_ms)
+    await transactions.database.close()
     return token
 
 
@@ -199,13 +207,20 @@ def serve(database_url: str, listener: int) -> None:
     """Answer on a listening socket until told to stop."""
 
     async def run() -> None:
-        database = await db.connect(database_url)
-        app = make_app(
-            Cloud(database, SystemClock(), Ids(), HostStatus("ok"), Settings(rate_limit=0, address_rate_limit=0))
+        runtime = Runtime(
+            database=await db.connect(database_url),
+            clock=SystemClock(),
+            ids=Ids(),
+            settings=Settings(rate_limit=0, address_rate_limit=0),
+            hypervisor=Simulator(),  # nobody calls it, nor what follows
+            images=SimulatedImages(),
+            repository=Repository(Directory(Path("nowhere")), "", None),
+            instance="",
+            host=HostStatus("ok"),
         )
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", http="httptools")
+        config = uvicorn.Config(make_app(runtime), log_config=None, access_log=False, lifespan="on", http="httptools")
         await uvicorn.Server(config).serve([socket.socket(fileno=listener)])
-        await database.close()
+        await runtime.database.close()
 
     with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
         runner.run(run())

@@ -19,14 +19,16 @@ from tests.postgres import running_postgres
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.accounts.models import accounts as account_rows
-from vpsd.billing import meter, prices
+from vpsd.billing import prices
 from vpsd.billing.models import Charge, charges, rentals
 from vpsd.core import db
 from vpsd.core.clock import FakeClock
-from vpsd.core.db import Database, Statement, rehearse
+from vpsd.core.context import OPERATOR, Transactions
+from vpsd.core.db import Statement
 from vpsd.core.ids import Ids
 from vpsd.servers.models import servers
 from vpsd.settings import Settings
+from vpsd.worker.metering import charge_due
 
 SERVERS = 100_000
 ACCOUNTS = 1_000
@@ -38,7 +40,7 @@ _ADD_ACCOUNT = Statement(insert(account_rows), ("id", "uuid", "name", "credit_li
 _ADD_SERVER = Statement(insert(servers), ("id", *http.SERVER_COLUMNS, "provisioned_at_ms"))
 _ADD_RENTAL = Statement(insert(rentals), [column.name for column in rentals.c if column.name != "id"])
 _ADD_CHARGE = Statement(insert(charges), [column.name for column in charges.c if column.name != "id"])
-_CHARGES = Statement(select(charges))
+_CHARGES = Statement(select(charges), into=Charge)
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -62,18 +64,22 @@ def measure_token_check() -> float:
 
 async def _token_check(database_url: str) -> float:
     await http.seed(database_url, known=1)
-    database, clock, ids = await db.connect(database_url), FakeClock(), Ids(random.Random(1))
-    async with database.write() as tx:
-        actor = accounts.operator((await accounts.find_account(tx, "bench")).id)
-        made = [(await tokens.add(tx, ids, clock, actor, "bench"))[1] for _ in range(TOKENS)]
+    transactions = await _open(database_url, FakeClock(), Ids(random.Random(1)))
+    async with transactions.write(OPERATOR) as ctx:
+        ctx = ctx.in_account((await accounts.find_account(ctx, "bench")).id)
+        made = [(await tokens.add(ctx, "bench")).value for _ in range(TOKENS)]
     asked = random.Random(2).choices(made, k=CHECKS)
     began = time.process_time()
     for token in asked:
-        async with database.read() as tx:
-            await tokens.authenticate(tx, clock, token, "127.0.0.1", "bench")
+        async with transactions.read() as ctx:
+            await tokens.authenticate(ctx, token, "127.0.0.1", "bench")
     spent = time.process_time() - began
-    await database.close()
+    await transactions.database.close()
     return spent / CHECKS * 1e6
+
+
+async def _open(database_url: str, clock: FakeClock, ids: Ids) -> Transactions:
+    return Transactions(database=await db.connect(database_url), clock=clock, ids=ids, settings=Settings())
 
 
 def measure_metering() -> list[Figures]:
@@ -99,38 +105,39 @@ def _postgresql() -> Iterator[str]:
 
 async def _metering(name: str, database_url: str) -> Figures:
     await http.seed(database_url, known=0)
-    database, clock, ids = await db.connect(database_url), FakeClock(_START_MS), Ids(random.Random(3))
-    await _fill(database, ids)
+    clock = FakeClock(_START_MS)
+    transactions = await _open(database_url, clock, Ids(random.Random(3)))
+    await _fill(transactions)
     clock.advance(3600)
     began = time.perf_counter()
-    charged = await meter.charge(database, Settings(), ids, clock)
+    charged = await charge_due(transactions)
     seconds = time.perf_counter() - began
     if len(charged) != ACCOUNTS:
         raise RuntimeError(f"{len(charged)} accounts were charged instead of {ACCOUNTS}")
-    rows_seconds = await _rows_alone(database)
-    await database.close()
+    rows_seconds = await _rows_alone(transactions)
+    await transactions.database.close()
     return Figures(name, seconds, rows_seconds)
 
 
-async def _rows_alone(database: Database) -> float:
-    async with database.read() as tx:
-        made = await tx.all(Charge, _CHARGES)
+async def _rows_alone(transactions: Transactions) -> float:
+    async with transactions.read() as ctx:
+        made = await ctx.tx.all(_CHARGES)
     if len(made) != SERVERS:
         raise RuntimeError(f"{len(made)} charges were made instead of {SERVERS}")
     later = [
         {**msgspec.structs.asdict(charge), "from_ms": charge.to_ms, "to_ms": charge.to_ms + prices.HOUR_MS}
         for charge in made
     ]
-    async with rehearse(database) as tx:
+    async with transactions.rolled_back() as ctx:
         began = time.perf_counter()
-        await tx.many(_ADD_CHARGE, later)
+        await ctx.tx.many(_ADD_CHARGE, later)
         return time.perf_counter() - began
 
 
-async def _fill(database: Database, ids: Ids) -> None:
-    first = 10  # after the account that is there
-    async with database.write() as tx:
-        await tx.many(
+async def _fill(transactions: Transactions) -> None:
+    first, ids = 10, transactions.ids  # after the account that is there
+    async with transactions.write() as ctx:
+        await ctx.tx.many(
             _ADD_ACCOUNT,
             [
                 {
@@ -143,7 +150,7 @@ async def _fill(database: Database, ids: Ids) -> None:
                 for number in range(ACCOUNTS)
             ],
         )
-        await tx.many(
+        await ctx.tx.many(
             _ADD_SERVER,
             [
                 {
@@ -154,7 +161,7 @@ async def _fill(database: Database, ids: Ids) -> None:
                 for number in range(1, SERVERS + 1)
             ],
         )
-        await tx.many(
+        await ctx.tx.many(
             _ADD_RENTAL,
             [
                 {

@@ -5,42 +5,44 @@ Alice is the customer, Charlie is a stranger with an account of his own, nobody 
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
+from sqlalchemy import bindparam
 
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.accounts.models import Account
-from vpsd.addresses import service as addresses
-from vpsd.addresses.service import Assignment
 from vpsd.api.app import make_app
-from vpsd.api.cloud import Cloud as ApiCloud
-from vpsd.api.cloud import HostStatus
-from vpsd.api.edge import Asgi
+from vpsd.api.http.middleware import Asgi
 from vpsd.backups.repository import Repository
 from vpsd.backups.targets import Directory
-from vpsd.billing import service as billing
+from vpsd.billing import credit, ledger
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.core.clock import FakeClock
-from vpsd.core.db import Database
+from vpsd.core.context import OPERATOR, Actor, Ctx
+from vpsd.core.db import Database, Statement
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
+from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import disk_name, guest_name
 from vpsd.hypervisor.simulator import Hook, Simulator
 from vpsd.images.simulated import SimulatedImages
+from vpsd.lifecycle import Status
+from vpsd.network import addresses
+from vpsd.network.addresses import Assignment
 from vpsd.operations import service as operations
-from vpsd.servers import rows
-from vpsd.servers.jobs import Images, World
-from vpsd.servers.lifecycle import Status
-from vpsd.servers.models import Server
+from vpsd.runtime import Images, Runtime
+from vpsd.servers import queries
+from vpsd.servers.models import Server, servers
 from vpsd.settings import Settings
+from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
-from vpsd.worker.keeper import Keeper
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
@@ -88,6 +90,9 @@ class RecordingTarget(Directory):
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
 
 
+_SET_STATUS = Statement(servers.update().where(servers.c.id == bindparam("id")), ("status",))
+
+
 class Cloud:
     """vpsd, and short words for what tests do with it."""
 
@@ -98,54 +103,78 @@ class Cloud:
         self.settings = settings
         self.hypervisor = Simulator(clock=self.clock)
         self.target = RecordingTarget(settings.backup_folder)
-        self.instance = ""
-        self.world: World
+        self.runtime: Runtime
         self.http: httpx.AsyncClient
         self.tokens: dict[str, str] = {}
         self.offered: Catalog
 
     async def open(self, offered: Catalog, images: Images | None = None) -> None:
         self.offered = offered
-        async with self.database.write() as tx:
-            await catalog.apply(tx, self.clock, offered)
-            self.instance = await accounts.instance(tx, self.ids)
+        await self.compose(images)
+        async with self.runtime.write(OPERATOR) as ctx:
+            await catalog.apply(ctx, offered)
             for name in ("alice", "charlie"):
-                account = await accounts.add_account(tx, self.ids, self.clock, name)
-                beginning = (1000 * MICROS, "to begin with")
-                await billing.add_credit(tx, self.ids, self.clock, self.settings, account, *beginning)
-                actor = accounts.operator(account.id)
-                _, self.tokens[name] = await tokens.add(tx, self.ids, self.clock, actor, "test")
-        repository = Repository(self.target, self.instance, None)
-        self.world = World(
-            self.database,
-            self.hypervisor,
-            images or SimulatedImages(),
-            repository,
-            self.clock,
-            self.settings,
-            self.instance,
+                account = await accounts.add_account(ctx, name)
+                ctx = ctx.in_account(account.id)
+                await credit.add_credit(ctx, 1000 * MICROS, "to begin with")
+                self.tokens[name] = (await tokens.add(ctx, "test")).value
+
+    async def compose(self, images: Images | None = None) -> None:
+        """Put the parts together, as `vpsd.main` does."""
+        async with self.database.write() as tx:
+            instance = await accounts.instance(Ctx(tx, Actor(kind="vpsd"), self.clock, self.ids, self.settings))
+        self.runtime = Runtime(
+            database=self.database,
+            clock=self.clock,
+            ids=self.ids,
+            settings=self.settings,
+            hypervisor=self.hypervisor,
+            images=images or SimulatedImages(),
+            repository=Repository(self.target, instance, None),
+            instance=instance,
+            host=HostStatus("ok"),
         )
-        app = self.app()
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vpsd.test")
+        self.http = self._http()
+
+    def _http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app()), base_url="http://vpsd.test")
 
     def app(self, **settings: Any) -> Asgi:
         """The API, with the settings of this vpsd or some of one's own."""
         own = msgspec.structs.replace(self.settings, **settings)
-        return make_app(ApiCloud(self.database, self.clock, self.ids, HostStatus("ok"), own))
+        return make_app(msgspec.structs.replace(self.runtime, settings=own))
+
+    def set(self, **settings: Any) -> None:
+        """Have API and worker go by other settings from now on."""
+        self.settings = msgspec.structs.replace(self.settings, **settings)
+        self.runtime = msgspec.structs.replace(self.runtime, settings=self.settings)
+        self.http = self._http()
+
+    @property
+    def instance(self) -> str:
+        return self.runtime.instance
+
+    @asynccontextmanager
+    async def reading(self, who: str | None = None) -> AsyncIterator[Ctx]:
+        """A context to read in: in an account, or in none."""
+        async with self.runtime.read(await self._actor(who)) as ctx:
+            yield ctx
+
+    @asynccontextmanager
+    async def writing(self, who: str | None = None) -> AsyncIterator[Ctx]:
+        """A transaction: in an account, or in none."""
+        async with self.runtime.write(await self._actor(who)) as ctx:
+            yield ctx
+
+    async def _actor(self, who: str | None) -> Actor:
+        return Actor(kind="operator", account_id=0 if who is None else (await self.account(who)).id)
 
     async def offer(self, plan_id: int, **changed: Any) -> None:
         """Have one plan more: the nano with some of it changed."""
         nano = next(plan for plan in self.offered.plans if plan.slug == "nano")
         more = msgspec.structs.replace(nano, id=plan_id, name=f"Plan {plan_id}", slug=f"plan-{plan_id}", **changed)
-        async with self.database.write() as tx:
-            plans = [*self.offered.plans, more]
-            await catalog.apply(tx, self.clock, msgspec.structs.replace(self.offered, plans=plans))
-
-    def set(self, **settings: Any) -> None:
-        """Have API and worker go by other settings from now on."""
-        self.settings = msgspec.structs.replace(self.settings, **settings)
-        self.world = msgspec.structs.replace(self.world, settings=self.settings)
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app()), base_url="http://vpsd.test")
+        async with self.writing() as ctx:
+            await catalog.apply(ctx, msgspec.structs.replace(self.offered, plans=[*self.offered.plans, more]))
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -163,19 +192,19 @@ class Cloud:
         return await self.ask("POST", path, **({} if json is None else {"json": json}), **options)
 
     def runner(self, owner: str = "worker", **options: Any) -> Runner:
-        return Runner(self.world, self.ids, owner, **{"tick": never_ticks, **options})
+        return Runner(self.runtime, owner, **{"tick": never_ticks, **options})
 
     def reconciler(self) -> Reconciler:
-        return Reconciler(self.world, self.ids)
+        return Reconciler(self.runtime)
 
     def biller(self) -> Biller:
-        return Biller(self.world, self.ids)
+        return Biller(self.runtime)
 
-    def keeper(self) -> Keeper:
-        return Keeper(self.world, self.ids)
+    def backup_scheduler(self) -> BackupScheduler:
+        return BackupScheduler(self.runtime)
 
     def sampler(self) -> Sampler:
-        return Sampler(self.world)
+        return Sampler(self.runtime)
 
     async def work(self, owner: str = "worker") -> int:
         """Do every operation that is due now; how many times one was taken up."""
@@ -193,8 +222,8 @@ class Cloud:
             self.clock.advance(1)
             await self.reconciler().reconcile()
             if not await self.work():
-                async with self.database.read() as tx:
-                    if not await operations.busy_servers(tx):
+                async with self.reading() as ctx:
+                    if not await operations.busy_servers(ctx):
                         return
             self.clock.advance(20)
 
@@ -213,7 +242,7 @@ class Cloud:
             await self.work()
         elif status is not Status.ACTIVE:
             async with self.database.write() as tx:
-                await rows.set_status(tx, server_id, status, None, self.clock.now_ms())
+                await tx.run(_SET_STATUS, id=server_id, status=status)
         assert await self.status(server_id) == status
         self.clock.advance(1)
         return server_id
@@ -229,8 +258,8 @@ class Cloud:
         return found
 
     async def row(self, server_id: int) -> Server:
-        async with self.database.read() as tx:
-            return await rows.get(tx, server_id)
+        async with self.reading() as ctx:
+            return await queries.row(ctx, server_id)
 
     async def status(self, server_id: int) -> str:
         return (await self.row(server_id)).status
@@ -241,35 +270,30 @@ class Cloud:
         return results
 
     async def addresses(self) -> list[Assignment]:
-        async with self.database.read() as tx:
-            return await addresses.assignments(tx)
+        async with self.reading() as ctx:
+            return await addresses.assignments(ctx)
 
     async def account(self, who: str = "alice") -> Account:
-        async with self.database.read() as tx:
-            return await accounts.find_account(tx, who)
+        async with self.runtime.read() as ctx:
+            return await accounts.find_account(ctx, who)
 
     async def balance(self, who: str = "alice") -> int:
         """In micros."""
-        async with self.database.read() as tx:
-            return await billing.balance(tx, (await accounts.find_account(tx, who)).id)
+        async with self.reading(who) as ctx:
+            return await ledger.balance(ctx)
 
     async def have_balance(self, micros: int, who: str = "alice") -> None:
         """Book what it takes for the balance to be that."""
         missing = micros - await self.balance(who)
-        if not missing:
-            return
-        async with self.database.write() as tx:
-            account = await accounts.find_account(tx, who)
-            await billing.add_credit(tx, self.ids, self.clock, self.settings, account, missing, "for a test")
+        if missing:
+            async with self.writing(who) as ctx:
+                await credit.add_credit(ctx, missing, "for a test")
 
     async def token(self, *permissions: str, who: str = "alice", **options: Any) -> str:
         """A token with these permissions, under a name that `who=` takes."""
         name = f"{who}: {' '.join(permissions)}"
-        async with self.database.write() as tx:
-            actor = accounts.operator((await accounts.find_account(tx, who)).id)
-            _, self.tokens[name] = await tokens.add(
-                tx, self.ids, self.clock, actor, name, permissions or ("*:*",), **options
-            )
+        async with self.writing(who) as ctx:
+            self.tokens[name] = (await tokens.add(ctx, name, permissions or ("*:*",), **options)).value
         return name
 
     async def disk(self, server_id: int) -> str:

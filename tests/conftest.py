@@ -19,6 +19,25 @@ from vpsd.migrations import schema
 from vpsd.settings import Settings
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--quick`: without guests, without PostgreSQL, without building images."""
+    parser.addoption("--quick", action="store_true", help="leave out what needs guests, PostgreSQL or minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--quick` leaves out."""
+    if config.getoption("quick"):
+        items[:] = [item for item in items if _is_quick(item)]
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and "postgresql" in callspec.params.values():
+        return False
+    needs = {"postgres", "postgres_template"} & set(getattr(item, "fixturenames", ())) if callspec is None else set()
+    return not needs and item.get_closest_marker("guest") is None and "tests/guests/" not in item.nodeid
+
+
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database file to copy."""

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from vpsd.api.vps_org.welcome import first_server
 from vpsd.settings import Settings
-from vpsd.welcome import first_server
 
 SETTINGS = Settings(data_dir=Path("var"), listen="127.0.0.1:9000", address_pool="127.20.0.0/24")
 

@@ -1,9 +1,13 @@
 """The expected failures of vpsd, in the domain's words.
 
-The domain raises these and knows no status codes; `vpsd.api.errors` turns them into HTTP, in one place.
+The domain raises these and knows no status codes; `vpsd.api.http.errors` turns them into HTTP, in one place. A room
+that has more to say adds a subclass with parameters: a skin may put it into words of its own, and its text is plain
+English without paths of any API.
 """
 
 from collections.abc import Mapping, Sequence
+
+import msgspec
 
 
 class VpsdError(Exception):
@@ -63,15 +67,24 @@ class NotFound(VpsdError):
 
     code = "not_found"
 
+    def __init__(self, noun: str, key: int | str) -> None:
+        super().__init__(f"There is no {noun} {key!r}.")
+        self.noun = noun
+        self.key = key
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why a field is not accepted: a kind, and what belongs to it. `str` says it in plain English."""
+
 
 class Invalid(VpsdError):
-    """Bad input: every wrong field with its messages, all at once."""
+    """Bad input: every wrong field with what is wrong about it, all at once."""
 
     code = "invalid"
 
-    def __init__(self, fields: Mapping[str, Sequence[str]]) -> None:
-        super().__init__("; ".join(f"{name}: {' '.join(texts)}" for name, texts in fields.items()))
-        self.fields = {name: list(texts) for name, texts in fields.items()}
+    def __init__(self, fields: Mapping[str, Sequence[Fault | str]]) -> None:
+        super().__init__("; ".join(f"{name}: {' '.join(map(str, faults))}" for name, faults in fields.items()))
+        self.fields = {name: list(faults) for name, faults in fields.items()}
 
 
 class WrongStatus(VpsdError):

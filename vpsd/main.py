@@ -15,36 +15,36 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import uvicorn
 
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
-from vpsd.api.cloud import Cloud, HostStatus
+from vpsd.api.vps_org.welcome import first_server
 from vpsd.backups.repository import Repository, read_key
 from vpsd.backups.targets import open_target
-from vpsd.billing import service as billing
 from vpsd.catalog import service as catalog
 from vpsd.core import db
 from vpsd.core.clock import Clock, SystemClock
-from vpsd.core.db import Database
+from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.ids import Ids
-from vpsd.errors import Misconfigured, Unavailable
-from vpsd.hosts import service as hosts
+from vpsd.errors import Misconfigured
+from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.libvirt import connect
-from vpsd.hypervisor.protocol import Hypervisor
+from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.images.catalogued import CataloguedImages
 from vpsd.images.simulated import SimulatedImages
 from vpsd.images.store import ImageStore
 from vpsd.migrations import HEAD, schema
-from vpsd.servers.jobs import Images, World
+from vpsd.operations import service as operations
+from vpsd.runtime import Images, Runtime
 from vpsd.settings import Settings
-from vpsd.welcome import first_server
+from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
-from vpsd.worker.keeper import Keeper
+from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.reconcile import Reconciler
+from vpsd.worker.repricing import apply_catalog
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
 
@@ -52,7 +52,84 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
-_HOST_POLL_SECONDS = 5.0
+
+async def serve(settings: Settings, say: Say) -> None:
+    """Run API, worker or both until SIGINT or SIGTERM; servers go on running."""
+    with sole_user(settings), _listening(settings) as listener:
+        async with open_runtime(settings, say) as runtime:
+            for change in await apply_catalog(runtime, catalog_file(settings)):
+                log.info("catalogue: %s", change)
+            async with runtime.write() as ctx:
+                if settings.database_url is None:  # nobody else works here, so whoever held a lease is dead
+                    await operations.end_leases(ctx)
+                free = [plan.name for plan in await catalog.list_plans(ctx) if not plan.price_monthly_micros]
+            if free:
+                say(f"catalogue: no price_monthly, so free: {', '.join(free)}")
+            token = await first_token(runtime) if settings.role != "worker" else None
+            if token is not None:
+                say(f"token (also in {settings.data_dir / 'token'}): {token}")
+            if settings.role == "api":
+                runtime.host.status = "elsewhere"
+            workers = _start_workers(runtime, token, say) if settings.role != "api" else []
+            await _until_stopped(settings, make_app(runtime), listener, workers, say)
+
+
+def _start_workers(runtime: Runtime, token: str | None, say: Say) -> list[asyncio.Task[None]]:
+    owner = f"{socket.gethostname()}:{os.getpid()}:{runtime.ids.uuid()[:8]}"
+
+    def greet(facts: HostFacts) -> None:
+        if token is not None:
+            say(first_server(runtime.settings, token, facts.low_ports))
+
+    workers = (
+        HostWatcher(runtime, say, greet),
+        Runner(runtime, owner),
+        Reconciler(runtime),
+        Sampler(runtime),
+        Biller(runtime),
+        BackupScheduler(runtime),
+    )
+    return [asyncio.create_task(worker.run()) for worker in workers]
+
+
+@asynccontextmanager
+async def open_runtime(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[Runtime]:
+    """Everything that API and worker work with, and the operator's commands that need the host."""
+    async with open_transactions(settings, say) as transactions:
+        async with transactions.write() as ctx:
+            instance = await accounts.instance(ctx)
+        hypervisor = make_hypervisor(settings, instance, transactions.clock)
+        try:
+            yield Runtime(
+                database=transactions.database,
+                clock=transactions.clock,
+                ids=transactions.ids,
+                settings=settings,
+                hypervisor=hypervisor,
+                images=make_images(settings),
+                repository=make_repository(settings, instance),
+                instance=instance,
+                host=HostStatus(),
+            )
+        finally:
+            await hypervisor.close()
+
+
+@asynccontextmanager
+async def open_transactions(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[Transactions]:
+    """The database, migrated; a new one with the catalogue that vpsd starts with."""
+    prepare_folder(settings)
+    came_from = await schema.prepare(settings.url)
+    if came_from is not None:
+        say(f"database: migrated from {came_from} to {HEAD}")
+    database = await db.connect(settings.url)
+    transactions = Transactions(database=database, clock=SystemClock(), ids=Ids(), settings=settings)
+    try:
+        if came_from == "nothing":
+            await apply_catalog(transactions, catalog_file(settings))
+        yield transactions
+    finally:
+        await database.close()
 
 
 def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervisor:
@@ -87,47 +164,8 @@ def make_repository(settings: Settings, instance: str) -> Repository:
 
 
 def image_folder(settings: Settings) -> Path:
-    """Where images lie on this machine."""
+    """Where images are on this machine."""
     return settings.data_dir / "images"
-
-
-def prepare_folder(settings: Settings) -> None:
-    """Have the data folder; raises `Misconfigured` where there can be none."""
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Misconfigured(f"VPSD_DATA_DIR={settings.data_dir} cannot be used: {error.strerror}") from error
-    if not os.access(settings.data_dir, os.W_OK | os.X_OK):
-        raise Misconfigured(f"VPSD_DATA_DIR={settings.data_dir} cannot be used: this user may not write to it")
-
-
-@asynccontextmanager
-async def open_database(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[Database]:
-    """The database, migrated; a new one with the catalogue that vpsd starts with."""
-    prepare_folder(settings)
-    came_from = await schema.prepare(settings.url)
-    if came_from is not None:
-        say(f"database: migrated from {came_from} to {HEAD}")
-    database = await db.connect(settings.url)
-    try:
-        if came_from == "nothing":
-            await apply_catalog(database, catalog_file(settings))
-        yield database
-    finally:
-        await database.close()
-
-
-async def apply_catalog(database: Database, path: Path) -> list[str]:
-    """Take over what a catalogue file says and tell what changed; raises `Misconfigured` or `Invalid`."""
-    offered, clock = catalog.read_file(path), SystemClock()
-    async with database.write() as tx:
-        changes = await catalog.apply(tx, clock, offered)
-        plans = await catalog.list_plans(tx)
-    for plan in plans:
-        count = await billing.schedule_prices(database, clock, plan)
-        if count:
-            changes.append(f"plans {plan.id}: the price to come of {count} servers is changed")
-    return changes
 
 
 def catalog_file(settings: Settings) -> Path:
@@ -138,19 +176,14 @@ def catalog_file(settings: Settings) -> Path:
     return path
 
 
-@asynccontextmanager
-async def open_world(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[World]:
-    """Everything that works on servers, for the worker and for the operator's commands."""
-    clock = SystemClock()
-    async with open_database(settings, say) as database:
-        async with database.write() as tx:
-            instance = await accounts.instance(tx, Ids())
-        hypervisor = make_hypervisor(settings, instance, clock)
-        try:
-            repository = make_repository(settings, instance)
-            yield World(database, hypervisor, make_images(settings), repository, clock, settings, instance)
-        finally:
-            await hypervisor.close()
+def prepare_folder(settings: Settings) -> None:
+    """Have the data folder; raises `Misconfigured` where there can be none."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"VPSD_DATA_DIR={settings.data_dir} cannot be used: {error.strerror}") from error
+    if not os.access(settings.data_dir, os.W_OK | os.X_OK):
+        raise Misconfigured(f"VPSD_DATA_DIR={settings.data_dir} cannot be used: this user may not write to it")
 
 
 @contextmanager
@@ -173,77 +206,19 @@ def sole_user(settings: Settings) -> Iterator[None]:
         yield
 
 
-async def first_token(database: Database, settings: Settings) -> str | None:
+async def first_token(transactions: Transactions) -> str | None:
     """At the very first start: an account and a token, kept in the data folder; None ever after."""
-    clock, ids = SystemClock(), Ids()
-    path = settings.data_dir / "token"
-    async with database.write() as tx:
-        if await tokens.any_token(tx):
+    path = transactions.settings.data_dir / "token"
+    async with transactions.write(OPERATOR) as ctx:
+        if await tokens.any_token(ctx):
             return None
-        account = await accounts.add_account(tx, ids, clock, "default", credit_limit_micros=None)  # the operator's own
-        _, token = await tokens.add(tx, ids, clock, accounts.operator(account.id), "first")
+        account = await accounts.add_account(ctx, "default", credit_limit_micros=None)  # the operator's own
+        token = (await tokens.add(ctx.in_account(account.id), "first")).value
         path.unlink(missing_ok=True)
         # Written before the commit: a token that nobody can read would be worse than one that is not valid yet.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token + "\n")
     return token
-
-
-async def serve(settings: Settings, say: Say) -> None:
-    """Run API, worker or both until SIGINT or SIGTERM; servers go on running."""
-    with sole_user(settings), _listening(settings) as listener:
-        async with open_world(settings, say) as world:
-            for change in await apply_catalog(world.database, catalog_file(settings)):
-                log.info("catalogue: %s", change)
-            async with world.database.read() as tx:
-                free = [plan.name for plan in await catalog.list_plans(tx) if not plan.price_monthly_micros]
-            if free:
-                say(f"catalogue: no price_monthly, so free: {', '.join(free)}")
-            host = HostStatus()
-            app = make_app(Cloud(world.database, world.clock, Ids(), host, settings))
-            token = await first_token(world.database, settings) if settings.role != "worker" else None
-            if token is not None:
-                say(f"token (also in {settings.data_dir / 'token'}): {token}")
-            tasks = _workers(world, host, token, say) if settings.role != "api" else []
-            if settings.role == "api":
-                host.status = "elsewhere"
-            await _until_stopped(settings, app, listener, tasks, say)
-
-
-def _workers(world: World, host: HostStatus, token: str | None, say: Say) -> list[asyncio.Task[None]]:
-    owner = f"{socket.gethostname()}:{os.getpid()}:{Ids().uuid()[:8]}"
-    return [
-        asyncio.create_task(_keep_host(world, host, token, say)),
-        asyncio.create_task(Runner(world, Ids(), owner).run()),
-        asyncio.create_task(Reconciler(world, Ids()).run()),
-        asyncio.create_task(Sampler(world).run()),
-        asyncio.create_task(Biller(world, Ids()).run()),
-        asyncio.create_task(Keeper(world, Ids()).run()),
-    ]
-
-
-async def _keep_host(world: World, host: HostStatus, token: str | None, say: Say) -> None:
-    """Keep what /health says of the host true; a new token is welcomed once the host is known."""
-    while True:
-        try:
-            facts = await world.hypervisor.facts()
-            if host.facts != facts:
-                async with world.database.write() as tx:
-                    await hosts.note(tx, world.clock, facts)
-            if host.facts is None or msgspec.structs.replace(host.facts, storage_gb=facts.storage_gb) != facts:
-                say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
-                say(f"guests: {facts.virt_type} ({facts.virt_reason})")
-            if token is not None:
-                say(first_server(world.settings, token, facts.low_ports))
-                token = None
-            host.status, host.error, host.facts = "ok", None, facts
-        except Exception as error:
-            if host.error != str(error):
-                say(f"hypervisor: {error}")
-                if not isinstance(error, Unavailable):
-                    log.debug("the hypervisor cannot be used", exc_info=error)
-            host.status, host.error = "unavailable", str(error)
-        await world.clock.sleep(_HOST_POLL_SECONDS)
 
 
 @contextmanager
@@ -263,13 +238,13 @@ def _listening(settings: Settings) -> Iterator[socket.socket | None]:
 
 
 async def _until_stopped(
-    settings: Settings, app: Any, listener: socket.socket | None, tasks: list[asyncio.Task[None]], say: Say
+    settings: Settings, app: Any, listener: socket.socket | None, workers: list[asyncio.Task[None]], say: Say
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    server = None
+    tasks, server = list(workers), None
     if listener is not None:
         config = uvicorn.Config(
             app,

@@ -11,14 +11,16 @@ from tests.cloud import Cloud
 from tests.idempotency.posts import Stumbling, api_on
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
+from vpsd.accounts.faults import CannotHandOn
 from vpsd.accounts.models import tokens as token_table
 from vpsd.accounts.permissions import KNOWN, Role
 from vpsd.accounts.service import NewPerson
-from vpsd.accounts.tokens import TokenCreate
+from vpsd.accounts.tokens import NewToken
 from vpsd.core.clock import iso_utc
-from vpsd.core.forms import Form
+from vpsd.core.context import Actor
+from vpsd.core.faults import Faults
 from vpsd.core.ids import token_hash
-from vpsd.errors import Invalid, Unauthenticated
+from vpsd.errors import Invalid, NotFound, Unauthenticated
 
 TOKENS = "/api/v1/account/tokens/"
 ME = "/api/v1/account/me/"
@@ -141,7 +143,7 @@ async def test_a_token_without_an_end_has_none(cloud: Cloud) -> None:
     assert (await cloud.get(ME, who="backup")).status_code == 200
 
 
-async def test_the_last_use_is_noted_at_most_once_a_minute(cloud: Cloud) -> None:
+async def test_the_last_use_is_recorded_at_most_once_a_minute(cloud: Cloud) -> None:
     async def last_use() -> str | None:
         (_, found) = (await cloud.get(TOKENS)).json()["results"]
         used: str | None = found["last_used_at"]
@@ -232,36 +234,32 @@ async def test_a_token_that_ends_makes_none_that_outlives_it(cloud: Cloud) -> No
 
 async def test_a_token_that_was_revoked_since_its_request_began_makes_none(cloud: Cloud) -> None:
     made = await make(cloud, permissions=["*:*"])
-    async with cloud.database.read() as tx:
-        caller = (await tokens.authenticate(tx, cloud.clock, made["token"], None, None)).caller
+    async with cloud.reading() as ctx:
+        caller = (await tokens.authenticate(ctx, made["token"], None, None)).caller
     assert (await cloud.ask("DELETE", f"{TOKENS}{made['id']}/")).status_code == 204
-    form: Form[TokenCreate] = Form(TokenCreate, {"name": "heir", "permissions": ["*:*"]})
     with pytest.raises(Unauthenticated):
-        async with cloud.database.write() as tx:
-            await tokens.create(tx, caller, cloud.ids, cloud.clock, form)
+        async with cloud.runtime.write(caller) as ctx:
+            await tokens.create(ctx, NewToken("heir", ["*:*"]), Faults())
 
 
 async def _person(cloud: Cloud, role: Role) -> int:
-    async with cloud.database.write() as tx:
-        account = await accounts.find_account(tx, "alice")
-        person = NewPerson("bob@example.com", "Bob", "Builder", role)
-        return (await accounts.add_person(tx, cloud.clock, account, person)).id
+    async with cloud.writing("alice") as ctx:
+        return (await accounts.add_person(ctx, NewPerson("bob@example.com", "Bob", "Builder", role))).id
 
 
 async def test_a_persons_token_makes_tokens_of_that_person(cloud: Cloud) -> None:
     bob = await cloud.token("*:*", person_id=await _person(cloud, Role.OWNER))
     made = await make(cloud, bob)
     assert made["person"] == "bob@example.com"
-    async with cloud.database.write() as tx:
-        await accounts.remove_person(tx, cloud.clock, await accounts.find_account(tx, "alice"), "BOB@example.com")
+    async with cloud.writing("alice") as ctx:
+        await accounts.remove_person(ctx, "BOB@example.com")
     for who in (bob, "backup"):
         assert (await cloud.get(ME, who=who)).status_code == 401
     assert (await cloud.get(ME)).status_code == 200
 
 
 async def test_the_domain_refuses_what_the_form_lets_by(cloud: Cloud) -> None:
-    actor = accounts.operator(1)
-    async with cloud.database.write() as tx:
+    async with cloud.writing("alice") as ctx:
         for wrong, field in (
             ({"permissions": ["servers:fly"]}, "permissions"),
             ({"permissions": []}, "permissions"),
@@ -272,8 +270,56 @@ async def test_the_domain_refuses_what_the_form_lets_by(cloud: Cloud) -> None:
         ):
             wish: dict[str, Any] = {"name": "n", **wrong}
             with pytest.raises(Invalid) as caught:
-                await tokens.add(tx, cloud.ids, cloud.clock, actor, **wish)
+                await tokens.add(ctx, **wish)
             assert list(caught.value.fields) == [field]
     with pytest.raises(Unauthenticated):
-        async with cloud.database.read() as tx:
-            await tokens.authenticate(tx, cloud.clock, "", None, None)
+        async with cloud.reading() as ctx:
+            await tokens.authenticate(ctx, "", None, None)
+
+
+async def _alices(cloud: Cloud) -> int:
+    """The id of Alice's token."""
+    async with cloud.reading("alice") as ctx:
+        ((token_id, _),) = (await tokens.names(ctx)).items()
+    return token_id
+
+
+async def test_a_strangers_token_is_not_found_whatever_is_done_to_it(cloud: Cloud) -> None:
+    token_id = await _alices(cloud)
+    for touch in (tokens.get, tokens.revoke):
+        with pytest.raises(NotFound):
+            async with cloud.writing("charlie") as ctx:
+                await touch(ctx, token_id)
+    async with cloud.reading("charlie") as ctx:
+        assert token_id not in await tokens.names(ctx)
+    assert (await cloud.get(ME)).status_code == 200
+
+
+async def test_no_token_is_made_in_an_account_with_the_token_of_another(cloud: Cloud) -> None:
+    stranger = Actor(kind="token", account_id=(await cloud.account("charlie")).id, token_id=await _alices(cloud))
+    with pytest.raises(Unauthenticated):
+        async with cloud.runtime.write(stranger) as ctx:
+            await tokens.create(ctx, NewToken("heir", ["*:*"]), Faults())
+
+
+async def test_a_role_that_was_taken_since_the_request_began_cannot_be_handed_on(cloud: Cloud) -> None:
+    bob = await cloud.token("*:*", person_id=await _person(cloud, Role.OWNER))
+    async with cloud.writing("alice") as ctx:
+        caller = (await tokens.authenticate(ctx, cloud.tokens[bob], None, None)).caller
+        await accounts.set_role(ctx, "bob@example.com", Role.READ_ONLY)
+    with pytest.raises(CannotHandOn):
+        async with cloud.runtime.write(caller) as ctx:
+            await tokens.create(ctx, NewToken("heir", ["*:*"]), Faults())
+
+
+async def test_a_persons_role_is_nothing_that_a_stranger_can_change(cloud: Cloud) -> None:
+    await _person(cloud, Role.MEMBER)
+    async with cloud.writing("charlie") as ctx:
+        for change_it in (
+            lambda: accounts.set_role(ctx, "bob@example.com", Role.OWNER),
+            lambda: accounts.remove_person(ctx, "bob@example.com"),
+        ):
+            with pytest.raises(NotFound):
+                await change_it()
+    async with cloud.reading("alice") as ctx:
+        assert [person.role for person in await accounts.list_people(ctx)] == [Role.MEMBER]

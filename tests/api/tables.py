@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from sqlalchemy import Table, insert, select, update
 
 from vpsd.core.db import Database, Statement, Tx
@@ -10,31 +11,27 @@ from vpsd.migrations import schema
 Dump = dict[str, list[dict[str, Any]]]
 
 
-def _rows_of(table: Table) -> Statement:
-    return Statement(select(table).order_by(*table.primary_key.columns))
+def _rows_of(table: Table) -> Statement[Any]:
+    row = msgspec.defstruct(str(table.name), [(str(column.name), Any) for column in table.c])
+    return Statement(select(table).order_by(*table.primary_key.columns), into=row)
 
 
-# What a read may write: when a token was used last.
-_TABLES: dict[str, tuple[list[str], Statement]] = {
-    name: ([column.name for column in table.c], _rows_of(table)) for name, table in schema.all_tables().tables.items()
-}
+_TABLES = {name: _rows_of(table) for name, table in schema.all_tables().tables.items()}
 
 
 async def dump(database: Database) -> Dump:
-    """Every row of every table; without when tokens were used last, which any request may note."""
+    """Every row of every table; without when tokens were used last, which any request may record."""
     found: Dump = {}
-    async with database.read() as tx:
-        for name, (columns, statement) in _TABLES.items():
-            rows = await tx.all(lambda *row, columns=columns: dict(zip(columns, row, strict=True)), statement)
-            found[name] = [{key: value for key, value in row.items() if key != "last_used_at_ms"} for row in rows]
+    for name in _TABLES:
+        every = await rows(database, name)
+        found[name] = [{key: value for key, value in row.items() if key != "last_used_at_ms"} for row in every]
     return found
 
 
 async def rows(database: Database, table: str) -> list[dict[str, Any]]:
     """Every row of a table."""
-    columns, statement = _TABLES[table]
     async with database.read() as tx:
-        return await tx.all(lambda *row: dict(zip(columns, row, strict=True)), statement)
+        return [msgspec.structs.asdict(row) for row in await tx.all(_TABLES[table])]
 
 
 async def put(tx: Tx, table: Table, **values: Any) -> None:

@@ -9,10 +9,10 @@ from tests.cloud import Cloud
 from vpsd.accounts import service as accounts
 from vpsd.accounts.permissions import KNOWN, Role
 from vpsd.accounts.service import NewPerson
-from vpsd.billing import service as billing
+from vpsd.billing import credit
 from vpsd.billing.models import charges, ledger
 from vpsd.catalog.models import plans
-from vpsd.servers.models import traffic
+from vpsd.metrics.models import traffic
 
 ME = "/api/v1/account/me/"
 BALANCE = "/api/v1/account/balance/"
@@ -22,10 +22,8 @@ CREDIT = 1_000_000
 
 
 async def _person(cloud: Cloud, email: str, role: Role, first_name: str = "", last_name: str = "") -> int:
-    async with cloud.database.write() as tx:
-        account = await accounts.find_account(tx, "alice")
-        person = NewPerson(email, first_name, last_name, role)
-        return (await accounts.add_person(tx, cloud.clock, account, person)).id
+    async with cloud.writing("alice") as ctx:
+        return (await accounts.add_person(ctx, NewPerson(email, first_name, last_name, role))).id
 
 
 async def test_an_account_without_people_shows_its_name_alone(cloud: Cloud) -> None:
@@ -130,12 +128,9 @@ async def test_what_a_nano_costs_hour_by_hour(cloud: Cloud) -> None:
 
 
 async def test_the_running_balance_goes_on_from_page_to_page(cloud: Cloud) -> None:
-    async with cloud.database.write() as tx:
-        account = await accounts.find_account(tx, "alice")
+    async with cloud.writing("alice") as ctx:
         for number in range(1, 6):
-            reference = f"INV-{number}"
-            amount = -number * CREDIT // 10
-            await billing.add_credit(tx, cloud.ids, cloud.clock, cloud.settings, account, amount, "back", reference)
+            await credit.add_credit(ctx, -number * CREDIT // 10, "back", f"INV-{number}")
     first = (await cloud.get(f"{TRANSACTIONS}?page_size=4")).json()
     second = (await cloud.get(first["next"])).json()
     entries = [*first["results"], *second["results"]]
@@ -233,12 +228,12 @@ async def test_the_balance_says_until_when_it_lasts(cloud: Cloud) -> None:
     await cloud.have_balance(1 * CREDIT)  # half a month of 672 hours: two weeks
     shown = (await cloud.get(BALANCE)).json()
     assert (shown["price_monthly"], shown["runs_out_at"]) == (2.0, "2025-06-29T16:00:00Z")
-    async with cloud.database.write() as tx:
-        await accounts.set_limits(tx, cloud.clock, await accounts.find_account(tx, "alice"), {LIMIT: 1 * CREDIT})
+    async with cloud.writing("alice") as ctx:
+        await accounts.set_limits(ctx, await cloud.account(), {LIMIT: 1 * CREDIT})
     shown = (await cloud.get(BALANCE)).json()
     assert (shown["credit_limit"], shown["runs_out_at"]) == (1.0, "2025-07-13T16:00:00Z")
-    async with cloud.database.write() as tx:
-        await accounts.set_limits(tx, cloud.clock, await accounts.find_account(tx, "alice"), {LIMIT: None})
+    async with cloud.writing("alice") as ctx:
+        await accounts.set_limits(ctx, await cloud.account(), {LIMIT: None})
     shown = (await cloud.get(BALANCE)).json()
     assert (shown["credit_limit"], shown["runs_out_at"]) == (None, None)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.cloud import Cloud
-from vpsd.servers.lifecycle import Status
+from vpsd.lifecycle import Status
 
 BACKUPS, SNAPSHOTS = "/api/v1/backups/", "/api/v1/snapshots/"
 
@@ -107,6 +107,8 @@ async def test_a_backup_that_is_being_made_says_only_what_is_known(cloud: Cloud)
     server = await cloud.have_server()
     made = (await cloud.post(BACKUPS, {"server_id": server})).json()
     found = (await cloud.get(f"{BACKUPS}{made['id']}/")).json()
+    operation = (await cloud.operations(server))[-1]
+    assert made.pop("operation") == {"id": operation["id"], "status": "queued"}
     assert {key: value for key, value in made.items() if key != "message"} == found
     unknown = ("size_mb", "completed_at", "consistent", "paused_ms", "incremental", "sent_mb", "encrypted", "error")
     assert {key: found[key] for key in unknown} == dict.fromkeys(unknown)

@@ -5,11 +5,10 @@ import asyncio
 import pytest
 
 from tests.cloud import Cloud
-from vpsd.billing.models import Rental
-from vpsd.billing.service import _RENTALS as RENTALS
+from vpsd.billing.usage import _RENTALS as RENTALS
 from vpsd.core.money import MICROS
 from vpsd.hypervisor.protocol import PowerState
-from vpsd.servers.lifecycle import Status
+from vpsd.lifecycle import Status
 
 SERVERS = "/api/v1/servers/"
 GIB = 1 << 30
@@ -75,6 +74,7 @@ async def test_a_running_server_is_resized_by_one_reboot_and_its_disk_grows(clou
         "status": "success",
         "message": "Server is being resized. It reboots once.",
         "server": {"id": server_id, "name": "web", "status": "resizing"},
+        "operation": {"id": (await cloud.operations(server_id))[-1]["id"], "status": "queued"},
     }
     await cloud.settle()
     detail = (await cloud.get(f"{SERVERS}{server_id}/")).json()
@@ -137,9 +137,8 @@ async def test_what_a_server_costs_changes_at_the_moment_of_the_resize(cloud: Cl
     moment = cloud.clock.now_ms()
     await cloud.post(f"{SERVERS}{server_id}/resize/", {"plan_id": 3})
     await cloud.settle()
-    async with cloud.database.read() as tx:
-        account = await cloud.account()
-        found = await tx.all(Rental, RENTALS, the_account=account.id, the_start=0, the_end=2**60)
+    async with cloud.reading("alice") as ctx:
+        found = await ctx.tx.all(RENTALS, account_id=ctx.account_id, start_ms=0, end_ms=2**60)
     assert [(rental.plan_id, rental.price_monthly_micros, rental.from_ms, rental.to_ms) for rental in found] == [
         (4, 2 * MICROS, began, moment),
         (3, 5 * MICROS, moment, None),

@@ -15,7 +15,7 @@ from tests.cloud import Cloud
 from tests.idempotency.posts import POSTS, SERVERS, WEB, ready
 from vpsd.accounts import service as accounts
 from vpsd.hosts import service as hosts
-from vpsd.servers.lifecycle import Status
+from vpsd.lifecycle import Status
 
 BEGINS_FROM = {"start": Status.STOPPED, "stop": Status.ACTIVE, "reboot": Status.ACTIVE}
 CAN_BE_TRIED = [
@@ -32,8 +32,8 @@ def test_whatever_makes_or_moves_a_server_can_be_tried() -> None:
 async def have_host(cloud: Cloud, **facts: Any) -> str:
     """A host that the worker has seen; its name."""
     seen = msgspec.structs.replace(await cloud.hypervisor.facts(), **facts)
-    async with cloud.database.write() as tx:
-        await hosts.note(tx, cloud.clock, seen)
+    async with cloud.writing() as ctx:
+        await hosts.record_facts(ctx, seen)
     return seen.name
 
 
@@ -78,9 +78,9 @@ async def test_of_a_create_it_shows_answer_price_and_place(cloud: Cloud) -> None
     assert shown["dry_run"] is True
     assert shown["price"] == {"monthly": 5.0, "hourly": 0.007, "currency": "USD"}
     assert shown["placement"] == {"location": "us-west", "host": host}
-    assert [shown["answer"][name] for name in ("id", "uuid", "password")] == [None, None, None]
+    assert [shown["answer"][name] for name in ("id", "uuid", "password", "operation")] == [None] * 4
     real = (await cloud.post(SERVERS, {**WEB, "plan_id": 3, "hostname": "web.example.com"})).json()
-    assert shown["answer"] == {**real, "id": None, "uuid": None, "password": None}
+    assert shown["answer"] == {**real, "id": None, "uuid": None, "password": None, "operation": None}
 
 
 async def test_where_no_host_is_known_none_is_named(cloud: Cloud) -> None:
@@ -98,12 +98,13 @@ async def test_of_a_command_it_shows_the_answer_it_would_give(cloud: Cloud, oper
     assert (shown["dry_run"], shown["placement"]["location"]) == (True, "us-west")
     real = (await cloud.post(path, body)).json()
     assert ("password" in real) == (operation == "server_rebuild")
-    assert shown["answer"] == real | ({"password": None} if "password" in real else {})
+    assert real["operation"]["status"] == "queued"
+    assert shown["answer"] == real | {"operation": None} | ({"password": None} if "password" in real else {})
 
 
 async def _limit(cloud: Cloud, **limits: int) -> None:
-    async with cloud.database.write() as tx:
-        await accounts.set_limits(tx, cloud.clock, await accounts.find_account(tx, "alice"), dict(limits))
+    async with cloud.writing("alice") as ctx:
+        await accounts.set_limits(ctx, await cloud.account(), dict(limits))
 
 
 async def test_it_meets_the_errors_that_the_wish_would_meet(cloud: Cloud) -> None:
@@ -162,7 +163,9 @@ async def test_where_nothing_can_be_tried_it_is_not_done_either(cloud: Cloud) ->
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
             answer = await cloud.ask(method, f"{filled}?dry_run=1", json=body)
             assert answer.status_code == 400, filled
-            assert answer.json() == {"dry_run": ["This cannot be tried: leave dry_run out to do it."]}
+            assert answer.json() == {
+                "dry_run": ["A dry run of this request is not possible. Leave dry_run out to carry it out."]
+            }
     assert await dump(cloud.database) == before
 
 

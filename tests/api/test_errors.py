@@ -56,7 +56,7 @@ async def test_what_is_no_json_is_400(cloud: Cloud) -> None:
         answer = await cloud.post(SERVERS, content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400, body
         assert answer.json()["code"] == "bad_request"
-        assert answer.json()["detail"].startswith("The body is no valid JSON")
+        assert answer.json()["detail"].startswith("The body is not valid JSON")
 
 
 async def test_json_that_is_no_object_is_400(cloud: Cloud) -> None:

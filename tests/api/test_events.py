@@ -12,10 +12,10 @@ from tests.api.tables import rows
 from tests.api.test_access import PUBLIC_KEY, ROUTES
 from tests.cloud import TINY, Cloud
 from tests.idempotency.posts import BEFORE
-from vpsd.accounts.models import events
 from vpsd.core.clock import iso_utc
 from vpsd.core.db import Statement
-from vpsd.servers.lifecycle import Status
+from vpsd.events.models import events
+from vpsd.lifecycle import Status
 
 EVENTS = "/api/v1/account/events/"
 CHANGE = {"name": "web-2", "hostname": "web.example.com", "backups_enabled": True}
@@ -54,6 +54,21 @@ CHANGES: dict[str, tuple[Any, str, str, str | None]] = {
         "backup: servers:read",
     ),
     "token_delete": (None, "token.revoke", "token", None),
+}
+
+# And from which status to which the server goes with it.
+TRANSITIONS: dict[str, tuple[str | None, str]] = {
+    "server_create": (None, "provisioning"),
+    "server_undelete": ("deleted", "starting"),
+    "server_start": ("stopped", "starting"),
+    "server_stop": ("active", "stopping"),
+    "server_reboot": ("active", "rebooting"),
+    "server_power": ("active", "stopping"),
+    "server_resize": ("active", "resizing"),
+    "server_rebuild": ("active", "rebuilding"),
+    "server_delete": ("active", "deleting"),
+    "backup_restore": ("active", "restoring"),
+    "snapshot_restore": ("active", "restoring"),
 }
 
 
@@ -110,6 +125,9 @@ async def test_every_change_has_one_event_that_tells_who_and_what(cloud: Cloud) 
                 "request_id": request_id,
                 "target": {"type": target, "id": ids.get(f"{target.removeprefix('ssh_')}_id") or answer.json()["id"]},
                 "detail": detail and detail.format(**ids),
+                "transition": dict(zip(("from", "to"), TRANSITIONS[name], strict=True))
+                if name in TRANSITIONS
+                else None,
             }
     assert (await cloud.get(EVENTS)).json()["count"] == 3  # of Alice's account: none of that is hers
 
@@ -171,6 +189,19 @@ async def test_what_the_operator_does_is_the_operators(cloud: Cloud) -> None:
         "request_id": None,
         "target": None,
         "detail": None,
+        "transition": None,
+    }
+
+
+async def test_what_no_request_caused_has_an_event_of_its_own(cloud: Cloud) -> None:
+    server_id = await cloud.have_server()
+    event = (await cloud.get(EVENTS)).json()["results"][0]
+    assert {name: event[name] for name in ("action", "actor", "token", "target", "transition")} == {
+        "action": "server.status",
+        "actor": "vpsd",
+        "token": None,
+        "target": {"type": "server", "id": server_id},
+        "transition": {"from": "provisioning", "to": "active"},
     }
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from tests.api.serving import serving
 from tests.cloud import Cloud
-from vpsd.servers.lifecycle import Status
+from vpsd.lifecycle import Status
 
 EXAMPLES = Path(__file__).parent / "examples"
 
 # What vpsd adds to the published answers.
-ADDED = {"uuid", "next", "previous", "ssh", "error", "password", "tags", "protected", "delete_at"}
+ADDED = {"uuid", "next", "previous", "ssh", "error", "password", "tags", "protected", "delete_at", "operation"}
 # Figures that nobody measured, and addresses that nobody has.
 MAY_BE_NULL = {"ipv6_address", "cpu_percent", "memory_used", "disk_used", "bandwidth_used"}
 

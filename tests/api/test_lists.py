@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.cloud import Cloud
-from vpsd.servers.lifecycle import Status
+from vpsd.lifecycle import Status
 
 LISTS = ["servers", "ssh-keys", "plans", "operating-systems", "locations", "servers/1/operations"]
 

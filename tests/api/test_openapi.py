@@ -9,11 +9,11 @@ import msgspec
 
 from tests.api.test_access import DOCUMENT, ROUTES
 from tests.cloud import Cloud
-from vpsd.accounts.tokens import TokenCreate
 from vpsd.api.app import openapi_json
-from vpsd.backups.schemas import BackupCreate, CopyLabel, SnapshotCreate
-from vpsd.core.forms import Form
-from vpsd.servers.schemas import (
+from vpsd.api.http.forms import Form
+from vpsd.api.vps_org.schemas.account import TokenCreate
+from vpsd.api.vps_org.schemas.backups import BackupCreate, CopyLabel, SnapshotCreate
+from vpsd.api.vps_org.schemas.server_forms import (
     ServerCreate,
     ServerPatch,
     ServerPower,
@@ -21,7 +21,7 @@ from vpsd.servers.schemas import (
     ServerResize,
     ServerUpdate,
 )
-from vpsd.ssh_keys.service import SshKeyCreate
+from vpsd.api.vps_org.schemas.ssh_keys import SshKeyCreate
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = Path(__file__).parent / "examples"
@@ -201,7 +201,7 @@ def test_the_examples_of_bodies_are_accepted() -> None:
     assert set(bodies) == {name for name, _ in forms}
     for name, shape in forms:
         form: Form[Any] = Form(shape, bodies[name]["content"]["application/json"]["example"])
-        form.done()
+        form.validate()
 
 
 def test_the_examples_are_the_published_ones_and_what_vpsd_adds() -> None:

@@ -16,8 +16,8 @@ EVERYWHERE = ["us-west", "us-east", "eu-central"]
 
 async def _have_host(cloud: Cloud, **facts: Any) -> None:
     seen = msgspec.structs.replace(await cloud.hypervisor.facts(), **facts)
-    async with cloud.database.write() as tx:
-        await hosts.note(tx, cloud.clock, seen)
+    async with cloud.writing() as ctx:
+        await hosts.record_facts(ctx, seen)
 
 
 async def test_a_plan_has_these_fields_and_exact_prices(cloud: Cloud) -> None:
@@ -78,8 +78,8 @@ async def test_a_plan_that_there_is_not_is_404(cloud: Cloud) -> None:
 async def test_a_plan_that_is_no_longer_offered_is_off_the_list_and_still_told(cloud: Cloud, offered: Catalog) -> None:
     before = (await cloud.get(f"{PLANS}1/")).json()
     fewer = Catalog(offered.plans[1:], offered.operating_systems, offered.locations[1:])
-    async with cloud.database.write() as tx:
-        await catalog.apply(tx, cloud.clock, fewer)
+    async with cloud.writing() as ctx:
+        await catalog.apply(ctx, fewer)
     listed = (await cloud.get(PLANS)).json()["results"]
     assert [plan["id"] for plan in listed] == [2, 3, 4]
     assert listed[0]["locations"] == ["us-east", "eu-central"]

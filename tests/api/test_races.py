@@ -23,7 +23,7 @@ async def test_a_delete_at_any_moment_of_the_making_is_answered_and_carried_out(
         _, status_code = await asyncio.gather(cloud.work(), delete(server_id, turns))
         assert status_code == 204
         await cloud.settle()
-        assert (await cloud.row(server_id)).gone_at_ms is not None
+        assert (await cloud.row(server_id)).purged_at_ms is not None
     assert await cloud.hypervisor.guests() == {}
     assert await cloud.addresses() == []
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.cloud import TINY, Cloud
-from vpsd.servers.lifecycle import Command, Status, allowed
+from vpsd.lifecycle import Command, Status, allowed
 
 SERVERS = "/api/v1/servers/"
 WHOLE = {"name": "web-server-updated", "hostname": "web-updated.example.com", "backups_enabled": True}
@@ -24,6 +24,7 @@ async def test_a_server_is_created_and_becomes_active(cloud: Cloud) -> None:
     password = made.pop("password")
     assert len(password) == 20
     assert len(made.pop("uuid")) == 36
+    assert made.pop("operation") == {"id": 1, "status": "queued"}
     assert made == {
         "id": 1,
         "name": "web-server-02",
@@ -135,10 +136,12 @@ async def test_a_command_is_accepted_and_carried_out(
     server_id = await cloud.have_server("web", before)
     answer = await cloud.post(f"{SERVERS}{server_id}/{command}/", headers={"Content-Type": "application/json"})
     assert answer.status_code == 200
+    operation = (await cloud.operations(server_id))[-1]
     assert answer.json() == {
         "status": "success",
         "message": message,
         "server": {"id": server_id, "name": "web", "status": working},
+        "operation": {"id": operation["id"], "status": "queued"},
     }
     assert await cloud.status(server_id) == working
     await cloud.settle()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.api.tables import rows
 from tests.cloud import TINY, Cloud
-from vpsd.servers.lifecycle import Status
+from vpsd.lifecycle import Status
 
 SERVERS = "/api/v1/servers/"
 

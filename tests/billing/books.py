@@ -1,5 +1,6 @@
 """What tests ask of the books, and what they do to them: rows as they lie in the database."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -10,26 +11,28 @@ from sqlalchemy import select
 from sqlalchemy.sql.expression import ClauseElement
 
 from tests.cloud import Cloud
-from vpsd.billing import meter, service
 from vpsd.billing.models import Charge, Rental, charges, rentals
-from vpsd.billing.verify import Verdict, verify
+from vpsd.billing.verify import BalanceCheck, verify
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.core.db import Statement
 from vpsd.core.money import MICROS
 from vpsd.hypervisor.protocol import GuestStats
+from vpsd.servers import queries
+from vpsd.worker.metering import charge_due
+from vpsd.worker.repricing import schedule_prices
 
 HOUR = 3600  # seconds, as `cloud.clock.advance` takes them
 DAY = 24 * HOUR
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CHARGES = Statement(select(charges).order_by(charges.c.server_id, charges.c.kind, charges.c.from_ms))
-_RENTALS = Statement(select(rentals).order_by(rentals.c.server_id, rentals.c.from_ms, rentals.c.id))
+_CHARGES = Statement(select(charges).order_by(charges.c.server_id, charges.c.kind, charges.c.from_ms), into=Charge)
+_RENTALS = Statement(select(rentals).order_by(rentals.c.server_id, rentals.c.from_ms, rentals.c.id), into=Rental)
 
 
 async def charge(cloud: Cloud) -> set[int]:
     """One look of the meter."""
-    return await meter.charge(cloud.database, cloud.settings, cloud.ids, cloud.clock)
+    return await charge_due(cloud.runtime)
 
 
 async def have_connections(cloud: Cloud) -> None:
@@ -40,14 +43,14 @@ async def have_connections(cloud: Cloud) -> None:
 
 
 async def charges_of(cloud: Cloud, server_id: int, kind: str = "server") -> list[Charge]:
-    async with cloud.database.read() as tx:
-        found = await tx.all(Charge, _CHARGES)
+    async with cloud.reading() as ctx:
+        found = await ctx.tx.all(_CHARGES)
     return [entry for entry in found if (entry.server_id, entry.kind) == (server_id, kind)]
 
 
 async def rentals_of(cloud: Cloud, server_id: int) -> list[Rental]:
-    async with cloud.database.read() as tx:
-        return [rental for rental in await tx.all(Rental, _RENTALS) if rental.server_id == server_id]
+    async with cloud.reading() as ctx:
+        return [rental for rental in await ctx.tx.all(_RENTALS) if rental.server_id == server_id]
 
 
 async def spent(cloud: Cloud, server_id: int) -> int:
@@ -55,28 +58,37 @@ async def spent(cloud: Cloud, server_id: int) -> int:
     return sum(entry.amount_micros for entry in await charges_of(cloud, server_id))
 
 
-async def verdict(cloud: Cloud, who: str = "alice") -> Verdict:
-    async with cloud.database.snapshot() as tx:
-        (found,) = [verdict for verdict in await verify(tx) if verdict.account == who]
+async def checked(cloud: Cloud, who: str = "alice") -> BalanceCheck:
+    async with cloud.runtime.snapshot() as ctx:
+        (found,) = [check for check in await verify(ctx, queries.lives) if check.account == who]
     return found
 
 
 async def assert_right(cloud: Cloud) -> None:
     """Every balance follows from what happened."""
     for who in ("alice", "charlie"):
-        found = await verdict(cloud, who)
+        found = await checked(cloud, who)
         assert (found.difference_micros, found.problems) == (0, []), found
 
 
 async def change(cloud: Cloud, clause: ClauseElement, columns: tuple[str, ...] | None = None, **values: Any) -> int:
     """Do to the database what vpsd never does."""
-    async with cloud.database.write() as tx:
-        return await tx.run(Statement(clause, columns), **values)
+    async with cloud.writing() as ctx:
+        return await ctx.tx.run(Statement(clause, columns), **values)
+
+
+def have_stats(cloud: Cloud, stats: Callable[[str], Awaitable[GuestStats]]) -> None:
+    """What the host says of every guest, from now on."""
+    vars(cloud.hypervisor)["stats"] = stats
 
 
 def has_moved(cloud: Cloud, received_bytes: int, sent_bytes: int) -> None:
     """Every guest's counters, from now on."""
-    cloud.hypervisor.guest_stats = GuestStats(1.0, 40, 1 << 30, received_bytes, sent_bytes)
+
+    async def stats(name: str) -> GuestStats:
+        return GuestStats(1.0, 40, 1 << 30, received_bytes, sent_bytes)
+
+    have_stats(cloud, stats)
 
 
 def until_hour(cloud: Cloud) -> float:
@@ -93,16 +105,16 @@ async def have_price(
         "price_for_all_from": None if from_ms is None else _EPOCH + timedelta(milliseconds=from_ms),
     }
     entries = [msgspec.structs.replace(plan, **changes) if plan.id == plan_id else plan for plan in offered.plans]
-    async with cloud.database.write() as tx:
-        await catalog.apply(tx, cloud.clock, msgspec.structs.replace(offered, plans=entries))
+    async with cloud.writing() as ctx:
+        await catalog.apply(ctx, msgspec.structs.replace(offered, plans=entries))
 
 
 async def schedule(cloud: Cloud, plan_id: int = 4) -> int:
     """Have the servers of a plan pay what the catalogue says; how many that changes."""
-    async with cloud.database.read() as tx:
-        plan = await catalog.find_plan(tx, plan_id)
+    async with cloud.reading() as ctx:
+        plan = await catalog.find_plan(ctx, plan_id)
     assert plan is not None
-    return await service.schedule_prices(cloud.database, cloud.clock, plan)
+    return await schedule_prices(cloud.runtime, plan)
 
 
 async def announce(cloud: Cloud, offered: Catalog, price_micros: int, from_ms: int | None = None) -> int:

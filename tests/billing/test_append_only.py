@@ -1,19 +1,24 @@
 """The books only grow: the database itself refuses to change or delete a row of them."""
 
+from typing import Any
+
+import msgspec
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from tests.billing.books import HOUR, change, charge
 from tests.cloud import Cloud
-from vpsd.core.db import Statement
+from vpsd.core.db import Statement, metadata
 
 tables = pytest.mark.parametrize("table", ["ledger", "charges", "events"])
 
 
-async def _rows(cloud: Cloud, table: str) -> list[object]:
-    statement = Statement(text(f"SELECT * FROM {table} ORDER BY id"))
-    async with cloud.database.read() as tx:
-        return await tx.all(lambda *row: row, statement)
+async def _rows(cloud: Cloud, table: str) -> list[tuple[Any, ...]]:
+    found = metadata.tables[table]
+    row = msgspec.defstruct("Row", [str(column.name) for column in found.c])
+    async with cloud.reading() as ctx:
+        rows = await ctx.tx.all(Statement(select(found).order_by(found.c.id), into=row))
+    return [msgspec.structs.astuple(row) for row in rows]
 
 
 async def _books(cloud: Cloud) -> None:

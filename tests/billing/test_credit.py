@@ -7,17 +7,15 @@ import pytest
 
 from tests.billing.books import DAY, charge, have_connections
 from tests.cloud import Cloud
-from vpsd.accounts import service as accounts
-from vpsd.billing import service as billing
+from vpsd.billing import credit, ledger
 from vpsd.core.money import MICROS
 from vpsd.core.pages import Page
 from vpsd.errors import Invalid
 
 
 async def add(cloud: Cloud, micros: int, reference: str | None = None, who: str = "alice") -> int:
-    async with cloud.database.write() as tx:
-        account = await accounts.find_account(tx, who)
-        return await billing.add_credit(tx, cloud.ids, cloud.clock, cloud.settings, account, micros, "paid", reference)
+    async with cloud.writing(who) as ctx:
+        return await credit.add_credit(ctx, micros, "paid", reference)
 
 
 async def test_credit_adds_up_and_may_be_taken_back(cloud: Cloud) -> None:
@@ -59,10 +57,10 @@ async def test_every_row_of_the_ledger_says_the_balance_after_it(cloud: Cloud) -
         cloud.clock.advance(DAY)
         await charge(cloud)
         await add(cloud, -10 * MICROS)
-    async with cloud.database.read() as tx:
-        count, rows = await billing.entries(tx, 1, Page(1, 100))
-        _, second_page = await billing.entries(tx, 1, Page(2, 3))
-        balances = await billing.balances(tx)
+    async with cloud.reading("alice") as ctx:
+        count, rows = await ledger.entries(ctx, Page(1, 100))
+        _, second_page = await ledger.entries(ctx, Page(2, 3))
+        balances = await ledger.balances(ctx)
     assert len(rows) == count
     assert second_page == rows[3:6]  # a page's balances reckon with the rows that are not on it
     assert rows[0].balance_micros == await cloud.balance() == balances[1]

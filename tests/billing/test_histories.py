@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from tests.cloud import Cloud
 from vpsd.billing import prices
 from vpsd.billing.models import Rental
 from vpsd.catalog.service import Catalog
-from vpsd.core.db import SqliteDatabase, Statement
+from vpsd.core.db import SqliteDatabase, Statement, Tx
 from vpsd.core.money import MICROS
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.servers.models import servers
@@ -23,7 +24,7 @@ from vpsd.settings import Settings
 
 GB = 1 << 30
 
-_IDS = Statement(select(servers.c.id).order_by(servers.c.id))
+_IDS = Statement(select(servers.c.id).order_by(servers.c.id), into=int)
 
 Step = tuple[str, int]
 
@@ -41,6 +42,15 @@ LIFE: list[Step] = [
 ]
 
 
+class OneConnection(SqliteDatabase):
+    """In memory there is no other connection to take a snapshot with."""
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Tx]:
+        async with self.read() as tx:
+            yield tx
+
+
 class Lives:
     """One vpsd without a file, and the way back to its beginning: histories are many, and each starts with nothing."""
 
@@ -56,19 +66,18 @@ class Lives:
         self._beginning.backup(self._connection)
         cloud.clock.advance((self._began_ms - cloud.clock.now_ms()) / 1000)
         cloud.hypervisor = Simulator(clock=cloud.clock)
-        cloud.world = msgspec.structs.replace(cloud.world, hypervisor=cloud.hypervisor)
+        cloud.runtime = msgspec.structs.replace(cloud.runtime, hypervisor=cloud.hypervisor)
         return cloud
 
 
 @pytest.fixture
 async def lives(sqlite_template: Path, offered: Catalog, tmp_path: Path) -> AsyncIterator[Lives]:
-    database = SqliteDatabase(":memory:")
+    database = OneConnection(":memory:")
     with sqlite3.connect(sqlite_template) as migrated:
         migrated.backup(database._writer)
     plain = Settings(data_dir=tmp_path, hypervisor="simulator", rate_limit=0, address_rate_limit=0, login_failures=0)
     cloud = Cloud(database, plain)
     await cloud.open(offered)
-    database.snapshot = database.read  # type: ignore[method-assign]  # there is one connection to what is in memory
     yield Lives(cloud, database)
     await cloud.close()
 
@@ -84,7 +93,7 @@ async def live(cloud: Cloud, offered: Catalog, history: list[Step]) -> None:
             made += [answer.json()["id"]] if answer.status_code == 201 else []
         elif what in ("delete", "stop", "start", "rebuild") or what.startswith("resize"):
             if value < len(made):
-                await _tell(cloud, made[value], what)
+                await _request(cloud, made[value], what)
         elif what == "work":
             await cloud.work()
         elif what == "bill":
@@ -113,7 +122,7 @@ async def live(cloud: Cloud, offered: Catalog, history: list[Step]) -> None:
             raise KeyError(what)
 
 
-async def _tell(cloud: Cloud, server: int, what: str) -> None:
+async def _request(cloud: Cloud, server: int, what: str) -> None:
     path = f"/api/v1/servers/{server}/"
     if what == "delete":
         answer = await cloud.ask("DELETE", path)
@@ -128,8 +137,8 @@ async def _tell(cloud: Cloud, server: int, what: str) -> None:
 
 async def assert_sound(cloud: Cloud) -> None:
     """What no history may make of the charges, whatever the books say of each other."""
-    async with cloud.database.read() as tx:
-        ids = await tx.all(int, _IDS)
+    async with cloud.reading() as ctx:
+        ids = await ctx.tx.all(_IDS)
     for server in ids:
         assert all(rental.to_ms is None or rental.from_ms <= rental.to_ms for rental in await rentals_of(cloud, server))
         had = [rental for rental in await rentals_of(cloud, server) if rental.confirmed_at_ms is not None]

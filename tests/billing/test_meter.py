@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
 from sqlalchemy import update
 
@@ -13,21 +14,24 @@ from tests.billing.books import (
     change,
     charge,
     charges_of,
+    checked,
     has_moved,
     have_connections,
+    have_stats,
     rentals_of,
     resize,
     spent,
     until_hour,
-    verdict,
 )
 from tests.cloud import Cloud
 from vpsd.billing import meter, prices
 from vpsd.billing.models import Charge, rentals
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
-from vpsd.servers.lifecycle import Status
-from vpsd.servers.models import traffic
+from vpsd.hypervisor.protocol import GuestStats
+from vpsd.lifecycle import Status
+from vpsd.metrics.models import traffic
+from vpsd.worker.metering import charge_due
 
 NANO = 2 * MICROS  # the price of the plan that `cloud.create` takes
 GB = 1 << 30
@@ -133,7 +137,7 @@ async def test_many_workers_at_once_charge_once_and_do_not_stumble_over_each_oth
 
 
 async def test_small_batches_leave_nobody_out(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "_BATCH", 2)
+    monkeypatch.setattr(meter, "BATCH", 2)
     servers = [await cloud.have_server(f"web-{number}", who=("alice", "charlie")[number % 2]) for number in range(5)]
     cloud.clock.advance(9 * HOUR)
     assert await charge(cloud) == {1, 2}
@@ -162,7 +166,7 @@ class Doomed(Ids):
 
 async def _die_halfway(cloud: Cloud) -> None:
     with pytest.raises(Killed):
-        await meter.charge(cloud.database, cloud.settings, Doomed(), cloud.clock)
+        await charge_due(msgspec.structs.replace(cloud.runtime, ids=Doomed()))
 
 
 async def test_a_worker_that_dies_halfway_leaves_the_rest_to_the_next_one(cloud: Cloud) -> None:
@@ -217,7 +221,7 @@ async def test_nobody_else_waits_for_a_server_that_cannot_be_charged(cloud: Clou
     assert await charge(cloud) == {1}
     assert len(await charges_of(cloud, whole)) == len(had) + 3
     assert await charges_of(cloud, broken) == had
-    found = await verdict(cloud)
+    found = await checked(cloud)
     assert (found.difference_micros, found.problems) == (0, [])
 
 
@@ -350,7 +354,7 @@ async def test_a_server_that_is_deleted_while_a_worker_makes_it_costs_nothing(cl
 
     setattr(cloud.hypervisor, call, delete_first)
     await cloud.settle()  # the guest answers before its worker hears of the delete
-    assert (await cloud.row(server)).gone_at_ms is not None
+    assert (await cloud.row(server)).purged_at_ms is not None
     cloud.clock.advance(DAY)
     assert await charge(cloud) == set()
     assert await cloud.balance() == balance
@@ -424,7 +428,7 @@ async def test_a_transfer_whose_mark_was_lost_is_not_charged_twice(cloud: Cloud)
     await charge(cloud)
     had, balance = await charges_of(cloud, server, "transfer"), await cloud.balance()
     assert len(had) == 1
-    await change(cloud, update(traffic), ("settled_at_ms",), settled_at_ms=None)
+    await change(cloud, update(traffic), ("charged_at_ms",), charged_at_ms=None)
     await charge(cloud)
     assert (await charges_of(cloud, server, "transfer"), await cloud.balance()) == (had, balance)
 
@@ -435,13 +439,12 @@ async def test_what_is_measured_of_a_deleted_server_is_not_added(cloud: Cloud) -
     await cloud.sampler().sample()
     cloud.clock.advance(15)
 
-    async def delete(call: str) -> None:
-        assert call == "stats"
+    async def stats(name: str) -> GuestStats:
         assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
         await charge(cloud)
+        return GuestStats(2.0, 40, 1 << 30, 90 * GB, 0)
 
-    has_moved(cloud, 90 * GB, 0)
-    cloud.hypervisor.before_call = delete
+    have_stats(cloud, stats)
     await cloud.sampler().sample()
     (entry,) = await charges_of(cloud, server, "transfer")
     assert entry.quantity > 40 * GB
@@ -454,12 +457,11 @@ async def test_what_is_measured_of_a_deleted_server_is_not_added(cloud: Cloud) -
 async def test_a_server_that_is_deleted_while_it_is_first_measured_has_moved_nothing(cloud: Cloud) -> None:
     server = await cloud.have_server()
 
-    async def delete(call: str) -> None:
-        assert call == "stats"
+    async def stats(name: str) -> GuestStats:
         assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+        return GuestStats(2.0, 40, 1 << 30, 90 * GB, 0)
 
-    has_moved(cloud, 90 * GB, 0)
-    cloud.hypervisor.before_call = delete
+    have_stats(cloud, stats)
     await cloud.sampler().sample()
     await charge(cloud)
     assert await charges_of(cloud, server, "transfer") == []

@@ -22,13 +22,13 @@ from tests.billing.books import (
 )
 from tests.billing.test_meter import NANO, cost
 from tests.cloud import Cloud
-from vpsd import main
-from vpsd.billing import prices, service
+from vpsd.billing import credit, prices
 from vpsd.billing.models import Charge
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.core.money import MICROS
 from vpsd.errors import Invalid
+from vpsd.worker.repricing import apply_catalog
 
 DEARER = 3 * MICROS
 STARTER = 5 * MICROS
@@ -45,9 +45,9 @@ def _in(cloud: Cloud, seconds: float) -> int:
 async def _shown(cloud: Cloud, server: int) -> set[float]:
     """The server's monthly price, wherever somebody may read it."""
     (used,) = (await cloud.get("/api/v1/account/usage/")).json()["servers"]
-    async with cloud.database.read() as tx:
-        price = await service.price_of(tx, cloud.clock, server)
-        together = await service.monthly_price(tx, cloud.clock, 1)
+    async with cloud.reading("alice") as ctx:
+        price = await credit.price_of(ctx, server)
+        together = await credit.monthly_price(ctx)
     return {used["price_monthly"], price / MICROS, together / MICROS}
 
 
@@ -354,16 +354,16 @@ async def test_the_catalogue_file_says_from_when(cloud: Cloud, tmp_path: Path) -
     path = tmp_path / "new.toml"
     text = catalog.default_text().replace("price_monthly = 2.00", "price_monthly = 3.00")
     path.write_text(text)
-    assert await main.apply_catalog(cloud.database, path) == ["plans 4: changed"]
+    assert await apply_catalog(cloud.runtime, path) == ["plans 4: changed"]
     (rental,) = await rentals_of(cloud, server)
     assert (rental.price_monthly_micros, rental.to_ms) == (NANO, None)
     day = "price_monthly = 3.00\nprice_for_all_from = 2999-01-01T00:00:00+01:00"
     path.write_text(text.replace("price_monthly = 3.00", day))
-    assert await main.apply_catalog(cloud.database, path) == [
+    assert await apply_catalog(cloud.runtime, path) == [
         "plans 4: changed",
         "plans 4: the price to come of 1 servers is changed",
     ]
-    assert await main.apply_catalog(cloud.database, path) == []
+    assert await apply_catalog(cloud.runtime, path) == []
     old, new = await rentals_of(cloud, server)
     assert (old.price_monthly_micros, new.price_monthly_micros) == (NANO, DEARER)
     assert old.to_ms == new.from_ms == prices.month_named("2999-01").start_ms - prices.HOUR_MS

@@ -31,9 +31,8 @@ def missing(answer: httpx.Response) -> int:
 
 
 async def limit(cloud: Cloud, micros: int | None) -> None:
-    async with cloud.database.write() as tx:
-        account = await accounts.find_account(tx, "alice")
-        await accounts.set_limits(tx, cloud.clock, account, {"credit_limit_micros": micros})
+    async with cloud.writing("alice") as ctx:
+        await accounts.set_limits(ctx, await accounts.find_account(ctx, "alice"), {"credit_limit_micros": micros})
 
 
 @asynccontextmanager

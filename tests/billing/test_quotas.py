@@ -21,8 +21,8 @@ quotas = pytest.mark.parametrize("quota", ONE)
 
 
 async def limit(cloud: Cloud, **limits: int | None) -> None:
-    async with cloud.database.write() as tx:
-        await accounts.set_limits(tx, cloud.clock, await accounts.find_account(tx, "alice"), limits)
+    async with cloud.writing("alice") as ctx:
+        await accounts.set_limits(ctx, await accounts.find_account(ctx, "alice"), limits)
 
 
 @quotas

@@ -1,8 +1,10 @@
 """Backups from the operator's side."""
 
+import asyncio
 from pathlib import Path
 
 from tests.cli.conftest import Command
+from tests.cloud import Cloud
 from tests.running import Vpsd, until
 
 
@@ -24,6 +26,28 @@ def test_a_backup_is_listed_and_verified_and_damage_is_found(vpsd: Vpsd, command
     assert (done.returncode, made["uuid"] in done.stdout) == (1, True)
     chunk.write_bytes(good)
     assert "backup list" in command.refused("backup", "verify", "4711")
+
+
+def test_the_operator_deletes_by_the_customers_rule_and_the_customer_reads_of_it(vpsd: Vpsd, command: Command) -> None:
+    server = vpsd.create("spoilt")["id"]
+    vpsd.until_status(server, "active")
+    made = vpsd.until_copied(vpsd.post(f"servers/{server}/snapshot/"), "snapshot")
+    assert command.json("backup", "delete", str(made["id"])) == {"id": made["id"]}
+    assert vpsd.ask("GET", f"snapshots/{made['id']}/").status_code == 404
+    event = vpsd.get("account/events/")["results"][0]
+    assert (event["action"], event["actor"], event["detail"]) == ("snapshot.delete", "operator", f"of server {server}")
+    assert event["target"] == {"type": "snapshot", "id": made["id"]}
+    refused = command.refused("backup", "delete", str(made["id"]))
+    assert refused == f"vpsd: There is no backup or snapshot {made['id']}; `vpsd backup list` lists them."
+
+
+async def test_a_backup_that_is_in_use_is_not_deleted_by_the_operator_either(
+    cloud: Cloud, database_url: str, command: Command, tmp_path: Path
+) -> None:
+    made = (await cloud.post("/api/v1/backups/", {"server_id": await cloud.have_server()})).json()
+    settings = {"data_dir": tmp_path, "database_url": database_url}
+    assert "is in use" in await asyncio.to_thread(command.refused, "backup", "delete", str(made["id"]), **settings)
+    assert (await cloud.get(f"/api/v1/backups/{made['id']}/")).status_code == 200
 
 
 def test_the_daily_backup_is_made_now_where_the_customer_has_it_enabled(vpsd: Vpsd, command: Command) -> None:
@@ -51,24 +75,24 @@ def test_a_key_is_made_once_and_for_its_owner(tmp_path: Path, command: Command) 
     assert file.read_text() == before
 
 
-def test_backups_are_sealed_with_the_operators_key(tmp_path: Path, command: Command) -> None:
+def test_backups_are_encrypted_with_the_operators_key(tmp_path: Path, command: Command) -> None:
     file = tmp_path / "backup.key"
     command("backup", "key", str(file))
-    sealing = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, backup_key_file=file)
+    encrypting = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, backup_key_file=file)
     try:
-        sealing.start()
-        server = sealing.create("sealed")["id"]
-        sealing.until_status(server, "active")
-        made = sealing.until_copied(sealing.post("backups/", {"server_id": server}))
+        encrypting.start()
+        server = encrypting.create("encrypted")["id"]
+        encrypting.until_status(server, "active")
+        made = encrypting.until_copied(encrypting.post("backups/", {"server_id": server}))
         assert made["encrypted"]
-        sealing.post(f"backups/{made['id']}/restore/")
-        sealing.until_status(server, "active")
-        (found,) = sealing.run_json("backup", "verify")
+        encrypting.post(f"backups/{made['id']}/restore/")
+        encrypting.until_status(server, "active")
+        (found,) = encrypting.run_json("backup", "verify")
         assert found["error"] is None
         assert b"was started at" not in b"".join(
-            path.read_bytes() for path in (sealing.data / "backups").rglob("*") if path.is_file()
+            path.read_bytes() for path in (encrypting.data / "backups").rglob("*") if path.is_file()
         )
         file.write_text("0" * 64)
-        assert sealing.run("backup", "verify").returncode == 1
+        assert encrypting.run("backup", "verify").returncode == 1
     finally:
-        sealing.discard()
+        encrypting.discard()

@@ -21,7 +21,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *texts: str) -> None
 @pytest.mark.parametrize("command", [("up",), ("check",), ("image", "list"), ("doctor",)], ids=" ".join)
 def test_an_unknown_setting_is_refused_with_the_known_ones(command: tuple[str, ...], tmp_path: Path) -> None:
     done = run(*command, environment={**environment(data_dir=tmp_path), "VPSD_LISTEN_ON": "127.0.0.1:1"})
-    assert_one_line(done, "VPSD_LISTEN_ON is no setting", "VPSD_LISTEN,")
+    assert_one_line(done, "VPSD_LISTEN_ON is not a setting", "VPSD_LISTEN,")
 
 
 @pytest.mark.parametrize("command", [("up",), ("account", "list"), ("doctor",)], ids=" ".join)

@@ -59,8 +59,11 @@ def on_terminal(vpsd: Vpsd, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("image", "import", "debian-12", "/nowhere/disk.qcow2"), "/nowhere/disk.qcow2 is no file."),
-        (("image", "import", "hurd", "/nowhere/disk.qcow2"), "The catalogue has no operating system 'hurd'"),
+        (("image", "import", "debian-12", "/nowhere/disk.qcow2"), "/nowhere/disk.qcow2 is not a file."),
+        (
+            ("image", "import", "hurd", "/nowhere/disk.qcow2"),
+            "There is no operating system 'hurd'; `vpsd catalog show` lists them.",
+        ),
         (("image", "pull", "tiny"), "tiny comes by `vpsd image build`."),
         (("image", "build", "ubuntu-22.04"), "ubuntu-22.04 comes by `vpsd image pull`."),
     ],

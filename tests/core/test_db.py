@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 import pytest
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import ColumnElement, bindparam, func, insert, select
+from sqlalchemy.engine import Dialect
 
 from vpsd.catalog.models import Plan, plans
 from vpsd.core import db
@@ -13,7 +16,7 @@ from vpsd.errors import Misconfigured
 
 PLAN = Plan(7, "P", "p", 1, 256, 2, 1, 2_000_000, None, "", True)
 _ADD = Statement(insert(plans), [column.name for column in plans.c])
-_ALL = Statement(select(plans).order_by(plans.c.id))
+_ALL = Statement(select(plans).order_by(plans.c.id), into=Plan)
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ async def test_a_row_comes_back_as_it_went_in_booleans_too(database: Database) -
     async with database.write() as tx:
         assert await tx.run(_ADD, **_values(PLAN)) == 1
     async with database.read() as tx:
-        (found,) = await tx.all(Plan, _ALL)
+        (found,) = await tx.all(_ALL)
     assert found == PLAN
     assert found.available is True
 
@@ -42,14 +45,14 @@ async def test_what_raises_is_undone(database: Database) -> None:
             await tx.run(_ADD, **_values(PLAN))
             raise KeyError
     async with database.read() as tx:
-        assert await tx.all(Plan, _ALL) == []
+        assert await tx.all(_ALL) == []
 
 
 async def test_what_is_not_committed_is_not_seen(database: Database) -> None:
     async with database.write() as tx:
         await tx.run(_ADD, **_values(PLAN))
         async with database.read() as other:
-            assert await other.all(Plan, _ALL) == []
+            assert await other.all(_ALL) == []
 
 
 async def test_a_row_that_is_there_already_is_a_unique_violation(database: Database) -> None:
@@ -60,10 +63,10 @@ async def test_a_row_that_is_there_already_is_a_unique_violation(database: Datab
 
 
 async def test_a_missing_parameter_is_an_error_and_not_a_null(database: Database) -> None:
-    one = Statement(select(plans.c.id).where(plans.c.id == bindparam("the_id")))
+    one = Statement(select(plans.c.id).where(plans.c.id == bindparam("id")), into=int)
     with pytest.raises(KeyError):
         async with database.read() as tx:
-            await tx.first(int, one)
+            await tx.first(one)
 
 
 async def test_workers_are_woken_when_the_transaction_is_committed_and_not_before(database: Database) -> None:
@@ -87,6 +90,55 @@ async def test_a_transaction_that_is_undone_wakes_nobody(tmp_path: object) -> No
             raise KeyError
     assert not woken.is_set()
     await database.close()
+
+
+class Size(msgspec.Struct):
+    """Some of a plan, in an order of its own."""
+
+    memory_mb: int
+    plan_name: str
+    vcpus: int
+
+
+async def test_a_row_is_read_by_its_labels_and_not_by_their_order(database: Database) -> None:
+    columns = (plans.c.vcpus, plans.c.name.label("plan_name"), plans.c.memory_mb)
+    async with database.write() as tx:
+        await tx.run(_ADD, **_values(PLAN))
+        assert await tx.first(Statement(select(*columns), into=Size)) == Size(256, "P", 1)
+
+
+async def test_an_insert_that_returns_something_is_read_alike(database: Database) -> None:
+    columns = [column.name for column in plans.c]
+    async with database.write() as tx:
+        assert await tx.first(Statement(insert(plans).returning(plans), columns, into=Plan), **_values(PLAN)) == PLAN
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ((plans.c.vcpus, plans.c.memory_mb), r"lacks \['plan_name'\], and has \[\]"),
+        (
+            (plans.c.vcpus, plans.c.memory_mb, plans.c.name),
+            r"lacks \['plan_name'\], and has \['name'\]",
+        ),
+        (
+            (plans.c.vcpus, plans.c.memory_mb, plans.c.name.label("plan_name"), plans.c.slug),
+            r"lacks \[\], and has \['slug'\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dialect", [db._SQLITE, db._POSTGRESQL])
+def test_labels_that_are_not_the_structs_fields_are_refused_when_compiled(
+    columns: tuple[ColumnElement[Any], ...], said: str, dialect: Dialect
+) -> None:
+    with pytest.raises(TypeError, match=f"Size: the statement {said} that are no fields"):
+        Statement(select(*columns), into=Size).compiled(dialect)
+
+
+def test_one_value_takes_one_column() -> None:
+    assert Statement(select(func.count()).select_from(plans), into=int).compiled(db._SQLITE)
+    with pytest.raises(TypeError, match="int takes one column, and the statement has id, name"):
+        Statement(select(plans.c.id, plans.c.name), into=int).compiled(db._SQLITE)
 
 
 def test_a_list_is_no_parameter() -> None:

@@ -11,15 +11,15 @@ import pytest
 from tests.guests.host import Host
 from tests.guests.login import Login
 from tests.running import Vpsd, until
-from vpsd.servers.flows import FLOWS
-from vpsd.servers.lifecycle import Command
+from vpsd.flows.table import FLOWS
+from vpsd.lifecycle import Command
 
 pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
 
 SEED = 7
 # Stopping and starting for another reason: an account's affair (test_credit), and a setting's (test_undelete).
 # The daily backup is a backup.
-_ELSEWHERE = (Command.SUSPEND, Command.RESUME, Command.RETIRE, Command.UNDELETE, Command.BACKUP_DAILY)
+_ELSEWHERE = (Command.SUSPEND, Command.RESUME, Command.SOFT_DELETE, Command.UNDELETE, Command.BACKUP_DAILY)
 COMMANDS = [command for command in Command if command not in _ELSEWHERE]
 ARRIVES: dict[Command, str] = {
     **dict.fromkeys(COMMANDS, "active"),

@@ -6,15 +6,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import httpx
+import msgspec
 
 from tests.api.tables import rows
 from tests.api.test_access import PUBLIC_KEY, ROUTES
 from tests.cloud import TINY, Cloud
 from vpsd.api.app import make_app
-from vpsd.api.cloud import Cloud as ApiCloud
-from vpsd.api.cloud import HostStatus
 from vpsd.core.db import Database, Tx
-from vpsd.servers.lifecycle import Status
+from vpsd.lifecycle import Status
 
 SERVERS = "/api/v1/servers/"
 WEB = {"name": "web", **TINY}
@@ -121,8 +120,8 @@ class Gate:
 @asynccontextmanager
 async def api_on(cloud: Cloud, database: Database) -> AsyncIterator[httpx.AsyncClient]:
     """The API of another process, on that database, with Alice's token."""
-    await cloud.get("/api/v1/account/me/")  # so that the use of the token need not be noted
-    app = make_app(ApiCloud(database, cloud.clock, cloud.ids, HostStatus("ok"), cloud.settings))
+    await cloud.get("/api/v1/account/me/")  # so that the use of the token need not be recorded
+    app = make_app(msgspec.structs.replace(cloud.runtime, database=database))
     headers = {"Authorization": f"Bearer {cloud.tokens['alice']}"}
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://vpsd.test", headers=headers

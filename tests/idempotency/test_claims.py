@@ -1,4 +1,4 @@
-"""Claims: one request has the right to carry out, and only its caller's token opens the answer."""
+"""Claims: one request has the right to be executed, and only its caller's token opens the answer."""
 
 import asyncio
 import hashlib
@@ -6,11 +6,13 @@ import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.exceptions import InvalidTag
 
 from tests.api.tables import change, rows
 from tests.cloud import Cloud
+from vpsd.core.context import Actor
 from vpsd.core.db import Row, Statement, Tx
 from vpsd.errors import KeyReused, StillRunning
 from vpsd.idempotency import service
@@ -19,6 +21,7 @@ from vpsd.idempotency.service import LEASE_SECONDS, Answer, Claim
 
 Claims = Callable[..., Awaitable[Claim | Answer]]
 SECRET = "vps_secret"
+CALLER = Actor(kind="token", account_id=1, token_id=1)
 ANSWER = Answer(201, b'{"password":"correct horse battery staple"}')
 
 
@@ -27,16 +30,16 @@ def claims(cloud: Cloud) -> Claims:
     """Claims a key for a request, in a transaction of its own."""
 
     async def claim(key: str = "key", request: bytes = b"POST", secret: str = SECRET) -> Claim | Answer:
-        async with cloud.database.write() as tx:
-            return await service.claim(tx, cloud.ids, cloud.clock, 1, secret, key, request)
+        async with cloud.runtime.write(CALLER) as ctx:
+            return await service.claim(ctx, secret, key, request)
 
     return claim
 
 
 async def _finish(cloud: Cloud, mine: Claim | Answer, answer: Answer = ANSWER) -> None:
     assert isinstance(mine, Claim)
-    async with cloud.database.write() as tx:
-        await service.finish(tx, mine, answer)
+    async with cloud.runtime.write(CALLER) as ctx:
+        await service.finish(ctx, mine, answer)
 
 
 async def test_an_answer_is_given_again_byte_for_byte(cloud: Cloud, claims: Claims) -> None:
@@ -66,8 +69,8 @@ async def test_who_was_taken_over_cannot_free_the_key(cloud: Cloud, claims: Clai
     cloud.clock.advance(LEASE_SECONDS)
     await claims()
     assert isinstance(first, Claim)
-    async with cloud.database.write() as tx:
-        await service.drop(tx, first)
+    async with cloud.runtime.write(CALLER) as ctx:
+        await service.drop(ctx, first)
     with pytest.raises(StillRunning):
         await claims()
 
@@ -76,8 +79,8 @@ async def test_an_answer_stays_whoever_would_drop_it(cloud: Cloud, claims: Claim
     mine = await claims()
     await _finish(cloud, mine)
     assert isinstance(mine, Claim)
-    async with cloud.database.write() as tx:
-        await service.drop(tx, mine)
+    async with cloud.runtime.write(CALLER) as ctx:
+        await service.drop(ctx, mine)
     assert await claims() == ANSWER
 
 
@@ -89,8 +92,8 @@ class Together:
         self._others = others
         self.run, self.all, self.many, self.notify = tx.run, tx.all, tx.many, tx.notify
 
-    async def first(self, into: Callable[..., Row], statement: Statement, **values: Any) -> Row | None:
-        found = await self._tx.first(into, statement, **values)
+    async def first(self, statement: Statement[Row], /, **values: Any) -> Row | None:
+        found = await self._tx.first(statement, **values)
         await self._others.wait()
         return found
 
@@ -104,8 +107,9 @@ async def test_of_two_processes_that_meet_at_a_key_one_has_it(cloud: Cloud, clai
     others = asyncio.Barrier(2)
 
     async def claim() -> Claim | Answer:
-        async with cloud.database.write() as tx:
-            return await service.claim(Together(tx, others), cloud.ids, cloud.clock, 1, SECRET, "key", b"POST")
+        async with cloud.runtime.write(CALLER) as ctx:
+            together = msgspec.structs.replace(ctx, tx=Together(ctx.tx, others))
+            return await service.claim(together, SECRET, "key", b"POST")
 
     taken = await asyncio.gather(claim(), claim(), return_exceptions=True)
     assert sorted(type(one).__name__ for one in taken) == ["Claim", "StillRunning"]
@@ -115,7 +119,7 @@ async def test_whoever_has_the_database_alone_cannot_open_an_answer(cloud: Cloud
     await _finish(cloud, await claims())
     (row,) = await rows(cloud.database, "idempotency_keys")
     assert b"horse" not in row["answer"]
-    # Somebody who may write to it makes the request look like their own: the seal is another's all the same.
+    # Somebody who may write to it makes the request look like their own: the answer is encrypted for another.
     forged = hmac.new(b"vps_other", b"POST", hashlib.sha256).hexdigest()
     async with cloud.database.write() as tx:
         await change(tx, idempotency_keys, row["id"], fingerprint=forged)
@@ -142,7 +146,7 @@ async def test_a_request_cannot_be_guessed_from_its_fingerprint(cloud: Cloud, cl
     assert hashlib.sha256(b"POST").hexdigest() not in (one["fingerprint"], two["fingerprint"])
 
 
-async def test_the_same_answer_is_sealed_differently_each_time(cloud: Cloud, claims: Claims) -> None:
+async def test_the_same_answer_is_encrypted_differently_each_time(cloud: Cloud, claims: Claims) -> None:
     for key in ("one", "two"):
         await _finish(cloud, await claims(key))
     one, two = await rows(cloud.database, "idempotency_keys")

@@ -110,7 +110,7 @@ async def test_while_the_first_still_runs_the_second_is_told_to_wait(cloud: Clou
     assert await count(cloud, "servers") == 1
 
 
-async def test_of_two_at_once_one_is_carried_out(cloud: Cloud) -> None:
+async def test_of_two_at_once_one_is_executed(cloud: Cloud) -> None:
     async def send(key: str, name: str, turns: int) -> Any:
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -11,8 +11,10 @@ from sqlalchemy import Connection, text
 
 from tests.api.tables import rows
 from tests.migrations.old import DELETED_MS, HOUR_MS, LANDED, OLD_MS, differences, dump, fill, migrate, opened
+from vpsd.core.pages import Page
 from vpsd.errors import Misconfigured
 from vpsd.migrations import HEAD, schema, shape
+from vpsd.operations import service as operations
 
 # Every commit that has changed the migrations until they were frozen, and what later ones made of databases that they
 # could still upgrade.
@@ -65,7 +67,7 @@ def test_a_landed_database_comes_to_the_present_schema_with_its_rows(
     assert asyncio.run(schema.prepare(empty_url)) is None
     after = asyncio.run(schema.run(empty_url, dump))
     if commits in UNMEANT:  # what was moved and is not charged yet never will be
-        assert [row.pop("settled_at_ms") for row in after["traffic"]] == [0, 0, 0, DELETED_MS]
+        assert [row.pop("charged_at_ms") for row in after["traffic"]] == [0, 0, 0, DELETED_MS]
     for table, kept in before.items():
         shown = [{name: row.get(name, old[name]) for name in old} for old, row in zip(kept, after[table], strict=True)]
         assert shown == kept
@@ -112,3 +114,36 @@ def test_a_server_that_is_rented_twice_at_once_keeps_a_database_as_it_is(empty_u
     with pytest.raises(Misconfigured, match="rentals"):
         asyncio.run(schema.prepare(empty_url))
     assert asyncio.run(schema.run(empty_url, dump)) == before
+
+
+@pytest.mark.parametrize("commits", ["b7321fc", "e68e1dd"])
+async def test_a_command_that_was_to_take_over_has_a_row_of_its_own(
+    commits: str, empty_url: str, tmp_path: Path
+) -> None:
+    def leave_one_waiting(connection: Connection) -> None:
+        _make(connection, commits, tmp_path / "versions")
+        connection.execute(
+            text(
+                "INSERT INTO operations (uuid, server_id, command, status, progress, attempts, fence, run_at_ms, "
+                "created_at_ms, successor) "
+                f"VALUES ('o-2', 2, 'start', 'running', 0, 1, 1, {OLD_MS}, {OLD_MS}, 'delete')"
+            )
+        )
+
+    await schema.run(empty_url, leave_one_waiting)
+    await schema.prepare(empty_url)
+    cloud = await opened(empty_url, round(time.time() * 1000))
+    async with cloud.reading() as ctx:
+        present = await operations.open_operation(ctx, 2)
+        assert present is not None
+        waiting = await operations.waiting(ctx, present.id)
+    assert waiting is not None
+    assert (present.command, waiting.command, waiting.status) == ("start", "delete", "queued")
+    await cloud.work()
+    async with cloud.reading() as ctx:
+        _, history = await operations.history(ctx, 2, Page())
+    assert [(operation.command, operation.status) for operation in history] == [
+        ("start", "cancelled"),
+        ("delete", "succeeded"),
+    ]
+    await cloud.close()

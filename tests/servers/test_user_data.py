@@ -2,7 +2,7 @@
 
 import pytest
 
-from vpsd.servers.user_data import LARGEST_BYTES, wrong
+from vpsd.servers.user_data import LARGEST_BYTES, refusal
 
 MIME = (
     'Content-Type: multipart/mixed; boundary="=="\nMIME-Version: 1.0\n\n--==\nContent-Type: text/x-shellscript\n\n'
@@ -36,7 +36,7 @@ MIME = (
     ],
 )
 def test_what_cloud_init_understands_is_taken(text: str) -> None:
-    assert wrong(text) is None
+    assert refusal(text) is None
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_cloud_init_understands_is_taken(text: str) -> None:
     + ["## template: jinja\necho", "Content-Type: text/x-shellscript\n\n#!/bin/sh"],
 )
 def test_what_begins_with_nothing_known_is_refused_with_what_may_be(text: str) -> None:
-    said = wrong(text)
+    said = refusal(text)
     assert said is not None
     assert said.startswith("User data begins, in its first column, with one of #! and a program, #cloud-config, ")
 
@@ -66,8 +66,8 @@ def test_what_begins_with_nothing_known_is_refused_with_what_may_be(text: str) -
         ("#cloud-config\na: *b\n", "Line 2, column 4: found undefined alias."),
         ("#cloud-config\na: !!python/object:os.system x\n", "Line 2, column 4: could not determine a constructor"),
         ("#cloud-config\n? [a]\n: b\n", "Line 2, column 3: found unhashable key."),
-        ("#cloud-config\na: 2001-99-99\n", "This is no YAML: "),
-        ("#cloud-config\na: \x07\n", "This is no YAML: "),
+        ("#cloud-config\na: 2001-99-99\n", "This is not valid YAML: "),
+        ("#cloud-config\na: \x07\n", "This is not valid YAML: "),
         ("#cloud-config\na: &a [*a]\n", "Line 2, column 8: *a is inside of what it stands for."),
         ("#!/bin/sh \ud800", "Character 11 is half of a surrogate pair."),
         ("#!/bin/sh\n".ljust(LARGEST_BYTES + 1, "#"), "65537 bytes of UTF-8 are too many; 65536 are the limit."),
@@ -78,7 +78,7 @@ def test_what_begins_with_nothing_known_is_refused_with_what_may_be(text: str) -
     ],
 )
 def test_what_cannot_be_is_refused_by_its_place(text: str, said: str) -> None:
-    assert (wrong(text) or "").startswith(said)
+    assert (refusal(text) or "").startswith(said)
 
 
 def _bomb(levels: int, times: int, merged: bool = False) -> str:
@@ -105,8 +105,8 @@ def _bomb(levels: int, times: int, merged: bool = False) -> str:
 )
 def test_a_small_text_that_would_become_a_large_thing_is_refused(text: str) -> None:
     assert len(text) <= LARGEST_BYTES
-    assert "Here it becomes too much; the limits are 10000 values" in (wrong(text) or "")
+    assert "Here it becomes too much; the limits are 10000 values" in (refusal(text) or "")
 
 
 def test_what_aliases_repeat_within_the_limits_is_taken() -> None:
-    assert wrong(_bomb(4, 10)) is None
+    assert refusal(_bomb(4, 10)) is None

@@ -10,18 +10,18 @@ import pytest
 from sqlalchemy import update
 
 from tests.cloud import TINY, Cloud
+from vpsd.audit import Audit
+from vpsd.backups import queries
 from vpsd.backups.repository import Repository
 from vpsd.backups.targets import Directory, TargetFull
 from vpsd.core.db import Statement
-from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.protocol import PowerState
+from vpsd.lifecycle import Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import operations as operations_table
 from vpsd.operations.service import LEASE_SECONDS
-from vpsd.servers.lifecycle import Status
-from vpsd.worker.check import Check
 
 MB = 1 << 20
 
@@ -41,7 +41,7 @@ async def _read(cloud: Cloud, server: int, at: int) -> str:
 
 
 async def _is_tidy(cloud: Cloud) -> None:
-    assert await Check(cloud.world, Ids()).run() == []
+    assert await Audit(cloud.runtime).run() == []
     assert not (await cloud.hypervisor.volumes()).exports
 
 
@@ -70,9 +70,9 @@ async def test_what_is_completed_can_be_restored_at_once(cloud: Cloud) -> None:
     seen = set()
 
     async def look() -> None:
-        status = (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()["status"]
-        async with cloud.database.read() as tx:
-            seen.add((status, await operations.open_operation(tx, server) is None))
+        async with cloud.runtime.snapshot() as ctx:  # both as they are at one moment
+            status = (await queries.row(ctx, made["id"])).status
+            seen.add((status, await operations.open_operation(ctx, server) is None))
 
     def slowly(_: str) -> None:
         looks.append(asyncio.ensure_future(look()))
@@ -96,7 +96,7 @@ async def test_a_chain_outlives_any_of_its_members(cloud: Cloud) -> None:
     assert [backup["incremental"] for backup in backups] == [False, True, True, True, True]
     for gone in (backups[2], backups[0]):
         assert (await cloud.ask("DELETE", f"/api/v1/backups/{gone['id']}/")).status_code == 204
-        await cloud.keeper().keep()
+        await cloud.backup_scheduler().schedule()
     for number in (1, 4, 3):
         await _restore(cloud, "backup", backups[number]["id"])
         assert await _read(cloud, server, 9 * MB) == f"version {number}"
@@ -104,7 +104,7 @@ async def test_a_chain_outlives_any_of_its_members(cloud: Cloud) -> None:
         assert await _read(cloud, server, (number + 1) * MB) == ""
     for number in (4, 1, 3):
         await cloud.ask("DELETE", f"/api/v1/backups/{backups[number]['id']}/")
-        await cloud.keeper().keep()
+        await cloud.backup_scheduler().schedule()
     assert cloud.target.objects() == []
     await _is_tidy(cloud)
 
@@ -151,7 +151,7 @@ async def test_a_new_server_begins_with_what_a_backup_of_a_deleted_one_holds(clo
         assert await cloud.status(new) == "active"
         assert await _read(cloud, new, 3 * MB) == "kept"
         assert (await cloud.ask("DELETE", f"/api/v1/{field.removesuffix('_id')}s/{copy['id']}/")).status_code == 204
-        await cloud.keeper().keep()
+        await cloud.backup_scheduler().schedule()
     await _is_tidy(cloud)
     assert cloud.target.objects() == []
 
@@ -230,7 +230,7 @@ async def test_a_full_target_fails_the_backup_and_leaves_nothing_there(cloud: Cl
     assert refused.status_code == 400
     assert "failed" in refused.json()["detail"]
     cloud.target.before_call = None
-    await cloud.keeper().keep()
+    await cloud.backup_scheduler().schedule()
     assert cloud.target.objects() == []
     await _is_tidy(cloud)
     assert (await cloud.have_copy(server))["status"] == "completed"
@@ -278,10 +278,10 @@ async def test_a_target_that_never_answers_ends_in_a_clear_error(cloud: Cloud) -
     assert failed["status"] == "failed"
     assert "does not answer" in failed["error"]
     assert await cloud.status(server) == "active"
-    await cloud.keeper().keep()  # cannot be swept now; nobody is told of an error for that
+    await cloud.backup_scheduler().schedule()  # cannot be collected now; nobody is told of an error for that
     cloud.target.before_call = None
     cloud.clock.advance(600)
-    await cloud.keeper().keep()
+    await cloud.backup_scheduler().schedule()
     await _is_tidy(cloud)
 
 
@@ -347,7 +347,7 @@ async def test_a_restore_that_nobody_could_undo_is_undone_at_the_next_boot(cloud
     await _write(cloud, server, MB, "after")
     assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
     await _host_is_away_until_it_is_given_up(cloud, server)
-    assert (await cloud.row(server)).replaced is not None
+    assert (await cloud.row(server)).previous_boot is not None
     assert (await cloud.post(f"/api/v1/servers/{server}/start/")).status_code == 200
     await cloud.settle()
     assert await cloud.status(server) == "active"
@@ -403,7 +403,7 @@ async def test_restoring_a_stopped_server_needs_credit(cloud: Cloud) -> None:
 
 async def test_a_backup_is_sealed_where_the_operator_has_a_key(cloud: Cloud) -> None:
     repository = Repository(cloud.target, cloud.instance, b"k" * 32)
-    cloud.world = msgspec.structs.replace(cloud.world, repository=repository)
+    cloud.runtime = msgspec.structs.replace(cloud.runtime, repository=repository)
     server = await cloud.have_server()
     await _write(cloud, server, MB, "a secret of Alice's")
     backup = await cloud.have_copy(server)
@@ -417,17 +417,17 @@ async def test_a_backup_is_sealed_where_the_operator_has_a_key(cloud: Cloud) -> 
 async def test_what_was_made_under_another_key_or_elsewhere_is_refused_in_words(cloud: Cloud, tmp_path: Path) -> None:
     server = await cloud.have_server()
     backup = await cloud.have_copy(server)
-    here = cloud.world
+    here = cloud.runtime
     for repository, text in (
         (Repository(cloud.target, cloud.instance, b"k" * 32), "key"),
         (Repository(Directory(tmp_path / "other"), cloud.instance, None), "operator can tell"),
     ):
-        cloud.world = msgspec.structs.replace(here, repository=repository)
+        cloud.runtime = msgspec.structs.replace(here, repository=repository)
         await _restore(cloud, "backup", backup["id"])
         assert text in (await cloud.get(f"/api/v1/servers/{server}/")).json()["error"]
         await cloud.settle()
         assert not (await cloud.have_copy(server))["incremental"]
-    cloud.world = here
+    cloud.runtime = here
     await _restore(cloud, "backup", backup["id"])
     assert await cloud.status(server) == "active"
 
@@ -467,7 +467,7 @@ class Killed(BaseException):
 
 
 def _die_at(call: str) -> Callable[[str], None]:
-    """Die at that call; who is dead tidies up nothing."""
+    """Die at that call; who is dead cleans up nothing."""
     dead = False
 
     def die(name: str) -> None:
@@ -494,7 +494,7 @@ async def test_a_stopped_server_whose_backup_died_boots_from_the_beginning(cloud
     await cloud.work()
     await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"backups_enabled": True})
     cloud.clock.advance(86_400)
-    await cloud.keeper().keep()
+    await cloud.backup_scheduler().schedule()
     cloud.hypervisor.before_call = _die_at("export_progress")
     await _is_killed(cloud)
     assert (await cloud.post(f"/api/v1/servers/{server}/start/")).status_code == 200
@@ -518,7 +518,7 @@ async def test_a_backup_that_is_stored_stays_even_where_the_host_then_fails(clou
         await cloud.settle()
     assert (await cloud.get(f"/api/v1/backups/{backup['id']}/")).json()["status"] == "completed"
     cloud.hypervisor.before_call = None
-    assert [finding.kind for finding in await Check(cloud.world, Ids(), fix=True).run()] == ["copy"]
+    assert [finding.kind for finding in await Audit(cloud.runtime, fix=True).run()] == ["copy"]
     await _restore(cloud, "backup", backup["id"])
     assert await cloud.status(server) == "active"
 
@@ -546,8 +546,8 @@ async def test_a_disk_that_was_taken_is_not_taken_twice(cloud: Cloud) -> None:
     assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
     cloud.hypervisor.before_call = _die_at("write_seed")
     await _is_killed(cloud)
-    async with cloud.database.write() as tx:  # as if it had died before the next step was noted
-        await tx.run(Statement(update(operations_table), ("step",)), step="take_restored_disk")
+    async with cloud.writing() as ctx:  # as if it had died before the next step was noted
+        await ctx.tx.run(Statement(update(operations_table), ("step",)), step="take_restored_disk")
     cloud.hypervisor.never_boots = True
     await cloud.settle()
     assert await cloud.status(server) == "error"
@@ -641,7 +641,7 @@ async def test_failed_backups_leave_no_marks_behind(cloud: Cloud) -> None:
     assert (await cloud.have_copy(server))["incremental"]
 
 
-async def test_backups_leave_hands_free_for_what_customers_wait_for(cloud: Cloud) -> None:
+async def test_backups_leave_worker_slots_free_for_what_customers_wait_for(cloud: Cloud) -> None:
     gate = asyncio.Event()
 
     async def wait_at_gate(call: str) -> None:
@@ -670,7 +670,7 @@ async def test_a_backup_waits_for_no_turn_that_another_may_take(cloud: Cloud) ->
     server = await cloud.have_server()
     await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"backups_enabled": True})
     cloud.clock.advance(86_400)
-    await cloud.keeper().keep()
+    await cloud.backup_scheduler().schedule()
     assert (await cloud.post(f"/api/v1/servers/{server}/snapshot/")).json()["code"] == "busy"
     assert (await cloud.get("/api/v1/snapshots/")).json()["count"] == 0
 
@@ -761,7 +761,7 @@ async def test_a_guest_that_is_down_although_it_should_run_is_not_copied(cloud: 
     cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
     made = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
     await cloud.work()
-    assert "copy_disk" not in cloud.hypervisor.calls
+    assert "export_disk" not in cloud.hypervisor.calls
     assert "not running" in (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()["error"]
     await cloud.settle()
     assert (await cloud.status(server), await _power(cloud, server)) == ("active", PowerState.RUNNING)

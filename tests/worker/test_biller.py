@@ -1,21 +1,21 @@
 """What becomes of servers without credit: warned, a grace, suspended, back again; nothing is lost unless it is said."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.billing.books import DAY, HOUR, assert_right, charge, charges_of, have_connections
 from tests.cloud import Cloud
+from tests.idempotency.posts import Stumbling
+from tests.worker.forcing import force_status
 from vpsd.accounts import service as accounts
 from vpsd.core.clock import iso_utc
-from vpsd.core.db import Tx
 from vpsd.hypervisor.protocol import PowerState
-from vpsd.servers import rows
-from vpsd.servers.lifecycle import Status
-from vpsd.worker.biller import Wish
+from vpsd.lifecycle import Status
+from vpsd.servers import queries
+from vpsd.worker.biller import Biller, CreditState, apply
 
 SERVERS = "/api/v1/servers/"
 GRACE = 72 * HOUR
@@ -112,7 +112,8 @@ async def test_a_running_server_is_shut_down_gracefully_and_keeps_disk_and_addre
     operation = (await cloud.operations(server))[-1]
     assert (operation["command"], operation["status"]) == ("suspend", "succeeded")
     assert operation["detail"] == "shut down by ACPI"
-    assert [event["actor"] for event in await events(cloud, "server.suspend")] == ["vpsd"]
+    (event,) = await events(cloud, "server.suspend")
+    assert (event["actor"], event["transition"]) == ("vpsd", {"from": "active", "to": "stopping"})
     detail = (await cloud.get(f"{SERVERS}{server}/")).json()
     assert detail["status"] == "suspended"
 
@@ -122,6 +123,8 @@ async def test_a_stopped_server_is_suspended_too(cloud: Cloud) -> None:
     await suspend(cloud)
     assert await cloud.status(server) == "suspended"
     assert [o["command"] for o in await cloud.operations(server)] == ["create", "stop"]  # there was nothing to do
+    (event,) = await events(cloud, "server.suspend")
+    assert event["transition"] == {"from": "stopped", "to": "suspended"}
 
 
 async def test_a_suspended_server_goes_on_costing_what_it_holds(cloud: Cloud) -> None:
@@ -136,9 +139,9 @@ async def test_a_suspended_server_goes_on_costing_what_it_holds(cloud: Cloud) ->
 
 async def test_strangers_and_accounts_without_a_limit_are_left_alone(cloud: Cloud) -> None:
     mine, theirs = await cloud.have_server(), await cloud.have_server(who="charlie")
-    async with cloud.database.write() as tx:
-        charlie = await accounts.find_account(tx, "charlie")
-        await accounts.set_limits(tx, cloud.clock, charlie, {"credit_limit_micros": None})
+    async with cloud.writing() as ctx:
+        charlie = await accounts.find_account(ctx, "charlie")
+        await accounts.set_limits(ctx, charlie, {"credit_limit_micros": None})
     await cloud.have_balance(0, who="charlie")
     await suspend(cloud)
     assert (await cloud.status(mine), await cloud.status(theirs)) == ("suspended", "active")
@@ -148,9 +151,9 @@ async def test_strangers_and_accounts_without_a_limit_are_left_alone(cloud: Clou
 
 async def test_credit_below_zero_counts_as_far_as_the_limit_goes(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    async with cloud.database.write() as tx:
-        account = await accounts.find_account(tx, "alice")
-        await accounts.set_limits(tx, cloud.clock, account, {"credit_limit_micros": 2976 * 10})
+    async with cloud.writing() as ctx:
+        account = await accounts.find_account(ctx, "alice")
+        await accounts.set_limits(ctx, account, {"credit_limit_micros": 2976 * 10})
     await cloud.have_balance(0)
     cloud.clock.advance(5 * HOUR)
     await look(cloud)
@@ -168,8 +171,7 @@ async def test_no_server_starts_without_credit(cloud: Cloud, status: Status) -> 
         await suspend(cloud)
     else:
         await run_out(cloud)
-        async with cloud.database.write() as tx:
-            await rows.set_status(tx, server, status, None, cloud.clock.now_ms())
+        await force_status(cloud, server, status)
     for path, body in (("start", None), ("rebuild", {"os_id": 3})):  # what is rebuilt runs in the end
         answer = await cloud.post(f"{SERVERS}{server}/{path}/", body)
         assert answer.status_code == 402
@@ -194,21 +196,10 @@ async def test_a_payment_that_comes_between_the_look_and_the_act_counts(cloud: C
     await run_out(cloud)
     cloud.clock.advance(GRACE)
     await charge(cloud)
-    write, begun = cloud.database.write, 0
-
-    @asynccontextmanager
-    async def paid_before_the_third() -> AsyncIterator[Tx]:  # the look, the first server, the second
-        nonlocal begun
-        begun += 1
-        if begun == 3:
-            cloud.database.write = write  # type: ignore[method-assign]
-            await cloud.have_balance(10**6)
-        async with write() as tx:
-            yield tx
-
-    cloud.database.write = paid_before_the_third  # type: ignore[method-assign]
-    await cloud.biller().bill()
-    assert begun == 3
+    late = Stumbling(cloud.database)
+    late.before[3] = lambda: cloud.have_balance(10**6)  # after the look and the first server
+    await Biller(msgspec.structs.replace(cloud.runtime, database=late)).bill()
+    assert late.written == 3
     assert [await cloud.status(server) for server in (first, second)] == ["stopping", "active"]
     await cloud.work()
     await look(cloud)
@@ -230,7 +221,10 @@ async def test_credit_brings_what_ran_back_to_work_and_what_was_stopped_back_to_
     assert cloud.hypervisor.calls.count("power_on") == 1
     assert (await cloud.account()).exhausted_at_ms is None
     assert len(await events(cloud, "credit.restored")) == 1
-    assert [event["target"]["id"] for event in await events(cloud, "server.resume")] == [runs, rests]
+    assert [(event["target"]["id"], event["transition"]) for event in await events(cloud, "server.resume")] == [
+        (runs, {"from": "suspended", "to": "starting"}),
+        (rests, {"from": "suspended", "to": "stopped"}),
+    ]
     await assert_right(cloud)
 
 
@@ -329,7 +323,7 @@ async def test_where_a_time_is_set_servers_are_deleted_then_and_not_a_second_bef
     await look(cloud)
     await cloud.settle()
     for server in servers:
-        assert (await cloud.row(server)).gone_at_ms is not None
+        assert (await cloud.row(server)).purged_at_ms is not None
     assert await cloud.hypervisor.guests() == {}
     assert await cloud.addresses() == []
     assert [event["actor"] for event in await events(cloud, "server.delete")] == ["vpsd", "vpsd"]
@@ -367,9 +361,9 @@ async def test_a_deleted_server_is_not_deleted_again(cloud: Cloud) -> None:
     await cloud.settle()
     before = await cloud.row(server)
     cloud.clock.advance(DAY)
-    for wish in Wish:
-        async with cloud.database.write() as tx:
-            await cloud.biller()._carry_out(tx, wish, await rows.lock(tx, server))
+    for state in CreditState:
+        async with cloud.writing("alice") as ctx:
+            await apply(ctx, state, await queries.lock(ctx, server))
     assert await cloud.row(server) == before
     assert await cloud.work() == 0
 
@@ -392,12 +386,12 @@ async def test_a_server_that_was_still_being_made_is_suspended_when_it_is(cloud:
     await cloud.have_server("first")
     await run_out(cloud)
     cloud.clock.advance(GRACE)
-    async with cloud.database.write() as tx:
-        account = await accounts.find_account(tx, "alice")
-        await accounts.set_limits(tx, cloud.clock, account, {"credit_limit_micros": 10**9})
+    async with cloud.writing() as ctx:
+        account = await accounts.find_account(ctx, "alice")
+        await accounts.set_limits(ctx, account, {"credit_limit_micros": 10**9})
     late = await cloud.create("late")
-    async with cloud.database.write() as tx:
-        await accounts.set_limits(tx, cloud.clock, account, {"credit_limit_micros": 0})
+    async with cloud.writing() as ctx:
+        await accounts.set_limits(ctx, account, {"credit_limit_micros": 0})
     await cloud.biller().bill()
     assert await cloud.status(late) == "provisioning"
     await cloud.work()

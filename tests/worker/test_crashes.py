@@ -7,11 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from tests.cloud import Cloud
-from vpsd.core.ids import Ids
+from vpsd.audit import Audit
 from vpsd.core.money import MICROS
+from vpsd.lifecycle import Command, Status
 from vpsd.operations.service import LEASE_SECONDS
-from vpsd.servers.lifecycle import Command, Status
-from vpsd.worker.check import Check
 
 TOLD = {
     Command.HARD_STOP: ("power", {"action": "hard_stop"}),
@@ -43,7 +42,7 @@ async def _told(cloud: Cloud, command: Command) -> int:
     if command is Command.CREATE:
         return await cloud.create()
     server = await cloud.have_server(status=Status.STOPPED if command is Command.START else Status.ACTIVE)
-    if command in (Command.DELETE, Command.RETIRE, Command.UNDELETE):
+    if command in (Command.DELETE, Command.SOFT_DELETE, Command.UNDELETE):
         cloud.set(undelete_hours=0 if command is Command.DELETE else 1)
         assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
         if command is Command.UNDELETE:
@@ -63,7 +62,7 @@ async def _told(cloud: Cloud, command: Command) -> int:
         await cloud.have_copy(server)
         await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"backups_enabled": True})
         cloud.clock.advance(86_400)
-        await cloud.keeper().keep()
+        await cloud.backup_scheduler().schedule()
     elif command is Command.RESTORE:
         backup = await cloud.have_copy(server)
         assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
@@ -100,7 +99,7 @@ async def _delete(cloud: Cloud, server: int) -> None:
     for backup in (await cloud.get("/api/v1/backups/")).json()["results"]:
         assert backup["status"] == "completed"
         assert (await cloud.ask("DELETE", f"/api/v1/backups/{backup['id']}/")).status_code == 204
-    await cloud.keeper().keep()
+    await cloud.backup_scheduler().schedule()
     assert cloud.target.objects() == []
 
 
@@ -110,7 +109,7 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
     cloud: Cloud, command: Command, moment: str
 ) -> None:
     stops = {Command.STOP: Status.STOPPED, Command.HARD_STOP: Status.STOPPED, Command.SUSPEND: Status.SUSPENDED}
-    stops |= {Command.RETIRE: Status.DELETED}
+    stops |= {Command.SOFT_DELETE: Status.DELETED}
     arrives = stops.get(command, Status.ACTIVE)
     calls = await _calls_of(cloud, command)
     assert calls > 0
@@ -140,4 +139,4 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
             assert not volumes.exports
             assert [held.server_id for held in await cloud.addresses()] == [server]
             await _delete(cloud, server)
-        assert await Check(cloud.world, Ids()).run() == []
+        assert await Audit(cloud.runtime).run() == []

@@ -4,10 +4,9 @@ import pytest
 
 from tests.cloud import Cloud
 from vpsd.hypervisor.protocol import PowerState
+from vpsd.lifecycle import AT_REST, Command, Status
 from vpsd.operations import service as operations
-from vpsd.servers.lifecycle import Command, Status
-from vpsd.worker.check import _AT_REST
-from vpsd.worker.reconcile import VERDICTS
+from vpsd.worker.reconcile import CORRECTIONS
 
 
 async def test_a_guest_that_powers_itself_off_is_stopped(cloud: Cloud) -> None:
@@ -16,6 +15,9 @@ async def test_a_guest_that_powers_itself_off_is_stopped(cloud: Cloud) -> None:
     await cloud.reconciler().reconcile()
     assert await cloud.status(server) == "stopped"
     assert [o["command"] for o in await cloud.operations(server)] == ["create"]
+    event = (await cloud.get("/api/v1/account/events/")).json()["results"][0]
+    assert (event["action"], event["actor"]) == ("server.status", "vpsd")
+    assert event["transition"] == {"from": "active", "to": "stopped"}
 
 
 @pytest.mark.parametrize("power", [PowerState.CRASHED, PowerState.PAUSED])
@@ -101,23 +103,23 @@ async def test_an_operation_that_began_since_the_look_is_left_its_server(cloud: 
     server = await cloud.have_server()
     cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
     guest = await cloud.hypervisor.guest(cloud.guest(server))
-    async with cloud.database.write() as tx:
-        await operations.add(tx, cloud.ids, cloud.clock, server, Command.CONFIGURE)
-    await cloud.reconciler()._settle(server, guest, cloud.clock.now_ms())
+    async with cloud.writing() as ctx:
+        await operations.enqueue(ctx, server, Command.CONFIGURE)
+    await cloud.reconciler().correct(server, guest, cloud.clock.now_ms())
     assert await cloud.status(server) == "active"
 
 
 async def test_a_hostname_changed_while_another_operation_was_open_reaches_the_seed_afterwards(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    async with cloud.database.write() as tx:
-        await operations.add(tx, cloud.ids, cloud.clock, server, Command.RECOVER)
-        await operations.claim(tx, cloud.clock, "busy")
+    async with cloud.writing() as ctx:
+        await operations.enqueue(ctx, server, Command.RECOVER)
+        await operations.claim(ctx, "busy")
     await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "late.example.com"})
-    async with cloud.database.read() as tx:
-        operation = await operations.open_operation(tx, server)
+    async with cloud.reading() as ctx:
+        operation = await operations.open_operation(ctx, server)
     assert operation is not None
-    async with cloud.database.write() as tx:
-        await operations.finish(tx, cloud.clock, operations.Lease.of(operation), None, None)
+    async with cloud.writing() as ctx:
+        await operations.finish(ctx, operations.Lease.of(operation), None, None)
     cloud.clock.advance(1)
     await cloud.reconciler().reconcile()
     await cloud.work()
@@ -133,4 +135,4 @@ async def test_a_host_that_does_not_answer_changes_no_row(cloud: Cloud) -> None:
 
 
 def test_only_servers_at_rest_are_judged() -> None:
-    assert {status for status, _ in VERDICTS} == _AT_REST
+    assert {status for status, _ in CORRECTIONS} == AT_REST

@@ -2,53 +2,69 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import pytest
 
 from tests.cloud import Cloud
-from vpsd.core.db import Tx
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement, Tx
 from vpsd.errors import Busy, Unusable
+from vpsd.lifecycle import Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Lease, LostLease
-from vpsd.servers.lifecycle import Command, Status
 
 
-async def test_an_operation_in_a_live_workers_hands_is_not_taken(cloud: Cloud) -> None:
+async def test_an_operation_that_a_live_worker_has_is_not_taken(cloud: Cloud) -> None:
     await cloud.create()
-    async with cloud.database.write() as tx:
-        assert await operations.claim(tx, cloud.clock, "first") is not None
-        assert await operations.claim(tx, cloud.clock, "second") is None
+    async with cloud.writing() as ctx:
+        assert await operations.claim(ctx, "first") is not None
+        assert await operations.claim(ctx, "second") is None
     cloud.clock.advance(LEASE_SECONDS - 1)
-    async with cloud.database.write() as tx:
-        assert await operations.claim(tx, cloud.clock, "second") is None
+    async with cloud.writing() as ctx:
+        assert await operations.claim(ctx, "second") is None
 
 
 async def test_a_lease_that_ran_out_is_taken_over_and_its_old_holder_cannot_save(cloud: Cloud) -> None:
     await cloud.create()
-    async with cloud.database.write() as tx:
-        first = await operations.claim(tx, cloud.clock, "first")
+    async with cloud.writing() as ctx:
+        first = await operations.claim(ctx, "first")
     assert first is not None
     cloud.clock.advance(LEASE_SECONDS + 1)
-    async with cloud.database.write() as tx:
-        second = await operations.claim(tx, cloud.clock, "second")
+    async with cloud.writing() as ctx:
+        second = await operations.claim(ctx, "second")
     assert second is not None
     assert second.id == first.id
     stale = Lease.of(first)
-    saves: list[Callable[[Tx], Awaitable[object]]] = [
-        lambda tx: operations.save_step(tx, stale, "power_on", 0.5),
-        lambda tx: operations.report(tx, stale, 0.5, "still here"),
-        lambda tx: operations.renew(tx, cloud.clock, stale),
-        lambda tx: operations.hold(tx, stale),
-        lambda tx: operations.release(tx, stale, "sorry", 0),
-        lambda tx: operations.finish(tx, cloud.clock, stale, None, None),
+    saves: list[Callable[[Ctx], Awaitable[object]]] = [
+        lambda ctx: operations.save_step(ctx, stale, "power_on", 0.5),
+        lambda ctx: operations.report(ctx, stale, 0.5, "still here"),
+        lambda ctx: operations.renew(ctx, stale),
+        lambda ctx: operations.hold(ctx, stale),
+        lambda ctx: operations.release(ctx, stale, "sorry", 0),
+        lambda ctx: operations.finish(ctx, stale, None, None),
     ]
     for save in saves:
         with pytest.raises(LostLease):
-            async with cloud.database.write() as tx:
-                await save(tx)
-    async with cloud.database.write() as tx:
-        await operations.save_step(tx, Lease.of(second), "power_on", 0.5)
+            async with cloud.writing() as ctx:
+                await save(ctx)
+    async with cloud.writing() as ctx:
+        await operations.save_step(ctx, Lease.of(second), "power_on", 0.5)
+
+
+async def test_a_process_that_is_alone_takes_over_at_once_and_who_held_the_lease_cannot_save(cloud: Cloud) -> None:
+    await cloud.create()
+    async with cloud.writing() as ctx:
+        first = await operations.claim(ctx, "first")
+        assert first is not None
+        await operations.end_leases(ctx)
+        second = await operations.claim(ctx, "second")
+    assert second is not None
+    assert second.id == first.id
+    with pytest.raises(LostLease):
+        async with cloud.writing() as ctx:
+            await operations.save_step(ctx, Lease.of(first), "power_on", 0.5)
 
 
 async def test_what_a_worker_did_after_it_lost_its_lease_is_not_saved(cloud: Cloud) -> None:
@@ -118,8 +134,8 @@ async def test_a_host_that_does_not_answer_is_asked_again_with_growing_pauses(cl
 
 
 async def _due(cloud: Cloud) -> bool:
-    async with cloud.database.read() as tx:
-        operation = await operations.open_operation(tx, 1)
+    async with cloud.reading() as ctx:
+        operation = await operations.open_operation(ctx, 1)
     assert operation is not None
     return operation.run_at_ms <= cloud.clock.now_ms()
 
@@ -148,8 +164,8 @@ async def test_a_deadline_ends_an_operation_that_nobody_could_finish(cloud: Clou
 async def test_an_operation_that_kills_every_worker_is_given_up(cloud: Cloud) -> None:
     server = await cloud.create()
     for _ in range(MAX_ATTEMPTS):
-        async with cloud.database.write() as tx:
-            assert await operations.claim(tx, cloud.clock, "doomed") is not None
+        async with cloud.writing() as ctx:
+            assert await operations.claim(ctx, "doomed") is not None
         cloud.clock.advance(LEASE_SECONDS + 1)
     await cloud.work()
     assert await cloud.status(server) == "error"
@@ -233,7 +249,7 @@ async def test_delete_takes_over_from_a_boot_that_a_worker_is_waiting_for(cloud:
     cloud.hypervisor.never_boots = True
     # The boot waits in no time, a database takes some: it shall not have given up before the heartbeat has been there.
     settings = msgspec.structs.replace(cloud.settings, boot_timeout_seconds=3600)
-    cloud.world = msgspec.structs.replace(cloud.world, settings=settings)
+    cloud.runtime = msgspec.structs.replace(cloud.runtime, settings=settings)
     beats = asyncio.Event()
 
     async def tick(seconds: float) -> None:
@@ -261,14 +277,14 @@ async def test_delete_takes_over_from_a_boot_that_a_worker_is_waiting_for(cloud:
 
 async def test_delete_takes_over_from_a_worker_that_died_before_anything_more_is_done(cloud: Cloud) -> None:
     server = await cloud.create()
-    async with cloud.database.write() as tx:
-        assert await operations.claim(tx, cloud.clock, "dead") is not None
+    async with cloud.writing() as ctx:
+        assert await operations.claim(ctx, "dead") is not None
     assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
     cloud.clock.advance(LEASE_SECONDS + 1)
     await cloud.settle()
     assert "define" not in cloud.hypervisor.calls
     assert await cloud.addresses() == []
-    assert (await cloud.row(server)).gone_at_ms is not None
+    assert (await cloud.row(server)).purged_at_ms is not None
 
 
 async def test_delete_goes_on_trying_until_the_host_is_back(cloud: Cloud) -> None:
@@ -333,22 +349,40 @@ async def test_two_workers_share_the_work_and_nothing_is_done_twice(cloud: Cloud
     assert len({held.address for held in await cloud.addresses()}) == 6
 
 
+class _Late:
+    """A transaction that looked before another one's operation was there."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+        self._has_looked = False
+
+    async def first(self, statement: Statement[Any], /, **values: Any) -> Any:
+        if not self._has_looked:
+            self._has_looked = True
+            return None
+        return await self._tx.first(statement, **values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tx, name)
+
+
 async def test_only_one_operation_can_be_open_on_a_server(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    async with cloud.database.write() as tx:
-        await operations.add(tx, cloud.ids, cloud.clock, server, Command.STOP)
+    async with cloud.writing() as ctx:
+        await operations.enqueue(ctx, server, Command.STOP)
     with pytest.raises(Busy):
-        async with cloud.database.write() as tx:
-            await operations.add(tx, cloud.ids, cloud.clock, server, Command.REBOOT)
+        async with cloud.writing() as ctx:
+            await operations.enqueue(ctx, server, Command.REBOOT)
     # The index says so too, to those who come at the same moment.
     with pytest.raises(Busy):
-        async with cloud.database.write() as tx:
-            await operations._insert(tx, cloud.ids, cloud.clock, server, Command.REBOOT)
+        async with cloud.writing() as ctx:
+            late = msgspec.structs.replace(ctx, tx=_Late(ctx.tx))
+            await operations.enqueue(late, server, Command.REBOOT)
 
 
 async def test_a_used_up_address_pool_is_said_and_waits_for_an_address(cloud: Cloud) -> None:
-    cloud.world = msgspec.structs.replace(
-        cloud.world, settings=msgspec.structs.replace(cloud.settings, address_pool="127.10.0.0/30")
+    cloud.runtime = msgspec.structs.replace(
+        cloud.runtime, settings=msgspec.structs.replace(cloud.settings, address_pool="127.10.0.0/30")
     )
     first, second = await cloud.create("first"), await cloud.create("second")
     await cloud.work()

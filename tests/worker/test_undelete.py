@@ -11,15 +11,15 @@ from tests.api.tables import rows
 from tests.billing.books import assert_right, have_connections
 from tests.cloud import Cloud
 from tests.idempotency.posts import Killed, Stumbling
+from vpsd.audit import Audit
 from vpsd.core.clock import iso_utc
 from vpsd.core.db import Statement
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.protocol import PowerState
+from vpsd.lifecycle import Status
 from vpsd.operations.service import LEASE_SECONDS
-from vpsd.servers.lifecycle import Status
 from vpsd.servers.models import servers
 from vpsd.worker.biller import Biller
-from vpsd.worker.check import Check
 
 SERVERS = "/api/v1/servers/"
 HOUR = 3600
@@ -193,7 +193,7 @@ async def test_every_other_command_is_told_of_undelete_and_until_when(cloud: Clo
     server = await deleted(cloud)
     body = {"rebuild": {"os_id": 1}, "resize": {"plan_id": 3}, "power": {"action": "hard_stop"}}.get(path)
     answer = await cloud.post(f"{SERVERS}{server}/{path}/", body)
-    end = iso_utc((await cloud.row(server)).delete_at_ms or 0)
+    end = iso_utc((await cloud.row(server)).purge_due_at_ms or 0)
     assert (answer.status_code, answer.json()["code"]) == (400, "wrong_status")
     assert answer.json()["detail"] == (
         f"The server is deleted, and gone for ever at {end}. Undelete it: POST {SERVERS}{server}/undelete/."
@@ -284,7 +284,7 @@ async def test_without_a_time_to_undo_a_delete_is_final(cloud: Cloud) -> None:
 
 async def test_when_the_time_is_over_it_vanishes_and_is_paid_until_then_and_not_a_second_sooner(cloud: Cloud) -> None:
     server = await deleted(cloud)
-    end_ms = (await cloud.row(server)).delete_at_ms or 0
+    end_ms = (await cloud.row(server)).purge_due_at_ms or 0
     cloud.clock.advance((end_ms - cloud.clock.now_ms()) / 1000 - 1)
     await cloud.biller().bill()
     assert await cloud.status(server) == "deleted"
@@ -293,7 +293,7 @@ async def test_when_the_time_is_over_it_vanishes_and_is_paid_until_then_and_not_
     assert (await cloud.get(f"{SERVERS}{server}/")).status_code == 404
     assert (await rows(cloud.database, "rentals"))[0]["to_ms"] == end_ms
     await cloud.settle()
-    assert (await cloud.row(server)).gone_at_ms is not None
+    assert (await cloud.row(server)).purged_at_ms is not None
     assert await cloud.hypervisor.guests() == {}
     assert [e["actor"] for e in await rows(cloud.database, "events") if e["action"] == "server.delete"] == [
         "token",
@@ -314,7 +314,7 @@ async def test_one_whose_host_is_away_while_its_time_ends_is_removed_when_the_ho
     await cloud.biller().bill()
     cloud.hypervisor.broken = False
     await cloud.settle()
-    assert (await cloud.row(server)).gone_at_ms is not None
+    assert (await cloud.row(server)).purged_at_ms is not None
     assert await cloud.hypervisor.guests() == {}
 
 
@@ -323,8 +323,7 @@ async def test_an_undelete_between_the_look_and_the_deed_keeps_its_server(cloud:
     cloud.clock.advance(24 * HOUR)
     late = Stumbling(cloud.database)
     late.before[1] = lambda: undelete(cloud, server)
-    world = msgspec.structs.replace(cloud.world, database=late)
-    await Biller(world, cloud.ids).bill()
+    await Biller(msgspec.structs.replace(cloud.runtime, database=late)).bill()
     assert (await cloud.row(server)).deleted_at_ms is None
     await cloud.settle()
     assert await cloud.status(server) == "active"
@@ -341,7 +340,7 @@ async def test_of_an_undelete_and_the_end_at_the_same_moment_one_wins_whole(clou
         if answer.status_code == 200:
             assert (row.status, row.deleted_at_ms) == ("active", None)
         else:
-            assert (answer.status_code, row.gone_at_ms is not None) == (404, True)
+            assert (answer.status_code, row.purged_at_ms is not None) == (404, True)
         await delete(cloud, server, "?now=1", 204 if answer.status_code == 200 else 404)
         await cloud.settle()
     await assert_right(cloud)
@@ -384,13 +383,13 @@ async def test_it_counts_against_quota_and_room_until_it_is_gone(cloud: Cloud) -
 
 async def test_check_knows_a_deleted_server_and_mends_one_that_nothing_shuts_down(cloud: Cloud) -> None:
     server = await deleted(cloud)
-    assert await Check(cloud.world, cloud.ids).run() == []
-    async with cloud.database.write() as tx:
-        await tx.run(Statement(update(servers).values(status="deleting")))
-    (found,) = await Check(cloud.world, cloud.ids, fix=True).run()
+    assert await Audit(cloud.runtime).run() == []
+    async with cloud.writing() as ctx:
+        await ctx.tx.run(Statement(update(servers).values(status="deleting")))
+    (found,) = await Audit(cloud.runtime, fix=True).run()
     assert (found.text, found.fixed) == ("is deleting, and nothing is under way", "its shutdown is queued")
     await cloud.settle()
     assert await cloud.status(server) == "deleted"
     cloud.hypervisor.loses_disk(cloud.guest(server))
-    (found,) = await Check(cloud.world, cloud.ids, fix=True).run()
+    (found,) = await Audit(cloud.runtime, fix=True).run()
     assert (found.text, await cloud.status(server)) == ("has no disk on the host", "deleted")

@@ -1,9 +1,10 @@
-"""Tables of accounts, their people, tokens and events, and this installation's own id."""
+"""Tables of accounts, their people and tokens, and this installation's own id."""
 
 import msgspec
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, String, Table, UniqueConstraint
 
-from vpsd.accounts.permissions import OF_ROLE, Role, covers
+from vpsd.accounts.permissions import Role, may
+from vpsd.core.context import Actor
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
 
@@ -62,24 +63,6 @@ tokens = Table(
     sqlite_autoincrement=True,
 )
 
-events = Table(  # append-only: triggers refuse to change or delete a row
-    "events",
-    metadata,
-    identity(),
-    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
-    Column("at_ms", BigInteger, nullable=False),
-    Column("actor", String(16), nullable=False),  # token | operator | vpsd
-    Column("token_id", BigInteger, ForeignKey("tokens.id")),
-    Column("address", String(45)),
-    Column("request_id", String(64)),
-    Column("action", String(32), nullable=False),  # server.create
-    Column("target", String(16)),  # server
-    Column("target_id", BigInteger),
-    Column("detail", Text),
-    sqlite_autoincrement=True,
-)
-Index("ix_events_account_id_id", events.c.account_id, events.c.id)
-
 
 class Account(msgspec.Struct, frozen=True):
     """Who owns servers and keys, and pays for them; field for column."""
@@ -123,30 +106,12 @@ class Token(msgspec.Struct, frozen=True):
     revoked_at_ms: int | None
 
 
-class Event(msgspec.Struct, frozen=True):
-    """Something that was done in an account."""
+class Profile(msgspec.Struct, frozen=True):
+    """Who is asking: the account, the token with what it may do in the end, and its person or else the first owner."""
 
-    id: int
-    at_ms: int
-    actor: str
-    token_id: int | None
-    token_name: str | None
-    address: str | None
-    request_id: str | None
-    action: str
-    target: str | None
-    target_id: int | None
-    detail: str | None
-
-
-class Actor(msgspec.Struct, frozen=True, kw_only=True):
-    """Who does something in an account: for its events."""
-
-    account_id: int
-    kind: str  # token | operator | vpsd
-    token_id: int | None = None
-    address: str | None = None
-    request_id: str | None = None
+    account: Account
+    token: Token
+    person: Person | None
 
 
 class Caller(Actor, frozen=True, kw_only=True):
@@ -157,15 +122,6 @@ class Caller(Actor, frozen=True, kw_only=True):
     permissions: frozenset[str] = frozenset(("*:*",))
     role: Role | None = None  # of the person whose token it is
 
-    @property
-    def effective(self) -> list[str]:
-        """What remains of the token's permissions under the role of its person."""
-        if self.role is None:
-            return sorted(self.permissions)
-        allowed = OF_ROLE[self.role]
-        both = {name for name in self.permissions if covers(allowed, name)}
-        return sorted(both | {name for name in allowed if covers(self.permissions, name)})
-
     def may(self, needed: str) -> bool:
         """Whether both the token and its person's role allow it."""
-        return covers(self.permissions, needed) and (self.role is None or covers(OF_ROLE[self.role], needed))
+        return may(self.permissions, self.role, needed)

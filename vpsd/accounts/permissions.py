@@ -33,5 +33,19 @@ def covers(held: Collection[str], needed: str) -> bool:
 
 
 def unknown(names: Collection[str]) -> list[str]:
-    """Those that are no permissions."""
+    """Those that are not permissions."""
     return [name for name in names if name not in KNOWN]
+
+
+def may(held: Collection[str], role: Role | None, needed: str) -> bool:
+    """Whether both what a token names and its person's role allow it."""
+    return covers(held, needed) and (role is None or covers(OF_ROLE[role], needed))
+
+
+def effective(held: Collection[str], role: Role | None) -> list[str]:
+    """What remains of a token's permissions under the role of its person."""
+    if role is None:
+        return sorted(held)
+    allowed = OF_ROLE[role]
+    both = {name for name in held if covers(allowed, name)}
+    return sorted(both | {name for name in allowed if covers(held, name)})

@@ -1,95 +1,50 @@
-"""Tokens: who may knock, and what for. A value is shown once; what is stored is its hash."""
+"""Tokens: who may ask, and what for. A value is shown once; what is stored is its hash."""
 
 import hmac
 from collections.abc import Collection
-from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, UnsetType
 from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 
-from vpsd.accounts import events
-from vpsd.accounts.models import Actor, Caller, Token, accounts, people, tokens
-from vpsd.accounts.permissions import KNOWN, Role, unknown
-from vpsd.core.clock import Clock, iso_utc
-from vpsd.core.db import Statement, Tx
-from vpsd.core.forms import Form
-from vpsd.core.ids import Ids, token_hash
+from vpsd.accounts.faults import CannotHandOn, DaysOutOfRange, NotPrintable, Outlives, UnknownPermissions
+from vpsd.accounts.models import Caller, Token, accounts, people, tokens
+from vpsd.accounts.permissions import Role, may, unknown
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.core.faults import Faults
+from vpsd.core.ids import token_hash
 from vpsd.core.pages import Page
-from vpsd.errors import Forbidden, Invalid, NotFound, Unauthenticated
+from vpsd.errors import Invalid, NotFound, Unauthenticated
+from vpsd.events import service as events
 
-_USED_EVERY_MS = 60_000  # how exactly the last use is noted
+LONGEST_DAYS = 3660
+
+_USED_EVERY_MS = 60_000  # how exactly the last use is recorded
 _LOOKUP_DIGITS = 16
 _DAY_MS = 86_400_000
-_LONGEST_DAYS = 3660
-
-_CALLER = Statement(
-    select(
-        *(tokens.c.hash, tokens.c.account_id, tokens.c.id, tokens.c.permissions, people.c.role),
-        *(tokens.c.expires_at_ms, tokens.c.last_used_at_ms),
-    )
-    .select_from(tokens.outerjoin(people, people.c.id == tokens.c.person_id))
-    .where(tokens.c.lookup == bindparam("the_lookup"), tokens.c.revoked_at_ms.is_(None))
-)
-_USED = Statement(
-    update(tokens).where(
-        tokens.c.id == bindparam("the_id"),
-        or_(tokens.c.last_used_at_ms.is_(None), tokens.c.last_used_at_ms < bindparam("the_time")),
-    ),
-    ("last_used_at_ms",),
-)
-_COLUMNS = (
-    *(tokens.c.id, tokens.c.uuid, accounts.c.name, people.c.email, tokens.c.name, tokens.c.permissions),
-    *(tokens.c.created_at_ms, tokens.c.expires_at_ms, tokens.c.last_used_at_ms, tokens.c.revoked_at_ms),
-)
-_LIST = (
-    select(*_COLUMNS)
-    .select_from(tokens.join(accounts).outerjoin(people, people.c.id == tokens.c.person_id))
-    .order_by(tokens.c.id)
-)
-_OWN = and_(tokens.c.account_id == bindparam("the_account"), tokens.c.revoked_at_ms.is_(None))
-_EVERY = Statement(_LIST)
-_PAGE = Statement(_LIST.where(_OWN).limit(bindparam("the_limit")).offset(bindparam("the_offset")))
-_COUNT = Statement(select(func.count()).select_from(tokens).where(_OWN))
-_ONE = Statement(_LIST.where(tokens.c.id == bindparam("the_id")))
-_ADD = Statement(
-    insert(tokens).returning(tokens.c.id),
-    ("uuid", "account_id", "person_id", "name", "lookup", "hash", "permissions", "created_at_ms", "expires_at_ms"),
-)
-_STILL_VALID = Statement(
-    select(tokens.c.person_id, tokens.c.expires_at_ms)
-    .where(tokens.c.id == bindparam("the_id"), tokens.c.revoked_at_ms.is_(None))
-    .with_for_update(key_share=True)
-)
-_ACCOUNT_OF = Statement(
-    select(tokens.c.account_id).where(tokens.c.id == bindparam("the_id"), tokens.c.revoked_at_ms.is_(None))
-)
-_REVOKE = Statement(
-    update(tokens).where(tokens.c.id == bindparam("the_id"), tokens.c.revoked_at_ms.is_(None)), ("revoked_at_ms",)
-)
-_ANY = Statement(select(func.count()).select_from(tokens))
-
-Permission = Annotated[
-    str,
-    Meta(
-        description=f"One of {', '.join(KNOWN)}",
-        max_length=32,
-        examples=["servers:read"],
-        extra={"message": "Give a list of permissions."},
-    ),
-]
 
 
-class TokenCreate(msgspec.Struct, forbid_unknown_fields=True):
-    """A token to make."""
+class NewToken(msgspec.Struct, frozen=True):
+    """A token to make; what was not sent, or could not be read, is unset. `expires_in_days` None: never."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=255, description="What it is for", examples=["backup-script"])]
-    permissions: Annotated[list[Permission], Meta(min_length=1, max_length=32, description="What it may do")]
-    expires_in_days: Annotated[
-        Annotated[int, Meta(ge=1, le=_LONGEST_DAYS, extra={"message": f"Give whole days, 1 to {_LONGEST_DAYS}."})]
-        | None,
-        Meta(description="Days until it is worthless by itself; null: never"),
-    ] = None
+    name: str | UnsetType = UNSET
+    permissions: list[str] | UnsetType = UNSET
+    expires_in_days: int | UnsetType | None = UNSET
+
+
+class NewTokenValue(msgspec.Struct, frozen=True):
+    """A token that was made, and its value, which is to be seen only now."""
+
+    id: int
+    value: str
+
+
+class Login(msgspec.Struct, frozen=True):
+    """A caller, and whether the use of the token is to be recorded."""
+
+    caller: Caller
+    record_use: bool
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -102,21 +57,96 @@ class _Found(msgspec.Struct, frozen=True):
     last_used_at_ms: int | None
 
 
-class Login(msgspec.Struct, frozen=True):
-    """A caller, and whether the use of the token is to be noted."""
+class _Maker(msgspec.Struct, frozen=True):
+    """The token that makes another."""
 
-    caller: Caller
-    note_use: bool
+    person_id: int | None
+    expires_at_ms: int | None
+    permissions: str
+    role: str | None
 
 
-async def authenticate(tx: Tx, clock: Clock, token: str, address: str | None, request_id: str | None) -> Login:
+class _Row(msgspec.Struct, frozen=True):
+    """A `Token` as the database has it: permissions by spaces."""
+
+    id: int
+    uuid: str
+    account: str
+    person: str | None
+    name: str
+    permissions: str
+    created_at_ms: int
+    expires_at_ms: int | None
+    last_used_at_ms: int | None
+    revoked_at_ms: int | None
+
+    def token(self) -> Token:
+        return Token(**{**msgspec.structs.asdict(self), "permissions": self.permissions.split()})
+
+
+class _Named(msgspec.Struct, frozen=True):
+    id: int
+    name: str
+
+
+_t = tokens.c
+_with_people = tokens.outerjoin(people, people.c.id == _t.person_id)
+_CALLER = Statement(
+    select(
+        *(_t.hash, _t.account_id, _t.id.label("token_id"), _t.permissions, people.c.role),
+        *(_t.expires_at_ms, _t.last_used_at_ms),
+    )
+    .select_from(_with_people)
+    .where(_t.lookup == bindparam("lookup"), _t.revoked_at_ms.is_(None)),
+    into=_Found,
+)
+_USED = Statement(
+    update(tokens).where(
+        _t.id == bindparam("used_id"),
+        or_(_t.last_used_at_ms.is_(None), _t.last_used_at_ms < bindparam("used_before_ms")),
+    ),
+    ("last_used_at_ms",),
+)
+_LIST = (
+    select(
+        *(_t.id, _t.uuid, accounts.c.name.label("account"), people.c.email.label("person"), _t.name, _t.permissions),
+        *(_t.created_at_ms, _t.expires_at_ms, _t.last_used_at_ms, _t.revoked_at_ms),
+    )
+    .select_from(tokens.join(accounts).outerjoin(people, people.c.id == _t.person_id))
+    .order_by(_t.id)
+)
+_OWN = _t.account_id == bindparam("own_account_id")
+_VALID = and_(_OWN, _t.revoked_at_ms.is_(None))
+_OWN_ID = _t.id == bindparam("own_id")
+_EVERY = Statement(_LIST, into=_Row)
+_PAGE = Statement(_LIST.where(_VALID).limit(bindparam("limit")).offset(bindparam("offset")), into=_Row)
+_COUNT = Statement(select(func.count()).select_from(tokens).where(_VALID), into=int)
+_ONE = Statement(_LIST.where(_OWN, _OWN_ID), into=_Row)
+_NAMES = Statement(select(_t.id, _t.name).where(_OWN), into=_Named)
+_ADD = Statement(
+    insert(tokens).returning(_t.id),
+    ("uuid", "account_id", "person_id", "name", "lookup", "hash", "permissions", "created_at_ms", "expires_at_ms"),
+    into=int,
+)
+_MAKER = Statement(
+    select(_t.person_id, _t.expires_at_ms, _t.permissions, people.c.role)
+    .select_from(_with_people)
+    .where(_VALID, _OWN_ID)
+    .with_for_update(key_share=True, of=tokens),
+    into=_Maker,
+)
+_ACCOUNT_OF = Statement(select(_t.account_id).where(_OWN_ID, _t.revoked_at_ms.is_(None)), into=int)
+_REVOKE = Statement(update(tokens).where(_VALID, _OWN_ID), ("revoked_at_ms",))
+_ANY = Statement(select(func.count()).select_from(tokens), into=int)
+
+
+async def authenticate(ctx: Ctx, token: str, address: str | None, request_id: str | None) -> Login:
     """Find who a token speaks for; raises `Unauthenticated`.
 
     The database looks for 64 bits of the hash; the whole is compared here, in constant time.
     """
-    digest = token_hash(token)
-    now = clock.now_ms()
-    for found in await tx.all(_Found, _CALLER, the_lookup=digest[:_LOOKUP_DIGITS]):
+    digest, now = token_hash(token), ctx.now_ms
+    for found in await ctx.tx.all(_CALLER, lookup=digest[:_LOOKUP_DIGITS]):
         if not hmac.compare_digest(found.hash, digest):
             continue
         if found.expires_at_ms is not None and found.expires_at_ms <= now:
@@ -133,64 +163,58 @@ async def authenticate(tx: Tx, clock: Clock, token: str, address: str | None, re
     raise Unauthenticated("This token is not valid. Check that it was copied whole and was not revoked.")
 
 
-async def note_use(tx: Tx, clock: Clock, token_id: int) -> None:
-    """Note that a token was used, at most once a minute."""
-    now = clock.now_ms()
-    await tx.run(_USED, the_id=token_id, the_time=now - _USED_EVERY_MS, last_used_at_ms=now)
+async def record_use(ctx: Ctx, token_id: int) -> None:
+    """Record that a token was used, at most once a minute."""
+    now = ctx.now_ms
+    await ctx.tx.run(_USED, used_id=token_id, used_before_ms=now - _USED_EVERY_MS, last_used_at_ms=now)
 
 
-def _token(*row: Any) -> Token:
-    values = list(row)
-    values[5] = values[5].split()
-    return Token(*values)
-
-
-async def list_all(tx: Tx) -> list[Token]:
+async def list_all(ctx: Ctx) -> list[Token]:
     """The tokens of all accounts, oldest first, revoked ones included; never their values."""
-    return await tx.all(_token, _EVERY)
+    return [row.token() for row in await ctx.tx.all(_EVERY)]
 
 
-async def list_tokens(tx: Tx, account_id: int, page: Page) -> tuple[int, list[Token]]:
-    """How many tokens an account has that were not revoked, and a page of them, oldest first."""
-    count = await tx.first(int, _COUNT, the_account=account_id)
-    return count or 0, await tx.all(_token, _PAGE, the_account=account_id, the_limit=page.size, the_offset=page.offset)
+async def list_tokens(ctx: Ctx, page: Page) -> tuple[int, list[Token]]:
+    """How many tokens the account has that were not revoked, and a page of them, oldest first."""
+    count = await ctx.tx.first(_COUNT, own_account_id=ctx.account_id)
+    rows = await ctx.tx.all(_PAGE, own_account_id=ctx.account_id, limit=page.size, offset=page.offset)
+    return count or 0, [row.token() for row in rows]
 
 
-async def get(tx: Tx, token_id: int) -> Token:
-    """A token that must exist."""
-    token = await tx.first(_token, _ONE, the_id=token_id)
-    assert token is not None
-    return token
+async def get(ctx: Ctx, token_id: int) -> Token:
+    """A token of the account, revoked or not; raises `NotFound`."""
+    row = await ctx.tx.first(_ONE, own_account_id=ctx.account_id, own_id=token_id)
+    if row is None:
+        raise NotFound("token", token_id)
+    return row.token()
+
+
+async def names(ctx: Ctx) -> dict[int, str]:
+    """What the account's tokens are called, by id, revoked ones included."""
+    return {token.id: token.name for token in await ctx.tx.all(_NAMES, own_account_id=ctx.account_id)}
 
 
 async def add(
-    tx: Tx,
-    ids: Ids,
-    clock: Clock,
-    actor: Actor,
+    ctx: Ctx,
     name: str,
     permissions: Collection[str] = ("*:*",),
     *,
     expires_in_days: int | None = None,
     person_id: int | None = None,
-) -> tuple[int, str]:
-    """Make a token for the actor's account: its id and its value, which is to be seen only now.
-
-    Raises `Invalid` for permissions that there are not.
-    """
+) -> NewTokenValue:
+    """Make a token for the account; raises `Invalid`."""
     if not permissions or unknown(permissions):
-        raise Invalid({"permissions": [f"{', '.join(unknown(permissions)) or 'Nothing'}: give some of {_ALL}."]})
+        raise Invalid({"permissions": [UnknownPermissions(unknown(permissions))]})
     if not 0 < len(name) <= 255 or not name.isprintable():
-        raise Invalid({"name": ["Give a name of 1 to 255 printable characters."]})
-    if expires_in_days is not None and not 0 < expires_in_days <= _LONGEST_DAYS:
-        raise Invalid({"expires_in_days": [f"Give whole days, 1 to {_LONGEST_DAYS}."]})
-    token, now = ids.token(), clock.now_ms()
-    digest = token_hash(token)
-    token_id = await tx.first(
-        int,
+        raise Invalid({"name": [NotPrintable(1, 255)]})
+    if expires_in_days is not None and not 0 < expires_in_days <= LONGEST_DAYS:
+        raise Invalid({"expires_in_days": [DaysOutOfRange(LONGEST_DAYS)]})
+    value, now = ctx.ids.token(), ctx.now_ms
+    digest = token_hash(value)
+    token_id = await ctx.tx.first(
         _ADD,
-        uuid=ids.uuid(),
-        account_id=actor.account_id,
+        uuid=ctx.ids.uuid(),
+        account_id=ctx.account_id,
         person_id=person_id,
         name=name,
         lookup=digest[:_LOOKUP_DIGITS],
@@ -200,54 +224,51 @@ async def add(
         expires_at_ms=None if expires_in_days is None else now + expires_in_days * _DAY_MS,
     )
     assert token_id is not None
-    await events.add(tx, clock, actor, "token.create", "token", token_id, f"{name}: {' '.join(permissions)}")
-    return token_id, token
+    await events.record(ctx, "token.create", "token", token_id, f"{name}: {' '.join(permissions)}")
+    return NewTokenValue(token_id, value)
 
 
-_ALL = ", ".join(KNOWN)
-
-
-async def create(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[TokenCreate]) -> tuple[int, str]:
+async def create(ctx: Ctx, new: NewToken, faults: Faults) -> NewTokenValue:
     """Make a token for the caller, who can hand on no more than they hold.
 
-    Raises `Invalid`, and `Forbidden` that names the permission that the caller lacks.
+    Raises `Invalid`, `CannotHandOn`, or `Unauthenticated` where the caller's own token is worth nothing any more.
     """
-    wanted: list[str] = form.get("permissions", [])
+    wanted = new.permissions or []
     if unknown(wanted):
-        form.wrong("permissions", f"There is no {', '.join(unknown(wanted))}. The permissions are {_ALL}.")
-    form.done()
-    for permission in wanted:
-        if not caller.may(permission):
-            raise Forbidden(f"This token lacks the permission {permission}, so it cannot hand it on.")
-    days = form.get("expires_in_days")
-    # Read again and kept: the token may have been revoked since the request began.
-    valid = await tx.first(lambda *row: row, _STILL_VALID, the_id=caller.token_id)
-    if valid is None:
+        faults.add("permissions", UnknownPermissions(unknown(wanted)))
+    faults.check()
+    # Read again and kept: the token may have been revoked, or its person's role changed, since the request began.
+    maker = await ctx.tx.first(_MAKER, own_account_id=ctx.account_id, own_id=ctx.actor.token_id)
+    if maker is None:
         raise Unauthenticated("This token is not valid any more.")
-    person_id, expires_at_ms = valid
-    if expires_at_ms is not None and (days is None or clock.now_ms() + days * _DAY_MS > expires_at_ms):
-        most = max(0, (expires_at_ms - clock.now_ms()) // _DAY_MS)
-        text = f"This token ends at {iso_utc(expires_at_ms)}, and one that it makes cannot outlive it: at most {most}."
-        raise Invalid({"expires_in_days": [text]})
-    return await add(tx, ids, clock, caller, form.get("name"), wanted, expires_in_days=days, person_id=person_id)
+    role = None if maker.role is None else Role(maker.role)
+    for permission in wanted:
+        if not may(maker.permissions.split(), role, permission):
+            raise CannotHandOn(permission)
+    days, ends_at_ms = None if new.expires_in_days is UNSET else new.expires_in_days, maker.expires_at_ms
+    if ends_at_ms is not None and (days is None or ctx.now_ms + days * _DAY_MS > ends_at_ms):
+        most_days = max(0, (ends_at_ms - ctx.now_ms) // _DAY_MS)
+        raise Invalid({"expires_in_days": [Outlives(ends_at_ms, most_days)]})
+    assert new.name is not UNSET
+    return await add(ctx, new.name, wanted, expires_in_days=days, person_id=maker.person_id)
 
 
-async def revoke(tx: Tx, clock: Clock, actor: Actor, token_id: int) -> None:
-    """Make a token of the actor's account worthless from now on; raises `NotFound`."""
-    if await tx.first(int, _ACCOUNT_OF, the_id=token_id) != actor.account_id:
-        raise NotFound(f"There is no token {token_id}.")
-    await tx.run(_REVOKE, the_id=token_id, revoked_at_ms=clock.now_ms())
-    await events.add(tx, clock, actor, "token.revoke", "token", token_id)
+async def revoke(ctx: Ctx, token_id: int) -> None:
+    """Make a token of the account worthless from now on; raises `NotFound`."""
+    if not await ctx.tx.run(_REVOKE, own_account_id=ctx.account_id, own_id=token_id, revoked_at_ms=ctx.now_ms):
+        raise NotFound("token", token_id)
+    await events.record(ctx, "token.revoke", "token", token_id)
 
 
-async def account_of(tx: Tx, token_id: int) -> int:
-    """The account of a token that is not revoked; raises `NotFound`."""
-    found = await tx.first(int, _ACCOUNT_OF, the_id=token_id)
+async def account_of(ctx: Ctx, token_id: int) -> int:
+    """For the operator: the account of a token that is not revoked; raises `NotFound`."""
+    found = await ctx.tx.first(_ACCOUNT_OF, own_id=token_id)
     if found is None:
-        raise NotFound(f"There is no valid token {token_id}; `vpsd token list` shows them.")
+        raise NotFound("valid token", token_id)
     return found
 
 
-async def any_token(tx: Tx) -> bool:
+async def any_token(ctx: Ctx) -> bool:
     """Whether a token was ever made."""
-    return bool(await tx.first(int, _ANY))
+    count = await ctx.tx.first(_ANY)
+    return bool(count)

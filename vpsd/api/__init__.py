@@ -1,1 +1,1 @@
-"""The REST API: a thin skin, one file per noun."""
+"""The REST API: `http` is what any dialect stands on, `vps_org` a dialect, and `app` puts them together."""

@@ -20,7 +20,7 @@ class Kind(StrEnum):
     SNAPSHOT = "snapshot"
 
 
-class State(StrEnum):
+class BackupStatus(StrEnum):
     """How far it is."""
 
     IN_PROGRESS = "in_progress"
@@ -59,7 +59,7 @@ backups = Table(
     Column("completed_at_ms", BigInteger),
     Column("expires_at_ms", BigInteger),
     Column("deleted_at_ms", BigInteger),  # nobody sees it any more
-    Column("gone_at_ms", BigInteger),  # and nothing of it is left
+    Column("purged_at_ms", BigInteger),  # and nothing of it is left
     sqlite_autoincrement=True,
 )
 _shown = backups.c.deleted_at_ms.is_(None)
@@ -69,12 +69,12 @@ Index(
     sqlite_where=_shown,
     postgresql_where=_shown,
 )
-_there = backups.c.gone_at_ms.is_(None)
+_present = backups.c.purged_at_ms.is_(None)
 Index(
     "ix_backups_there_server",
     *(backups.c.server_id, backups.c.id),
-    sqlite_where=_there,
-    postgresql_where=_there,
+    sqlite_where=_present,
+    postgresql_where=_present,
 )
 
 
@@ -107,4 +107,4 @@ class Backup(msgspec.Struct, frozen=True):
     completed_at_ms: int | None
     expires_at_ms: int | None
     deleted_at_ms: int | None
-    gone_at_ms: int | None
+    purged_at_ms: int | None

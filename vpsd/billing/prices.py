@@ -29,7 +29,7 @@ class Month(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=64)
 def month_named(name: str) -> Month:
-    """The month of a name like 2026-11; raises ValueError for one that is none."""
+    """The month of a name like 2026-11; raises ValueError for any other text."""
     start = datetime.strptime(name, "%Y-%m").replace(tzinfo=UTC)
     end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
     return Month(start.strftime("%Y-%m"), round(start.timestamp() * 1000), round(end.timestamp() * 1000))

@@ -4,54 +4,91 @@ What happened is: credits that were booked, rentals (from when to when, on which
 ledger's usage rows are what is checked.
 """
 
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import msgspec
 from sqlalchemy import bindparam, func, select
 
 from vpsd.accounts import service as accounts
-from vpsd.billing import prices, service
-from vpsd.billing.models import Charge, Rental, charges, ledger, rentals
-from vpsd.core.db import Statement, Tx
-from vpsd.servers.models import servers, traffic
+from vpsd.billing import ledger, prices
+from vpsd.billing.models import Charge, Rental, charges, rentals
+from vpsd.billing.models import ledger as ledger_table
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.core.tables import total
+from vpsd.metrics.models import traffic
 
-_r = rentals.c
+
+class Life(Protocol):
+    """When a server first worked, and when it was deleted for good."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def provisioned_at_ms(self) -> int | None: ...
+
+    @property
+    def deleted_at_ms(self) -> int | None: ...
+
+
+class _Credit(msgspec.Struct, frozen=True):
+    account_id: int
+    micros: int
+
+
+class _Unbalanced(msgspec.Struct, frozen=True):
+    id: int
+    account_id: int
+    amount_micros: int
+    charged_micros: int
+
+
+class _Moved(msgspec.Struct, frozen=True):
+    server_id: int
+    month: str
+    received_bytes: int
+    sent_bytes: int
+
+
+_l, _r, _t = ledger_table.c, rentals.c, traffic.c
 _CREDITS = Statement(
-    select(ledger.c.account_id, func.sum(ledger.c.amount_micros))
-    .where(ledger.c.kind != bindparam("the_kind"))
-    .group_by(ledger.c.account_id)
+    select(_l.account_id, total(_l.amount_micros).label("micros"))
+    .where(_l.kind != bindparam("kind"))
+    .group_by(_l.account_id),
+    into=_Credit,
 )
 _RENTALS = Statement(
-    select(rentals).where(_r.account_id == bindparam("the_account")).order_by(_r.server_id, _r.from_ms, _r.id)
+    select(rentals).where(_r.account_id == bindparam("account_id")).order_by(_r.server_id, _r.from_ms, _r.id),
+    into=Rental,
 )
 _CHARGES = Statement(
     select(charges)
-    .join_from(charges, ledger)
-    .where(ledger.c.account_id == bindparam("the_account"))
-    .order_by(charges.c.server_id, charges.c.kind, charges.c.from_ms)
+    .join_from(charges, ledger_table)
+    .where(_l.account_id == bindparam("account_id"))
+    .order_by(charges.c.server_id, charges.c.kind, charges.c.from_ms),
+    into=Charge,
 )
 _UNBALANCED = Statement(
-    select(ledger.c.id, ledger.c.account_id, ledger.c.amount_micros, func.sum(charges.c.amount_micros))
-    .select_from(ledger.outerjoin(charges, charges.c.ledger_id == ledger.c.id))
-    .where(ledger.c.kind == bindparam("the_kind"))
-    .group_by(ledger.c.id, ledger.c.account_id, ledger.c.amount_micros)
-    .having(ledger.c.amount_micros != -func.coalesce(func.sum(charges.c.amount_micros), 0))
-)
-_SERVERS = Statement(
-    select(servers.c.id, servers.c.provisioned_at_ms, servers.c.deleted_at_ms)
-    .where(servers.c.account_id == bindparam("the_account"))
-    .order_by(servers.c.id)
+    select(_l.id, _l.account_id, _l.amount_micros, total(charges.c.amount_micros).label("charged_micros"))
+    .select_from(ledger_table.outerjoin(charges, charges.c.ledger_id == _l.id))
+    .where(_l.kind == bindparam("kind"))
+    .group_by(_l.id, _l.account_id, _l.amount_micros)
+    .having(_l.amount_micros != -func.coalesce(func.sum(charges.c.amount_micros), 0)),
+    into=_Unbalanced,
 )
 _TRAFFIC = Statement(
-    select(traffic.c.server_id, traffic.c.month, traffic.c.received_bytes, traffic.c.sent_bytes)
-    .join_from(traffic, servers)
-    .where(
-        servers.c.account_id == bindparam("the_account"), traffic.c.settled_at_ms > 0
-    )  # 0: from before there were prices
+    select(_t.server_id, _t.month, _t.received_bytes, _t.sent_bytes).where(
+        _t.server_id.in_(select(_r.server_id).where(_r.account_id == bindparam("account_id"))),
+        _t.charged_at_ms > 0,  # 0: from before there were prices
+    ),
+    into=_Moved,
 )
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class BalanceCheck(msgspec.Struct, frozen=True):
     """An account's balance as the ledger says it and as it follows from what happened, in micros."""
 
     account: str
@@ -65,52 +102,57 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.balance_micros - self.recomputed_micros
 
 
-async def verify(tx: Tx) -> list[Verdict]:
-    """Recompute every account; the transaction has to be a snapshot, or what is charged meanwhile looks wrong."""
-    credit = dict(await tx.all(lambda account, total: (account, int(total)), _CREDITS, the_kind="usage"))
-    balances = await service.balances(tx)
+async def verify(ctx: Ctx, lives: Callable[[Ctx], Awaitable[Sequence[Life]]]) -> list[BalanceCheck]:
+    """Recompute every account; `lives` gives the servers of the account that it is called in.
+
+    The transaction has to be a snapshot, or what is charged meanwhile looks wrong.
+    """
+    credit = {found.account_id: found.micros for found in await ctx.tx.all(_CREDITS, kind="usage")}
+    balances = await ledger.balances(ctx)
     unbalanced: dict[int, list[str]] = {}
-    for entry_id, account_id, amount, total in await tx.all(lambda *row: row, _UNBALANCED, the_kind="usage"):
-        text = f"ledger row {entry_id} says {amount}, and its charges come to {-int(total or 0)}"
-        unbalanced.setdefault(account_id, []).append(text)
-    verdicts = []
-    for account in await accounts.list_accounts(tx):
-        spent, problems = await _recompute(tx, account.id)
-        verdicts.append(
-            Verdict(
+    for row in await ctx.tx.all(_UNBALANCED, kind="usage"):
+        text = f"ledger row {row.id} says {row.amount_micros}, and its charges come to {-row.charged_micros}"
+        unbalanced.setdefault(row.account_id, []).append(text)
+    checks = []
+    for account in await accounts.list_accounts(ctx):
+        within = ctx.in_account(account.id)
+        spent, problems = await _recompute(within, await lives(within))
+        checks.append(
+            BalanceCheck(
                 account.name,
                 balances.get(account.id, 0),
                 credit.get(account.id, 0) - spent,
                 [*unbalanced.get(account.id, []), *problems],
             )
         )
-    return verdicts
+    return checks
 
 
-async def _recompute(tx: Tx, account_id: int) -> tuple[int, list[str]]:
+async def _recompute(ctx: Ctx, lives: Sequence[Life]) -> tuple[int, list[str]]:
+    own = {"account_id": ctx.account_id}
     of_server: dict[int, list[Rental]] = {}
-    for rental in await tx.all(Rental, _RENTALS, the_account=account_id):
+    for rental in await ctx.tx.all(_RENTALS, **own):
         of_server.setdefault(rental.server_id, []).append(rental)
     made: dict[tuple[int, str], list[Charge]] = {}
-    for entry in await tx.all(Charge, _CHARGES, the_account=account_id):
+    for entry in await ctx.tx.all(_CHARGES, **own):
         made.setdefault((entry.server_id, entry.kind), []).append(entry)
     spent, problems = 0, []
-    for server_id, provisioned_at_ms, deleted_at_ms in await tx.all(lambda *row: row, _SERVERS, the_account=account_id):
-        had = _confirmed(of_server.get(server_id, []))
-        if provisioned_at_ms is not None and deleted_at_ms is None and not had:
-            problems.append(f"server {server_id} worked and was never rented")
+    for life in lives:
+        had = _confirmed(of_server.get(life.id, []))
+        if life.provisioned_at_ms is not None and life.deleted_at_ms is None and not had:
+            problems.append(f"server {life.id} worked and was never rented")
         had = [rental for rental in had if rental.to_ms is None or rental.to_ms > rental.from_ms]
         if had:
-            problems += _gaps(server_id, had, deleted_at_ms)
+            problems += _gaps(life.id, had, life.deleted_at_ms)
             spent += prices.cost(had, had[0].from_ms, _meter_at(had))
-            problems += _overlaps(server_id, made.get((server_id, "server"), []), had)
-    for server_id, month_name, received, sent in await tx.all(lambda *row: row, _TRAFFIC, the_account=account_id):
-        month = prices.month_named(month_name)
-        had = _confirmed(of_server.get(server_id, []))
-        over = prices.transfer_over(had, month, month.end_ms, received, sent)
-        charged = [entry for entry in made.get((server_id, "transfer"), []) if entry.from_ms == month.start_ms]
+            problems += _overlaps(life.id, made.get((life.id, "server"), []), had)
+    for moved in await ctx.tx.all(_TRAFFIC, **own):
+        month = prices.month_named(moved.month)
+        had = _confirmed(of_server.get(moved.server_id, []))
+        over = prices.transfer_over(had, month, month.end_ms, moved.received_bytes, moved.sent_bytes)
+        charged = [entry for entry in made.get((moved.server_id, "transfer"), []) if entry.from_ms == month.start_ms]
         if over and had and not charged:
-            problems.append(f"server {server_id}: its transfer of {month_name} was not charged")
+            problems.append(f"server {moved.server_id}: its transfer of {moved.month} was not charged")
         spent += sum(prices.transfer_cost(over, entry.rate_micros) for entry in charged)  # at the price of that day
     return spent, problems
 

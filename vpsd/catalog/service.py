@@ -1,7 +1,7 @@
 """The catalogue: read by everyone, changed by the operator through one file."""
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from importlib import resources
@@ -14,9 +14,9 @@ from sqlalchemy import Table, bindparam, insert, select, update
 
 from vpsd.catalog.models import Location, OperatingSystem, Plan, locations, operating_systems, plans
 from vpsd.core import money
-from vpsd.core.clock import Clock
-from vpsd.core.db import Statement, Tx
-from vpsd.errors import Invalid, Misconfigured, NotFound
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.errors import Fault, Invalid, Misconfigured, NotFound
 
 Id = Annotated[int, Meta(ge=1)]
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -85,66 +85,96 @@ class Catalog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     locations: list[LocationEntry]
 
 
-# What an id means: these columns never change under it. The rest are words and switches.
+# What an id means: these columns never change under it. The others are words and switches.
 _MEANING = {
     plans: ("slug", "vcpus", "memory_mb", "storage_gb"),
     operating_systems: ("slug", "source"),
     locations: ("code",),
 }
-_ROWS: dict[Table, Callable[..., Any]] = {plans: Plan, operating_systems: OperatingSystem, locations: Location}
-_ALL = {table: Statement(select(table).order_by(table.c.id)) for table in _ROWS}
-_ONE = {table: Statement(select(table).where(table.c.id == bindparam("the_id"))) for table in _ROWS}
-_ADD = {table: Statement(insert(table), [c.name for c in table.c]) for table in _ROWS}
+_ADD = {table: Statement(insert(table), [c.name for c in table.c]) for table in _MEANING}
 _CHANGE = {
     table: Statement(
-        update(table).where(table.c.id == bindparam("the_id")), [c.name for c in table.c if c.name != "id"]
+        update(table).where(table.c.id == bindparam("entry_id")), [c.name for c in table.c if c.name != "id"]
     )
-    for table in _ROWS
+    for table in _MEANING
 }
-_LOCATION = Statement(select(locations).where(locations.c.code == bindparam("the_code")))
+_PLANS = Statement(select(plans).order_by(plans.c.id), into=Plan)
+_PLAN = Statement(select(plans).where(plans.c.id == bindparam("id")), into=Plan)
+_SYSTEMS = Statement(select(operating_systems).order_by(operating_systems.c.id), into=OperatingSystem)
+_SYSTEM = Statement(select(operating_systems).where(operating_systems.c.id == bindparam("id")), into=OperatingSystem)
+_LOCATIONS = Statement(select(locations).order_by(locations.c.id), into=Location)
+_LOCATION = Statement(select(locations).where(locations.c.code == bindparam("code")), into=Location)
+_ALL: dict[Table, Statement[Any]] = {plans: _PLANS, operating_systems: _SYSTEMS, locations: _LOCATIONS}
 
 
-async def list_plans(tx: Tx) -> list[Plan]:
+class RepeatedEntry(Fault, frozen=True):
+    """Entries of the catalogue file share an id, a slug or a code."""
+
+    key: str
+    values: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.key} {', '.join(self.values)} is given more than once."
+
+
+class NewMeaning(Fault, frozen=True):
+    """What an id stands for would change under the servers that have it."""
+
+    entry_id: int
+    columns: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entry_id}: {', '.join(self.columns)} cannot change, servers rely on it. Give the new one a new id "
+            "and set available = false on the old."
+        )
+
+
+class PastPrice(Fault, frozen=True):
+    """A new price is to hold from a day that is over."""
+
+    entry_id: int
+    day: datetime
+
+    def __str__(self) -> str:
+        return f"{self.entry_id}: price_for_all_from {self.day} is over. Name a day to come, or take it out."
+
+
+async def list_plans(ctx: Ctx) -> list[Plan]:
     """Every plan, by id."""
-    return await tx.all(Plan, _ALL[plans])
+    return await ctx.tx.all(_PLANS)
 
 
-async def list_operating_systems(tx: Tx) -> list[OperatingSystem]:
+async def list_operating_systems(ctx: Ctx) -> list[OperatingSystem]:
     """Every operating system, by id."""
-    return await tx.all(OperatingSystem, _ALL[operating_systems])
+    return await ctx.tx.all(_SYSTEMS)
 
 
-async def list_locations(tx: Tx) -> list[Location]:
+async def list_locations(ctx: Ctx) -> list[Location]:
     """Every location, by id."""
-    return await tx.all(Location, _ALL[locations])
+    return await ctx.tx.all(_LOCATIONS)
 
 
-async def find_plan(tx: Tx, plan_id: int) -> Plan | None:
+async def find_plan(ctx: Ctx, plan_id: int) -> Plan | None:
     """A plan by its id."""
-    return await tx.first(Plan, _ONE[plans], the_id=plan_id)
+    return await ctx.tx.first(_PLAN, id=plan_id)
 
 
-async def find_operating_system(tx: Tx, os_id: int) -> OperatingSystem | None:
+async def find_operating_system(ctx: Ctx, os_id: int) -> OperatingSystem | None:
     """An operating system by its id."""
-    return await tx.first(OperatingSystem, _ONE[operating_systems], the_id=os_id)
+    return await ctx.tx.first(_SYSTEM, id=os_id)
 
 
-async def find_location(tx: Tx, code: str) -> Location | None:
+async def find_location(ctx: Ctx, code: str) -> Location | None:
     """A location by its code."""
-    return await tx.first(Location, _LOCATION, the_code=code)
+    return await ctx.tx.first(_LOCATION, code=code)
 
 
-async def no_location(tx: Tx, code: str) -> str:
-    """What to say of a location code that there is not."""
-    offered = ", ".join(location.code for location in await list_locations(tx) if location.available)
-    return f"There is no location {code!r}. The locations are {offered}."
-
-
-async def get_image_source(tx: Tx, slug: str) -> OperatingSystem:
+async def get_operating_system(ctx: Ctx, slug: str) -> OperatingSystem:
     """An operating system by its slug; raises `NotFound`."""
-    found = [system for system in await list_operating_systems(tx) if system.slug == slug]
+    found = [system for system in await list_operating_systems(ctx) if system.slug == slug]
     if not found:
-        raise NotFound(f"The catalogue has no operating system {slug!r}; `vpsd catalog show` lists them.")
+        raise NotFound("operating system", slug)
     return found[0]
 
 
@@ -173,69 +203,57 @@ def read_file(path: Path) -> Catalog:
     return catalog
 
 
-async def apply(tx: Tx, clock: Clock, catalog: Catalog) -> list[str]:
+async def apply(ctx: Ctx, catalog: Catalog) -> list[str]:
     """Bring the tables to the catalogue and say what changed.
 
-    Entries that the file no longer names stay, no longer available. Raises `Invalid` where an id would change its
-    meaning, a slug or code would stand twice, or a new price would be for a day that is over.
+    Entries that the file no longer names stay, no longer available. Raises `Invalid` with `NewMeaning`,
+    `RepeatedEntry` or `PastPrice`.
     """
     changes: list[str] = []
-    await _refuse_past_prices(tx, clock, catalog.plans)
+    await _refuse_past_prices(ctx, catalog.plans)
     for table, entries in (
         (plans, catalog.plans),
         (operating_systems, catalog.operating_systems),
         (locations, catalog.locations),
     ):
-        changes += await _apply_table(tx, table, entries)
+        changes += await _apply_table(ctx, table, entries)
     return changes
 
 
-async def _refuse_past_prices(tx: Tx, clock: Clock, entries: Sequence[PlanEntry]) -> None:
-    present = {plan.id: plan for plan in await list_plans(tx)}
+async def _refuse_past_prices(ctx: Ctx, entries: Sequence[PlanEntry]) -> None:
+    present = {plan.id: plan for plan in await list_plans(ctx)}
     for entry in entries:
-        plan, from_ms = present.get(entry.id), entry.price_from_ms
-        if plan is None or from_ms is None or from_ms > clock.now_ms():
+        plan, day, from_ms = present.get(entry.id), entry.price_for_all_from, entry.price_from_ms
+        if plan is None or day is None or from_ms is None or from_ms > ctx.now_ms:
             continue
         if (plan.price_monthly_micros, plan.price_from_ms) != (entry.price_monthly_micros, from_ms):
-            text = f"{entry.id}: price_for_all_from {entry.price_for_all_from} is over."
-            raise Invalid({plans.name: [f"{text} Name a day to come, or take it out."]})
+            raise Invalid({plans.name: [PastPrice(entry.id, day)]})
 
 
-async def _apply_table(tx: Tx, table: Table, entries: Sequence[_Strict]) -> list[str]:
-    present = {row.id: msgspec.structs.asdict(row) for row in await tx.all(_ROWS[table], _ALL[table])}
+async def _apply_table(ctx: Ctx, table: Table, entries: Sequence[_Strict]) -> list[str]:
+    present = {row.id: msgspec.structs.asdict(row) for row in await ctx.tx.all(_ALL[table])}
     wanted = {entry.id: {name: getattr(entry, name) for name in table.c.keys()} for entry in entries}  # noqa: SIM118
-    _refuse_twins(table, entries)
-    for gone in present.keys() - wanted.keys():
-        wanted[gone] = {**present[gone], "available": False}
+    _refuse_repeated(table, entries)
+    for unnamed in present.keys() - wanted.keys():
+        wanted[unnamed] = {**present[unnamed], "available": False}
     changes = []
     for entry_id, entry in sorted(wanted.items()):
         before = present.get(entry_id)
         if before is None:
-            await tx.run(_ADD[table], **entry)
+            await ctx.tx.run(_ADD[table], **entry)
             changes.append(f"{table.name} {entry_id}: added")
         elif before != entry:
-            _refuse_new_meaning(table, before, entry)
-            await tx.run(_CHANGE[table], the_id=entry_id, **{k: v for k, v in entry.items() if k != "id"})
+            changed = [name for name in _MEANING[table] if before[name] != entry[name]]
+            if changed:
+                raise Invalid({table.name: [NewMeaning(entry_id, changed)]})
+            await ctx.tx.run(_CHANGE[table], entry_id=entry_id, **entry)
             changes.append(f"{table.name} {entry_id}: changed")
     return changes
 
 
-def _refuse_twins(table: Table, entries: Sequence[_Strict]) -> None:
+def _refuse_repeated(table: Table, entries: Sequence[_Strict]) -> None:
     for key in ("id", _MEANING[table][0]):
         seen = [getattr(entry, key) for entry in entries]
-        twins = sorted({str(value) for value in seen if seen.count(value) > 1})
-        if twins:
-            raise Invalid({table.name: [f"{key} {', '.join(twins)} stands more than once."]})
-
-
-def _refuse_new_meaning(table: Table, before: dict[str, Any], entry: dict[str, Any]) -> None:
-    changed = [name for name in _MEANING[table] if before[name] != entry[name]]
-    if changed:
-        raise Invalid(
-            {
-                table.name: [
-                    f"{entry['id']}: {', '.join(changed)} cannot change, servers rely on it. Give the new one a new id "
-                    "and set available = false on the old."
-                ]
-            }
-        )
+        repeated = sorted({str(value) for value in seen if seen.count(value) > 1})
+        if repeated:
+            raise Invalid({table.name: [RepeatedEntry(key, repeated)]})

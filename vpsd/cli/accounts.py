@@ -9,13 +9,12 @@ from vpsd.accounts import service
 from vpsd.accounts.models import Account, Person
 from vpsd.accounts.permissions import Role
 from vpsd.accounts.service import NewPerson
-from vpsd.billing import service as billing
+from vpsd.billing import credit, ledger
 from vpsd.cli.output import console, print_json, print_rows
-from vpsd.cli.run import Json, read_settings, with_database
+from vpsd.cli.run import Json, in_account, reading, writing
 from vpsd.core import money
-from vpsd.core.clock import SystemClock, iso_utc, iso_utc_or_none
-from vpsd.core.db import Database, Tx
-from vpsd.core.ids import Ids
+from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.context import Ctx
 from vpsd.errors import Invalid
 
 app = typer.Typer(no_args_is_help=True, help="Accounts: who owns servers and keys, and pays for them.")
@@ -24,7 +23,7 @@ AccountName = Annotated[str, typer.Argument(help="Name of the account.")]
 Email = Annotated[str, typer.Argument(help="E-mail address of the person.")]
 
 
-def _shown(account: Account, balance_micros: int) -> dict[str, Any]:
+def _fields(account: Account, balance_micros: int) -> dict[str, Any]:
     """An account for programs: money as text, so that no digit is lost."""
     limit = account.credit_limit_micros
     return {
@@ -43,12 +42,11 @@ def _shown(account: Account, balance_micros: int) -> dict[str, Any]:
 def list_accounts(json: Json = False) -> None:
     """List all accounts with their balances. Example: `vpsd account list --json`."""
 
-    async def work(database: Database) -> list[dict[str, Any]]:
-        async with database.read() as tx:
-            balances = await billing.balances(tx)
-            return [_shown(account, balances.get(account.id, 0)) for account in await service.list_accounts(tx)]
+    async def work(ctx: Ctx) -> list[dict[str, Any]]:
+        balances = await ledger.balances(ctx)
+        return [_fields(account, balances.get(account.id, 0)) for account in await service.list_accounts(ctx)]
 
-    found = with_database(work)
+    found = reading(work)
     if json:
         print_json(found)
     else:
@@ -61,13 +59,11 @@ def list_accounts(json: Json = False) -> None:
 def show_account(name: AccountName, json: Json = False) -> None:
     """Show an account: balance, limits, people. Example: `vpsd account show acme`."""
 
-    async def work(database: Database) -> dict[str, Any]:
-        async with database.read() as tx:
-            account = await service.find_account(tx, name)
-            shown = _shown(account, await billing.balance(tx, account.id))
-            return {**shown, "people": await service.list_people(tx, account.id)}
+    async def work(ctx: Ctx) -> dict[str, Any]:
+        ctx = await in_account(ctx, name)
+        return {**await _account_fields(ctx), "people": await service.list_people(ctx)}
 
-    found = with_database(work)
+    found = reading(work)
     if json:
         print_json(found)
         return
@@ -76,6 +72,10 @@ def show_account(name: AccountName, json: Json = False) -> None:
         console.print(f"{key:16}{'none' if value is None else value}", markup=False)
     rows = [(person.email, person.first_name, person.last_name, person.role) for person in people]
     print_rows(("email", "first name", "last name", "role"), rows, f"No people; `vpsd account invite {name} EMAIL`.")
+
+
+async def _account_fields(ctx: Ctx) -> dict[str, Any]:
+    return _fields(await service.get_account(ctx, ctx.account_id), await ledger.balance(ctx))
 
 
 @app.command("add")
@@ -88,16 +88,15 @@ def add_account(
 ) -> None:
     """Open an account, prepaid. Then `vpsd credit add NAME 50` gives it credit, `vpsd token add NAME` makes a token."""
 
-    async def work(database: Database) -> Account:
-        async with database.write() as tx:
-            account = await service.add_account(tx, Ids(), SystemClock(), name)
-            if email is not None:
-                await service.add_person(tx, SystemClock(), account, NewPerson(email, first_name, last_name))
-            return account
+    async def work(ctx: Ctx) -> Account:
+        account = await service.add_account(ctx, name)
+        if email is not None:
+            await service.add_person(ctx.in_account(account.id), NewPerson(email, first_name, last_name))
+        return account
 
-    account = with_database(work)
+    account = writing(work)
     if json:
-        print_json(_shown(account, 0))
+        print_json(_fields(account, 0))
     else:
         typer.echo(
             f"Account {account.id} ({account.name}) is open; `vpsd credit add {account.name} AMOUNT` gives it credit, "
@@ -112,7 +111,9 @@ Limit = str | None
 @app.command("limit")
 def limit_account(
     name: AccountName,
-    credit: Annotated[Limit, typer.Option(help=f"How far below zero the balance may go{_LIMIT}")] = None,
+    credit_limit: Annotated[
+        Limit, typer.Option("--credit", help=f"How far below zero the balance may go{_LIMIT}")
+    ] = None,
     servers: Annotated[Limit, typer.Option(help=f"Most servers{_LIMIT}")] = None,
     vcpus: Annotated[Limit, typer.Option(help=f"Most vCPUs together{_LIMIT}")] = None,
     memory_mb: Annotated[Limit, typer.Option(help=f"Most memory together{_LIMIT}")] = None,
@@ -125,23 +126,21 @@ def limit_account(
     """
     given = {"max_servers": servers, "max_vcpus": vcpus, "max_memory_mb": memory_mb, "max_storage_gb": storage_gb}
     limits: dict[str, int | None] = {key: _whole(key, text) for key, text in given.items() if text is not None}
-    if credit is not None:
-        limits["credit_limit_micros"] = None if credit == "none" else parse_amount("credit", credit)
+    if credit_limit is not None:
+        limits["credit_limit_micros"] = None if credit_limit == "none" else parse_amount("credit", credit_limit)
 
-    settings = read_settings()
+    async def work(ctx: Ctx) -> dict[str, Any]:
+        account = await service.find_account(ctx, name)
+        ctx = ctx.in_account(account.id)
+        await service.set_limits(ctx, account, limits)
+        await credit.update_credit(ctx)
+        return await _account_fields(ctx)
 
-    async def work(database: Database) -> dict[str, Any]:
-        async with database.write() as tx:
-            await service.set_limits(tx, SystemClock(), await service.find_account(tx, name), limits)
-            await billing.note_credit(tx, SystemClock(), settings, await service.find_account(tx, name))
-            account = await service.find_account(tx, name)
-            return _shown(account, await billing.balance(tx, account.id))
-
-    shown = with_database(work)
+    fields = writing(work)
     if json:
-        print_json(shown)
+        print_json(fields)
     else:
-        words = ", ".join(f"{key} {'none' if shown[key] is None else shown[key]}" for key in _LIMIT_NAMES)
+        words = ", ".join(f"{key} {'none' if fields[key] is None else fields[key]}" for key in _LIMIT_NAMES)
         typer.echo(f"Limits of {name}: {words}.")
 
 
@@ -178,13 +177,10 @@ def add_person(
     Roles: owner (everything), member (servers and keys, sees the money), read-only.
     """
 
-    async def work(database: Database) -> Person:
-        async with database.write() as tx:
-            account = await service.find_account(tx, name)
-            person = NewPerson(email, first_name, last_name, role)
-            return await service.add_person(tx, SystemClock(), account, person)
+    async def work(ctx: Ctx) -> Person:
+        return await service.add_person(await in_account(ctx, name), NewPerson(email, first_name, last_name, role))
 
-    person = with_database(work)
+    person = writing(work)
     if json:
         print_json(person)
     else:
@@ -200,11 +196,10 @@ def set_role(
 ) -> None:
     """Change a person's role; their tokens follow at once. Example: `vpsd account role acme bob@acme.example owner`."""
 
-    async def work(database: Database) -> Person:
-        async with database.write() as tx:
-            return await service.set_role(tx, SystemClock(), await service.find_account(tx, name), email, role)
+    async def work(ctx: Ctx) -> Person:
+        return await service.set_role(await in_account(ctx, name), email, role)
 
-    person = with_database(work)
+    person = writing(work)
     if json:
         print_json(person)
     else:
@@ -215,16 +210,11 @@ def set_role(
 def remove_person(name: AccountName, email: Email, json: Json = False) -> None:
     """Take a person out of an account and revoke their tokens: `vpsd account dismiss acme bob@acme.example`."""
 
-    async def work(database: Database) -> int:
-        async with database.write() as tx:
-            return await _remove(tx, name, email)
+    async def work(ctx: Ctx) -> int:
+        return await service.remove_person(await in_account(ctx, name), email)
 
-    count = with_database(work)
+    count = writing(work)
     if json:
         print_json({"account": name, "email": email, "tokens_revoked": count})
     else:
         typer.echo(f"{email} is gone from {name}; tokens revoked: {count}.")
-
-
-async def _remove(tx: Tx, name: str, email: str) -> int:
-    return await service.remove_person(tx, SystemClock(), await service.find_account(tx, name), email)

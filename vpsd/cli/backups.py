@@ -1,4 +1,4 @@
-"""Backups and snapshots, as the operator sees them: all accounts', and whether they are good for anything."""
+"""Backups and snapshots, as the operator sees them: all accounts', and whether they can be restored."""
 
 import os
 from pathlib import Path
@@ -7,18 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from vpsd import main
-from vpsd.accounts import events
 from vpsd.accounts import service as accounts
-from vpsd.backups import rows
-from vpsd.backups.models import Backup, Kind, State
+from vpsd.backups import commands, queries
+from vpsd.backups.models import Backup, BackupStatus, Kind
 from vpsd.backups.repository import BackupRef, VerifyResult, new_key
 from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, read_settings, with_database
-from vpsd.core.clock import SystemClock, iso_utc, iso_utc_or_none
-from vpsd.core.db import Database, Tx
-from vpsd.core.ids import Ids
-from vpsd.errors import Busy, Misconfigured, NotFound, Unavailable, Unusable, WrongStatus
-from vpsd.servers import rows as servers
+from vpsd.cli.run import Json, reading, with_transactions, writing
+from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.context import OPERATOR, Ctx, Transactions
+from vpsd.errors import Misconfigured, NotFound, Unavailable, Unusable
+from vpsd.servers import queries as servers
 
 app = typer.Typer(no_args_is_help=True, help="Backups and snapshots of all accounts.")
 
@@ -32,19 +30,15 @@ def list_backups(json: Json = False) -> None:
     `vpsd backup verify` says whether they can be read.
     """
 
-    async def work(database: Database) -> list[Backup]:
-        async with database.read() as tx:
-            return await rows.there(tx)
-
-    shown = [_shown(backup) for backup in with_database(work)]
+    listed = [_fields(backup) for backup in reading(queries.present)]
     if json:
-        print_json(shown)
+        print_json(listed)
     else:
         columns = ("id", "kind", "server_id", "status", "made", "expires", "disk_mb", "sent_mb", "target", "error")
-        print_rows(columns, [[row[name] for name in columns] for row in shown], "There are no backups.")
+        print_rows(columns, [[row[name] for name in columns] for row in listed], "There are no backups.")
 
 
-def _shown(backup: Backup) -> dict[str, Any]:
+def _fields(backup: Backup) -> dict[str, Any]:
     return {
         "id": backup.id,
         "uuid": backup.uuid,
@@ -70,24 +64,23 @@ def verify(
     backup_id: Annotated[int | None, typer.Argument(help="Id of a backup or snapshot; without it, all.")] = None,
     json: Json = False,
 ) -> None:
-    """Read backups from the target to their last byte, and hold them against their checksums.
+    """Read backups from the target to their last byte, and compare them with their checksums.
 
-    Exit status 1 when one is damaged. Example: `vpsd backup verify 12`. A rehearsal goes further: make a server of it.
+    Exit status 1 when one is damaged. Example: `vpsd backup verify 12`. To be surer, create a server from it.
     """
-    settings = read_settings()
 
-    async def work(database: Database) -> list[dict[str, Any]]:
-        async with database.write() as tx:
-            repository = main.make_repository(settings, await accounts.instance(tx, Ids()))
-            found = await _wanted(tx, backup_id)
-            places = [BackupRef((await servers.get(tx, one.server_id)).uuid, one.uuid) for one in found]
+    async def work(transactions: Transactions) -> list[dict[str, Any]]:
+        async with transactions.write(OPERATOR) as ctx:
+            repository = main.make_repository(ctx.settings, await accounts.instance(ctx))
+            found = await _completed(ctx, backup_id)
+            refs = [BackupRef((await servers.row(ctx, one.server_id)).uuid, one.uuid) for one in found]
         results = []
-        for backup, place in zip(found, places, strict=True):
+        for backup, ref in zip(found, refs, strict=True):
             read, error = VerifyResult(0, 0), None
             try:
                 if backup.target != repository.target_name:
-                    raise Unusable(f"It lies in {backup.target}, and vpsd is set to {repository.target_name}.")
-                read = await repository.verify(place)
+                    raise Unusable(f"It is in {backup.target}, and vpsd is configured for {repository.target_name}.")
+                read = await repository.verify(ref)
             except (Unavailable, Unusable) as damage:
                 error = str(damage)
             results.append(
@@ -95,7 +88,7 @@ def verify(
             )
         return results
 
-    results = with_database(work)
+    results = with_transactions(work)
     if json:
         print_json(results)
     else:
@@ -105,11 +98,11 @@ def verify(
         raise typer.Exit(1)
 
 
-async def _wanted(tx: Tx, backup_id: int | None) -> list[Backup]:
-    whole = [one for one in await rows.there(tx) if one.status == State.COMPLETED and one.deleted_at_ms is None]
-    found = [one for one in whole if backup_id in (None, one.id)]
+async def _completed(ctx: Ctx, backup_id: int | None) -> list[Backup]:
+    present = [one for one in await queries.present(ctx) if one.deleted_at_ms is None]
+    found = [one for one in present if one.status == BackupStatus.COMPLETED and backup_id in (None, one.id)]
     if backup_id is not None and not found:
-        raise NotFound(f"There is no completed backup or snapshot {backup_id}; `vpsd backup list` lists them.")
+        raise NotFound("completed backup or snapshot", backup_id)
     return found
 
 
@@ -123,21 +116,13 @@ def delete(
     What no other backup needs of it is taken off the target within seconds, while vpsd runs.
     """
 
-    async def work(database: Database) -> None:
-        async with database.write() as tx:
-            backup = await rows.lock(tx, backup_id)
-            if backup is None or backup.deleted_at_ms is not None:
-                raise NotFound(f"There is no backup or snapshot {backup_id}; `vpsd backup list` lists them.")
-            user = await rows.user_of(tx, backup_id)
-            if user is not None:
-                raise Busy(f"It is in use by server {user}; try again when that is done.")
-            clock = SystemClock()
-            await rows.delete(tx, backup_id, clock.now_ms())
-            what = "snapshot" if backup.kind == Kind.SNAPSHOT else "backup"
-            actor = accounts.operator(backup.account_id)
-            await events.add(tx, clock, actor, f"{what}.delete", what, backup_id, f"of server {backup.server_id}")
+    async def work(ctx: Ctx) -> None:
+        backup = await queries.find(ctx, backup_id)
+        if backup is None or backup.deleted_at_ms is not None:
+            raise NotFound("backup or snapshot", backup_id)
+        await commands.delete(ctx.in_account(backup.account_id), (Kind(backup.kind),), backup_id)
 
-    with_database(work)
+    writing(work)
     if json:
         print_json({"id": backup_id})
     else:
@@ -153,17 +138,13 @@ def now(
     Its customer has to have backups enabled. The next one comes in the window again.
     """
 
-    async def work(database: Database) -> None:
-        async with database.write() as tx:
-            server = next((one for one in await servers.present(tx) if one.id == server_id), None)
-            if server is None:
-                raise NotFound(f"There is no server {server_id}; `vpsd server list` lists them.")
-            server = await servers.lock(tx, server_id)
-            if server.next_backup_at_ms is None:
-                raise WrongStatus(f"The server {server_id} has no backups enabled.")
-            await servers.set_next_backup(tx, server_id, SystemClock().now_ms())
+    async def work(ctx: Ctx) -> None:
+        found = {server.id: server.account_id for server in await servers.present(ctx)}
+        if server_id not in found:
+            raise NotFound("server", server_id)
+        await commands.make_daily_due(ctx.in_account(found[server_id]), server_id)
 
-    with_database(work)
+    writing(work)
     if json:
         print_json({"server_id": server_id})
     else:

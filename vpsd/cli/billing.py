@@ -4,17 +4,18 @@ from typing import Annotated, Any
 
 import typer
 
-from vpsd.accounts import service as accounts
-from vpsd.billing import meter, service
-from vpsd.billing.verify import Verdict, verify
+from vpsd.billing import credit, ledger
+from vpsd.billing.models import Entry
+from vpsd.billing.verify import BalanceCheck, verify
 from vpsd.cli.accounts import AccountName, parse_amount
 from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, read_settings, with_database
+from vpsd.cli.run import Json, in_account, reading, with_transactions, writing
 from vpsd.core import money
-from vpsd.core.clock import SystemClock, iso_utc
-from vpsd.core.db import Database
-from vpsd.core.ids import Ids
+from vpsd.core.clock import iso_utc
+from vpsd.core.context import OPERATOR, Ctx, Transactions
 from vpsd.core.pages import LARGEST_SIZE, Page
+from vpsd.servers import queries as servers
+from vpsd.worker.metering import charge_due
 
 credit_app = typer.Typer(no_args_is_help=True, help="Credit: what accounts have, and how they came by it.")
 billing_app = typer.Typer(no_args_is_help=True, help="Billing: charging and checking.")
@@ -35,14 +36,12 @@ def add_credit(
     Example: `vpsd credit add acme 50 --note "paid by card" --reference INV-17`. `vpsd credit list acme` shows the
     ledger.
     """
-    micros, settings = parse_amount("amount", amount), read_settings()
+    micros = parse_amount("amount", amount)
 
-    async def work(database: Database) -> int:
-        async with database.write() as tx:
-            owner = await accounts.find_account(tx, account)
-            return await service.add_credit(tx, Ids(), SystemClock(), settings, owner, micros, note, reference)
+    async def work(ctx: Ctx) -> int:
+        return await credit.add_credit(await in_account(ctx, account), micros, note, reference)
 
-    balance = with_database(work)
+    balance = writing(work)
     if json:
         print_json({"account": account, "added": money.text(micros), "balance": money.text(balance)})
     else:
@@ -57,24 +56,22 @@ def list_credit(
 ) -> None:
     """Show an account's ledger, newest first; the balance is its sum. Example: `vpsd credit list acme --json`."""
 
-    async def work(database: Database) -> list[dict[str, Any]]:
-        async with database.read() as tx:
-            owner = await accounts.find_account(tx, account)
-            _, found = await service.entries(tx, owner.id, Page(page, LARGEST_SIZE))
-            return [
-                {
-                    "id": entry.id,
-                    "at": iso_utc(entry.created_at_ms),
-                    "kind": entry.kind,
-                    "amount": money.text(entry.amount_micros),
-                    "balance": money.text(entry.balance_micros),
-                    "description": entry.description,
-                    "reference": entry.reference,
-                }
-                for entry in found
-            ]
+    async def work(ctx: Ctx) -> list[Entry]:
+        _, entries = await ledger.entries(await in_account(ctx, account), Page(page, LARGEST_SIZE))
+        return entries
 
-    found = with_database(work)
+    found: list[dict[str, Any]] = [
+        {
+            "id": entry.id,
+            "at": iso_utc(entry.created_at_ms),
+            "kind": entry.kind,
+            "amount": money.text(entry.amount_micros),
+            "balance": money.text(entry.balance_micros),
+            "description": entry.description,
+            "reference": entry.reference,
+        }
+        for entry in reading(work)
+    ]
     if json:
         print_json(found)
     else:
@@ -90,29 +87,30 @@ def verify_balances(json: Json = False) -> None:
     Exit status 1 when one is found. Works while vpsd runs. Example: `vpsd billing verify --json`.
     """
 
-    async def work(database: Database) -> list[Verdict]:
-        async with database.snapshot() as tx:  # what is charged meanwhile is no difference
-            return await verify(tx)
+    async def work(transactions: Transactions) -> list[BalanceCheck]:
+        async with transactions.snapshot(OPERATOR) as ctx:  # what is charged meanwhile is no difference
+            return await verify(ctx, servers.lives)
 
-    verdicts = with_database(work)
-    shown = [
+    checks = with_transactions(work)
+    found = [
         {
-            "account": verdict.account,
-            "balance": money.text(verdict.balance_micros),
-            "recomputed": money.text(verdict.recomputed_micros),
-            "difference": money.text(verdict.difference_micros),
-            "problems": verdict.problems,
+            "account": check.account,
+            "balance": money.text(check.balance_micros),
+            "recomputed": money.text(check.recomputed_micros),
+            "difference": money.text(check.difference_micros),
+            "problems": check.problems,
         }
-        for verdict in verdicts
+        for check in checks
     ]
+    is_right = not any(check.difference_micros or check.problems for check in checks)
     if json:
-        print_json(shown)
+        print_json(found)
     else:
-        rows = [(*list(row.values())[:4], "; ".join(row["problems"]) or None) for row in shown]
+        rows = [(*list(row.values())[:4], "; ".join(row["problems"]) or None) for row in found]
         print_rows(("account", "balance", "recomputed", "difference", "problems"), rows, "There are no accounts.")
-        if not any(verdict.difference_micros or verdict.problems for verdict in verdicts):
+        if is_right:
             typer.echo("Every balance is what follows from what happened.")
-    if any(verdict.difference_micros or verdict.problems for verdict in verdicts):
+    if not is_right:
         raise typer.Exit(1)
 
 
@@ -122,8 +120,7 @@ def charge_now(json: Json = False) -> None:
 
     May be run at any time and as often as you like: an hour is charged once. `vpsd billing verify` checks the result.
     """
-    settings = read_settings()
-    charged = with_database(lambda database: meter.charge(database, settings, Ids(), SystemClock()))
+    charged = with_transactions(charge_due)
     if json:
         print_json({"accounts_charged": len(charged)})
     else:

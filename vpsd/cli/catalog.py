@@ -8,9 +8,10 @@ import typer
 from vpsd import main
 from vpsd.catalog import service
 from vpsd.cli.output import console, print_json, print_rows
-from vpsd.cli.run import Json, read_settings, with_database
+from vpsd.cli.run import Json, read_settings, reading, with_transactions
 from vpsd.core import money
-from vpsd.core.db import Database
+from vpsd.core.context import Ctx
+from vpsd.worker.repricing import apply_catalog
 
 app = typer.Typer(no_args_is_help=True, help="What this vpsd offers: plans, operating systems, locations.")
 
@@ -19,15 +20,14 @@ app = typer.Typer(no_args_is_help=True, help="What this vpsd offers: plans, oper
 def show(json: Json = False) -> None:
     """Show the catalogue, with what is no longer offered. To change it, edit its file and `vpsd catalog apply`."""
 
-    async def work(database: Database) -> dict[str, list[Any]]:
-        async with database.read() as tx:
-            return {
-                "plans": list(await service.list_plans(tx)),
-                "operating_systems": list(await service.list_operating_systems(tx)),
-                "locations": list(await service.list_locations(tx)),
-            }
+    async def work(ctx: Ctx) -> dict[str, list[Any]]:
+        return {
+            "plans": list(await service.list_plans(ctx)),
+            "operating_systems": list(await service.list_operating_systems(ctx)),
+            "locations": list(await service.list_locations(ctx)),
+        }
 
-    found = with_database(work)
+    found = reading(work)
     if json:
         print_json(found)
         return
@@ -57,7 +57,7 @@ def apply(
     `vpsd catalog show` shows what came of it.
     """
     path = file or main.catalog_file(read_settings())
-    changes = with_database(lambda database: main.apply_catalog(database, path))
+    changes = with_transactions(lambda transactions: apply_catalog(transactions, path))
     if json:
         print_json({"file": str(path), "changes": changes})
     else:

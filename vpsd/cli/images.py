@@ -1,16 +1,16 @@
 """Images of operating systems."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vpsd import main
 from vpsd.catalog import service as catalog
 from vpsd.cli.output import print_json, print_rows, progress_shown
-from vpsd.cli.run import Json, read_settings, with_database
-from vpsd.core.db import Database
+from vpsd.cli.run import Json, read_settings, reading
 from vpsd.errors import Invalid
 from vpsd.hypervisor.protocol import Image, Progress
 from vpsd.images.catalogued import recipe_of
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 Slug = Annotated[str, typer.Argument(help="Slug of the operating system, from `vpsd catalog show`.")]
-Make = Callable[[ImageStore, Recipe, Progress], Awaitable[Image]]
+Make = Callable[[ImageStore, Recipe, Progress], Coroutine[Any, Any, Image]]
 
 
 def _store() -> ImageStore:
@@ -46,15 +46,11 @@ def _fields(image: object) -> dict[str, object]:
 
 
 def _make(slug: str, json: bool, kinds: tuple[str, ...], make: Make) -> None:
-    async def work(database: Database) -> Image:
-        async with database.read() as tx:
-            recipe = recipe_of(await catalog.get_image_source(tx, slug))
-        if recipe.kind not in kinds:
-            raise Invalid({"slug": [f"{slug} comes by `vpsd image {_COMMANDS[recipe.kind]}`."]})
-        with progress_shown(slug) as progress:
-            return await make(_store(), recipe, progress)
-
-    image = with_database(work)
+    recipe = recipe_of(reading(lambda ctx: catalog.get_operating_system(ctx, slug)))
+    if recipe.kind not in kinds:
+        raise Invalid({"slug": [f"{slug} comes by `vpsd image {_COMMANDS[recipe.kind]}`."]})
+    with progress_shown(slug) as progress:
+        image = asyncio.run(make(_store(), recipe, progress))
     if json:
         print_json({"key": image.key, "disk": str(image.disk), "virtual_size_bytes": image.virtual_size_bytes})
     else:

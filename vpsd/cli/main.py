@@ -10,12 +10,11 @@ import typer
 
 from vpsd import __version__
 from vpsd import main as composition
+from vpsd.audit import Audit
 from vpsd.cli import accounts, backups, billing, catalog, doctor, images, servers, tokens
 from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, fail, read_settings, with_world
-from vpsd.core.ids import Ids
+from vpsd.cli.run import Json, fail, read_settings, with_runtime
 from vpsd.errors import VpsdError
-from vpsd.worker.check import Check
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,11 +55,11 @@ def check(
     fix: bool = typer.Option(False, "--fix", help="Repair what is found."),
     json: Json = False,
 ) -> None:
-    """Compare database, guests, volumes and addresses: what has no owner, and what has no body?
+    """Compare database, guests, volumes and addresses: what is unknown, and what is missing?
 
     Exit status 1 when something was found and not repaired. Works while vpsd runs. Example: `vpsd check --fix`.
     """
-    findings = with_world(lambda world: Check(world, Ids(), fix=fix).run())
+    findings = with_runtime(lambda runtime: Audit(runtime, fix=fix).run())
     if json:
         print_json(findings)
     else:

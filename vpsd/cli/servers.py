@@ -4,11 +4,10 @@ import typer
 
 from vpsd.accounts import service as accounts
 from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, with_database
-from vpsd.core.db import Database
-from vpsd.core.ids import Ids
+from vpsd.cli.run import Json, writing
+from vpsd.core.context import Ctx
 from vpsd.hypervisor.protocol import guest_name
-from vpsd.servers import rows
+from vpsd.servers import queries
 from vpsd.servers.models import Server
 
 app = typer.Typer(no_args_is_help=True, help="Servers of all accounts.")
@@ -21,12 +20,11 @@ def list_servers(json: Json = False) -> None:
     Example: `vpsd server list --json`. The guest is its name for libvirt; `vpsd check` says whether all is in order.
     """
 
-    async def work(database: Database) -> tuple[str, list[Server]]:
-        async with database.write() as tx:
-            return await accounts.instance(tx, Ids()), await rows.present(tx)
+    async def work(ctx: Ctx) -> tuple[str, list[Server]]:
+        return await accounts.instance(ctx), await queries.present(ctx)
 
-    instance, found = with_database(work)
-    shown = [
+    instance, found = writing(work)
+    listed = [
         {
             "id": server.id,
             "account_id": server.account_id,
@@ -39,7 +37,7 @@ def list_servers(json: Json = False) -> None:
         for server in found
     ]
     if json:
-        print_json(shown)
+        print_json(listed)
     else:
         columns = ("id", "account_id", "name", "status", "ip_address", "guest", "error")
-        print_rows(columns, [list(row.values()) for row in shown], "There are no servers.")
+        print_rows(columns, [list(row.values()) for row in listed], "There are no servers.")

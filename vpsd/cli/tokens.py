@@ -5,14 +5,13 @@ from typing import Annotated
 import typer
 
 from vpsd.accounts import service, tokens
-from vpsd.accounts.models import Token
 from vpsd.accounts.permissions import KNOWN
+from vpsd.accounts.tokens import NewTokenValue
 from vpsd.cli.accounts import AccountName
 from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, with_database
-from vpsd.core.clock import SystemClock, iso_utc, iso_utc_or_none
-from vpsd.core.db import Database
-from vpsd.core.ids import Ids
+from vpsd.cli.run import Json, in_account, reading, writing
+from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.context import Ctx
 
 app = typer.Typer(no_args_is_help=True, help="API tokens: what speaks for an account.")
 
@@ -23,12 +22,7 @@ def list_tokens(json: Json = False) -> None:
 
     `vpsd token revoke ID` makes one worthless; `vpsd token add ACCOUNT` makes a new one.
     """
-
-    async def work(database: Database) -> list[Token]:
-        async with database.read() as tx:
-            return await tokens.list_all(tx)
-
-    found = with_database(work)
+    found = reading(tokens.list_all)
     if json:
         print_json(found)
     else:
@@ -62,26 +56,16 @@ def add_token(
     """
     permissions = permission or ["*:*"]
 
-    async def work(database: Database) -> tuple[int, str]:
-        async with database.write() as tx:
-            owner = await service.find_account(tx, account)
-            person_id = None if person is None else (await service.find_person(tx, owner, person)).id
-            return await tokens.add(
-                tx,
-                Ids(),
-                SystemClock(),
-                service.operator(owner.id),
-                name,
-                permissions,
-                expires_in_days=expires_in_days,
-                person_id=person_id,
-            )
+    async def work(ctx: Ctx) -> NewTokenValue:
+        ctx = await in_account(ctx, account)
+        person_id = None if person is None else (await service.find_person(ctx, person)).id
+        return await tokens.add(ctx, name, permissions, expires_in_days=expires_in_days, person_id=person_id)
 
-    token_id, token = with_database(work)
+    made = writing(work)
     if json:
-        print_json({"id": token_id, "account": account, "name": name, "permissions": permissions, "token": token})
+        print_json({"id": made.id, "account": account, "name": name, "permissions": permissions, "token": made.value})
     else:
-        typer.echo(token)
+        typer.echo(made.value)
 
 
 @app.command("revoke")
@@ -90,12 +74,10 @@ def revoke_token(
 ) -> None:
     """Make a token worthless from now on: requests that carry it get 401. Example: `vpsd token revoke 2`."""
 
-    async def work(database: Database) -> None:
-        async with database.write() as tx:
-            owner = await tokens.account_of(tx, token_id)
-            await tokens.revoke(tx, SystemClock(), service.operator(owner), token_id)
+    async def work(ctx: Ctx) -> None:
+        await tokens.revoke(ctx.in_account(await tokens.account_of(ctx, token_id)), token_id)
 
-    with_database(work)
+    writing(work)
     if json:
         print_json({"id": token_id, "revoked": True})
     else:

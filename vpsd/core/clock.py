@@ -1,10 +1,16 @@
 """Time, passed in wherever it matters, so that tests move it by hand."""
 
 import asyncio
+import logging
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
+
+from vpsd.errors import Unavailable
+
+log = logging.getLogger(__name__)
 
 
 class Clock(Protocol):
@@ -43,6 +49,40 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         """Move the clock forward."""
         self._now_ms += round(seconds * 1000)
+
+
+async def every(
+    clock: Clock, seconds: float, work: Callable[[], Awaitable[object]], *, wake: asyncio.Event | None = None
+) -> None:
+    """Do some work now and then until cancelled; with `wake`, also as soon as that is set.
+
+    A failure ends nothing: it is logged, and the work is tried again. A host that stays away is logged once.
+    """
+    unavailable = False
+    while True:
+        if wake is not None:
+            wake.clear()
+        try:
+            await work()
+            unavailable = False
+        except Unavailable as error:
+            if not unavailable:
+                log.warning("%s has to wait: %s", work.__qualname__, error)
+            unavailable = True
+        except Exception:
+            log.exception("%s failed; it is tried again in %s s", work.__qualname__, seconds)
+        await _pause(clock, seconds, wake)
+
+
+async def _pause(clock: Clock, seconds: float, wake: asyncio.Event | None) -> None:
+    waiting: set[asyncio.Future[Any]] = {asyncio.ensure_future(clock.sleep(seconds))}
+    if wake is not None:
+        waiting.add(asyncio.ensure_future(wake.wait()))
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def iso_utc(at_ms: int) -> str:

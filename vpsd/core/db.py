@@ -1,7 +1,7 @@
 """The one place that executes SQL: SQLite inline on the event loop, PostgreSQL through asyncpg.
 
 Statements are SQLAlchemy Core, compiled once per dialect and run on the bare driver (docs/decisions/0002). Rows come
-back as the struct that the caller names, built by position.
+back by name, as the struct that the statement is given.
 
 A transaction belongs to the edge: a request handler, a worker step, a command. Nothing slow is awaited inside one.
 """
@@ -12,10 +12,11 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Never, Protocol, TypeVar, overload
 from urllib.parse import urlsplit
 
 import asyncpg
+import msgspec
 from sqlalchemy import MetaData
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg as postgresql
@@ -47,71 +48,93 @@ class UniqueViolation(Exception):
 
 
 class _Compiled:
-    """A statement in one dialect: its text, the order of its parameters, and how its columns are read back."""
+    """A statement in one dialect: its text, the order of its parameters, and how its rows are read back."""
 
-    def __init__(self, clause: ClauseElement, columns: Sequence[str] | None, dialect: Dialect) -> None:
-        compiled: Any = clause.compile(
-            dialect=dialect,
-            column_keys=None if columns is None else list(columns),
-        )
+    def __init__(self, statement: "Statement[Any]", dialect: Dialect) -> None:
+        compiled: Any = statement.clause.compile(dialect=dialect, column_keys=statement.columns)
         self.sql = str(compiled)
         if "POSTCOMPILE" in self.sql:
             raise TypeError("a list in a statement is no single parameter: write the comparisons out")
         self.names: list[str] = list(compiled.positiontup or ())
         self.constants: dict[str, Any] = {k: b.value for k, b in compiled.binds.items() if not b.required}
-        self.readers: list[tuple[int, Callable[[Any], Any]]] = []
-        if dialect is _POSTGRESQL:
-            return  # asyncpg gives Python's own types
-        for index, entry in enumerate(getattr(compiled, "_result_columns", ())):
-            reader = entry.type.dialect_impl(dialect).result_processor(dialect, None)
+        columns = getattr(compiled, "_result_columns", None) or ()
+        self._readers: list[tuple[int, Callable[[Any], Any]]] = []
+        for index, column in enumerate(columns if dialect is _SQLITE else ()):  # asyncpg gives Python's own types
+            reader = column.type.dialect_impl(dialect).result_processor(dialect, None)
             if reader is not None:
-                self.readers.append((index, reader))
+                self._readers.append((index, reader))
+        self._into = statement.into
+        self._order = _order([column.keyname for column in columns], statement.into)
 
     def arguments(self, values: dict[str, Any]) -> list[Any]:
         constants = self.constants
         return [values[name] if name in values else constants[name] for name in self.names]
 
-    def read(self, row: Sequence[Any]) -> Sequence[Any]:
-        if not self.readers:
-            return row
-        cells = list(row)
-        for index, reader in self.readers:
-            cells[index] = reader(cells[index])
-        return cells
+    def read(self, row: Sequence[Any]) -> Any:
+        if self._readers:
+            row = list(row)
+            for index, reader in self._readers:
+                row[index] = reader(row[index])
+        if self._order is None:
+            return row[0]
+        return self._into(*[row[index] for index in self._order])
 
 
-class Statement:
+def _order(labels: list[str], into: type | None) -> list[int] | None:
+    """The column of each field, None where the first is the answer; TypeError where labels and fields differ."""
+    if into is None or not issubclass(into, msgspec.Struct):
+        if into is not None and len(labels) != 1:
+            raise TypeError(f"{into.__name__} takes one column, and the statement has {', '.join(labels)}")
+        return None
+    fields = [field.name for field in msgspec.structs.fields(into)]
+    if sorted(labels) != sorted(fields):
+        missing, more = sorted(set(fields) - set(labels)), sorted(set(labels) - set(fields))
+        raise TypeError(f"{into.__name__}: the statement lacks {missing}, and has {more} that are no fields")
+    return [labels.index(name) for name in fields]
+
+
+class Statement(Generic[Row]):
     """A statement of SQLAlchemy Core, compiled once per dialect.
 
-    `columns` names the columns that an INSERT or UPDATE takes from the parameters; parameters of a WHERE clause need
-    names that are no column's.
+    `columns` names the columns that an INSERT or UPDATE takes from the parameters. `into` is what its rows become: a
+    struct, whose fields are compared with the statement's labels when it is compiled (TypeError), or the type of the
+    one column that it has.
     """
 
-    def __init__(self, clause: ClauseElement, columns: Sequence[str] | None = None) -> None:
-        self._clause = clause
-        self._columns = columns
+    @overload
+    def __init__(self: "Statement[Never]", clause: ClauseElement, columns: Sequence[str] | None = None) -> None: ...
+
+    @overload
+    def __init__(self, clause: ClauseElement, columns: Sequence[str] | None = None, *, into: type[Row]) -> None: ...
+
+    def __init__(
+        self, clause: ClauseElement, columns: Sequence[str] | None = None, *, into: type[Any] | None = None
+    ) -> None:
+        self.clause = clause
+        self.columns = None if columns is None else list(columns)
+        self.into: Any = into
         self._compiled: dict[str, _Compiled] = {}
 
     def compiled(self, dialect: Dialect) -> _Compiled:
         found = self._compiled.get(dialect.name)
         if found is None:
-            found = self._compiled[dialect.name] = _Compiled(self._clause, self._columns, dialect)
+            found = self._compiled[dialect.name] = _Compiled(self, dialect)
         return found
 
 
 class Tx(Protocol):
     """A transaction, or a plain reader."""
 
-    async def all(self, into: Callable[..., Row], statement: Statement, **values: Any) -> list[Row]:
-        """Every row, as `into(*columns)`."""
+    async def all(self, statement: Statement[Row], /, **values: Any) -> list[Row]:
+        """Every row."""
 
-    async def first(self, into: Callable[..., Row], statement: Statement, **values: Any) -> Row | None:
+    async def first(self, statement: Statement[Row], /, **values: Any) -> Row | None:
         """The first row or None."""
 
-    async def run(self, statement: Statement, **values: Any) -> int:
+    async def run(self, statement: Statement[Any], /, **values: Any) -> int:
         """Execute and say how many rows it touched."""
 
-    async def many(self, statement: Statement, rows: Sequence[dict[str, Any]]) -> None:
+    async def many(self, statement: Statement[Any], rows: Sequence[dict[str, Any]], /) -> None:
         """Execute once for each row of values, in one go."""
 
     async def notify(self) -> None:
@@ -154,24 +177,24 @@ class _SqliteTx:
         self._connection = connection
         self.notified = False
 
-    def _execute(self, statement: Statement, values: dict[str, Any]) -> tuple[_Compiled, sqlite3.Cursor]:
+    def _execute(self, statement: Statement[Any], values: dict[str, Any]) -> tuple[_Compiled, sqlite3.Cursor]:
         compiled = statement.compiled(_SQLITE)
         with _unique_violations():
             return compiled, self._connection.execute(compiled.sql, compiled.arguments(values))
 
-    async def all(self, into: Callable[..., Row], statement: Statement, **values: Any) -> list[Row]:
+    async def all(self, statement: Statement[Row], /, **values: Any) -> list[Row]:
         compiled, cursor = self._execute(statement, values)
-        return [into(*compiled.read(row)) for row in cursor.fetchall()]
+        return [compiled.read(row) for row in cursor.fetchall()]
 
-    async def first(self, into: Callable[..., Row], statement: Statement, **values: Any) -> Row | None:
+    async def first(self, statement: Statement[Row], /, **values: Any) -> Row | None:
         compiled, cursor = self._execute(statement, values)
         rows = cursor.fetchall()  # all of them: a RETURNING is carried out as its rows are read
-        return into(*compiled.read(rows[0])) if rows else None
+        return compiled.read(rows[0]) if rows else None
 
-    async def run(self, statement: Statement, **values: Any) -> int:
+    async def run(self, statement: Statement[Any], /, **values: Any) -> int:
         return self._execute(statement, values)[1].rowcount
 
-    async def many(self, statement: Statement, rows: Sequence[dict[str, Any]]) -> None:
+    async def many(self, statement: Statement[Any], rows: Sequence[dict[str, Any]], /) -> None:
         compiled = statement.compiled(_SQLITE)
         with _unique_violations():
             self._connection.executemany(compiled.sql, [compiled.arguments(values) for values in rows])
@@ -243,26 +266,26 @@ class _PostgresTx:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    async def _fetch(self, statement: Statement, values: dict[str, Any]) -> tuple[_Compiled, list[Any]]:
+    async def _fetch(self, statement: Statement[Any], values: dict[str, Any]) -> tuple[_Compiled, list[Any]]:
         compiled = statement.compiled(_POSTGRESQL)
         with _unique_violations():
             return compiled, await self._connection.fetch(compiled.sql, *compiled.arguments(values))
 
-    async def all(self, into: Callable[..., Row], statement: Statement, **values: Any) -> list[Row]:
+    async def all(self, statement: Statement[Row], /, **values: Any) -> list[Row]:
         compiled, rows = await self._fetch(statement, values)
-        return [into(*compiled.read(tuple(row))) for row in rows]
+        return [compiled.read(row) for row in rows]
 
-    async def first(self, into: Callable[..., Row], statement: Statement, **values: Any) -> Row | None:
+    async def first(self, statement: Statement[Row], /, **values: Any) -> Row | None:
         compiled, rows = await self._fetch(statement, values)
-        return into(*compiled.read(tuple(rows[0]))) if rows else None
+        return compiled.read(rows[0]) if rows else None
 
-    async def run(self, statement: Statement, **values: Any) -> int:
+    async def run(self, statement: Statement[Any], /, **values: Any) -> int:
         compiled = statement.compiled(_POSTGRESQL)
         with _unique_violations():
             done: str = await self._connection.execute(compiled.sql, *compiled.arguments(values))
         return int(done.rsplit(" ", 1)[-1])  # "UPDATE 1", "INSERT 0 1"
 
-    async def many(self, statement: Statement, rows: Sequence[dict[str, Any]]) -> None:
+    async def many(self, statement: Statement[Any], rows: Sequence[dict[str, Any]], /) -> None:
         compiled = statement.compiled(_POSTGRESQL)
         with _unique_violations():
             await self._connection.executemany(compiled.sql, [compiled.arguments(values) for values in rows])
@@ -337,18 +360,18 @@ class PostgresDatabase:
         await self._pool.close()
 
 
-class _Rehearsed(Exception):
+class _RollBack(Exception):
     pass
 
 
 @asynccontextmanager
-async def rehearse(database: Database) -> AsyncIterator[Tx]:
+async def rolled_back(database: Database) -> AsyncIterator[Tx]:
     """A transaction that is undone at its end: it sees what it does, and nobody else ever will."""
     try:
         async with database.write() as tx:
             yield tx
-            raise _Rehearsed
-    except _Rehearsed:
+            raise _RollBack
+    except _RollBack:
         return
 
 
@@ -362,7 +385,9 @@ async def connect(url: str) -> Database:
         return SqliteDatabase(sqlite_path(url))
     if parts.scheme in ("postgresql", "postgres"):
         return await PostgresDatabase.connect(url)
-    raise Misconfigured(f"VPSD_DATABASE_URL: {parts.scheme or url!r} is no database vpsd knows; use postgresql://…")
+    raise Misconfigured(
+        f"VPSD_DATABASE_URL: {parts.scheme or url!r} is not a database that vpsd knows; use postgresql://…"
+    )
 
 
 def sqlite_path(url: str) -> str:

@@ -1,33 +1,22 @@
-"""Pages of a list: `page` and `page_size`, as the official client asks for them."""
-
-from typing import Annotated, Any
+"""Pages of a list."""
 
 import msgspec
-from msgspec import Meta
 
-from vpsd.core.forms import Form
-from vpsd.errors import Invalid
+from vpsd.errors import Fault, Invalid
 
 DEFAULT_SIZE = 100
 LARGEST_SIZE = 1000
 _LARGEST_OFFSET = 2**62  # beyond any list, and still a number that databases take
 
 
-class PageQuery(msgspec.Struct):
-    """What every list can be asked."""
+class NoSuchPage(Fault, frozen=True):
+    """The list ends before that page."""
 
-    page: Annotated[
-        int, Meta(ge=1, description="Which page, from 1", extra={"message": "Give a whole number from 1."})
-    ] = 1
-    page_size: Annotated[
-        int,
-        Meta(
-            ge=1,
-            le=LARGEST_SIZE,
-            description="How many to a page",
-            extra={"message": f"Give a whole number from 1 to {LARGEST_SIZE}."},
-        ),
-    ] = DEFAULT_SIZE
+    number: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"There is no page {self.number}; the last one is {self.last}."
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -35,11 +24,6 @@ class Page(msgspec.Struct, frozen=True):
 
     number: int = 1
     size: int = DEFAULT_SIZE
-
-    @classmethod
-    def of(cls, asked: Form[Any]) -> "Page":
-        """The page that was asked for; the first where none was or where it was nonsense."""
-        return cls(asked.get("page", 1), asked.get("page_size", DEFAULT_SIZE))
 
     @property
     def offset(self) -> int:
@@ -50,4 +34,4 @@ class Page(msgspec.Struct, frozen=True):
         """Refuse a page beyond the last with `Invalid`; the first page of an empty list exists."""
         last = max(1, -(-count // self.size))
         if self.number > last:
-            raise Invalid({"page": [f"There is no page {self.number}; the last one is {last}."]})
+            raise Invalid({"page": [NoSuchPage(self.number, last)]})

@@ -128,7 +128,7 @@ class GuestStats(msgspec.Struct, frozen=True):
 
 
 class HostFacts(msgspec.Struct, frozen=True):
-    """What extents the guests, for people: said at the start, by `vpsd doctor` and by /health."""
+    """What runs the guests, for people: said at the start, by `vpsd doctor` and by /health."""
 
     driver: str  # libvirt | simulator
     uri: str
@@ -147,7 +147,7 @@ Progress = Callable[[float, str], None]
 
 
 class Hypervisor(Protocol):
-    """One host that extents guests. Guest names are `vpsd-<instance>-<server id>`."""
+    """One host that runs guests. Guest names are `vpsd-<instance>-<server id>`."""
 
     async def facts(self) -> HostFacts:
         """Describe the host. Connects if needed."""
@@ -211,7 +211,7 @@ class Hypervisor(Protocol):
         """Delete all checkpoints of the guest's disk but that one."""
 
     async def write_seed(self, name: str, content: bytes) -> None:
-        """Put the guest's cloud-init seed (an ISO 9660 image) on the host instead of the old; also while it extents."""
+        """Put the guest's cloud-init seed (an ISO 9660 image) on the host instead of the old; also while it runs."""
 
     async def define(self, spec: GuestSpec) -> None:
         """Define or redefine the guest; a running one keeps its hardware until it is powered on again."""

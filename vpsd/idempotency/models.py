@@ -1,4 +1,4 @@
-"""The table of idempotency keys: what was asked with each, and the answer, sealed."""
+"""The table of idempotency keys: what was asked with each, and the answer, encrypted."""
 
 import msgspec
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, UniqueConstraint
@@ -13,7 +13,7 @@ idempotency_keys = Table(
     Column("token_id", BigInteger, ForeignKey("tokens.id"), nullable=False),
     Column("key", String(255), nullable=False),
     Column("fingerprint", String(64), nullable=False),  # of method, path, query and body
-    Column("owner", String(36), nullable=False),  # the request that carries it out
+    Column("owner", String(36), nullable=False),  # the request that executes it
     Column("lease_until_ms", BigInteger, nullable=False),  # after that its process is taken for dead
     Column("status_code", Integer),  # None: not answered yet
     Column("answer", LargeBinary),

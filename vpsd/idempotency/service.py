@@ -1,11 +1,11 @@
-"""Claim a key, carry the request out, and keep its answer in the transaction of its effect.
+"""Claim a key, execute the request, and keep its answer in the transaction of its effect.
 
 Dying between the two leaves a claim without an answer and without an effect: when its lease has run out, the next
-request with the key carries it out. A claim that was taken over meanwhile cannot be finished any more, and its effect
-is undone.
+request with the key executes it. A claim that was taken over meanwhile cannot be finished any more, and its effect is
+undone.
 
-Answers may hold secrets that are shown once (a root password, a token), so they are sealed with a key that is made of
-the caller's own token: whoever has the database alone cannot open them.
+Answers may hold secrets that are shown once (a root password, a token), so they are encrypted with a key that is made
+of the caller's own token: whoever has the database alone cannot read them.
 """
 
 import hashlib
@@ -16,9 +16,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import bindparam, delete, insert, select, update
 
-from vpsd.core.clock import Clock
-from vpsd.core.db import Statement, Tx, UniqueViolation
-from vpsd.core.ids import Ids
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement, UniqueViolation
 from vpsd.errors import KeyReused, StillRunning
 from vpsd.idempotency.models import Record, idempotency_keys
 
@@ -26,20 +25,20 @@ KEPT_HOURS = 24
 LEASE_SECONDS = 60  # a request takes milliseconds; one that has not answered by then died
 
 _c = idempotency_keys.c
-_OWN = (_c.token_id == bindparam("the_token"), _c.key == bindparam("the_key"))
-_RECORD = Statement(select(_c.fingerprint, _c.owner, _c.lease_until_ms, _c.status_code, _c.answer).where(*_OWN))
+_OWN = (_c.token_id == bindparam("token"), _c.key == bindparam("used_key"))
+_UNANSWERED = (*_OWN, _c.owner == bindparam("present_owner"), _c.answer.is_(None))
+_RECORD = Statement(
+    select(_c.fingerprint, _c.owner, _c.lease_until_ms, _c.status_code, _c.answer).where(*_OWN), into=Record
+)
 _ADD = Statement(
     insert(idempotency_keys), ("token_id", "key", "fingerprint", "owner", "lease_until_ms", "created_at_ms")
 )
-_TAKE_OVER = Statement(
-    update(idempotency_keys).where(*_OWN, _c.owner == bindparam("the_owner"), _c.answer.is_(None)),
-    ("owner", "lease_until_ms"),
-)
+_TAKE_OVER = Statement(update(idempotency_keys).where(*_UNANSWERED), ("owner", "lease_until_ms"))
 _FINISH = Statement(
-    update(idempotency_keys).where(*_OWN, _c.owner == bindparam("the_owner")), ("status_code", "answer")
+    update(idempotency_keys).where(*_OWN, _c.owner == bindparam("present_owner")), ("status_code", "answer")
 )
-_DROP = Statement(delete(idempotency_keys).where(*_OWN, _c.owner == bindparam("the_owner"), _c.answer.is_(None)))
-_FORGET = Statement(delete(idempotency_keys).where(_c.created_at_ms <= bindparam("the_time")))
+_DROP = Statement(delete(idempotency_keys).where(*_UNANSWERED))
+_FORGET = Statement(delete(idempotency_keys).where(_c.created_at_ms <= bindparam("created_before_ms")))
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -50,7 +49,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """The right to carry a request out; `secret` is the caller's token."""
+    """The right to execute a request; `secret` is the caller's token."""
 
     token_id: int
     key: str
@@ -58,20 +57,21 @@ class Claim(msgspec.Struct, frozen=True):
     secret: str
 
 
-async def claim(tx: Tx, ids: Ids, clock: Clock, token_id: int, secret: str, key: str, request: bytes) -> Claim | Answer:
-    """Take a key for a request, or get the answer that it was given before.
+async def claim(ctx: Ctx, secret: str, key: str, request: bytes) -> Claim | Answer:
+    """Take a key of the actor's token for a request, or get the answer that it was given before.
 
     Raises `KeyReused` for another request, `StillRunning` while the first has not ended.
     """
-    now = clock.now_ms()
+    token_id, now = ctx.actor.token_id, ctx.now_ms
+    assert token_id is not None
     fingerprint = hmac.new(secret.encode(), request, hashlib.sha256).hexdigest()
-    await forget(tx, clock)
-    found = await tx.first(Record, _RECORD, the_token=token_id, the_key=key)
-    mine = Claim(token_id, key, ids.uuid(), secret)
+    await forget(ctx)
+    found = await ctx.tx.first(_RECORD, token=token_id, used_key=key)
+    mine = Claim(token_id, key, ctx.ids.uuid(), secret)
     lease_until_ms = now + LEASE_SECONDS * 1000
     if found is None:
         try:
-            await tx.run(
+            await ctx.tx.run(
                 _ADD,
                 token_id=token_id,
                 key=key,
@@ -86,12 +86,12 @@ async def claim(tx: Tx, ids: Ids, clock: Clock, token_id: int, secret: str, key:
     if not hmac.compare_digest(found.fingerprint, fingerprint):
         raise KeyReused("This Idempotency-Key came with another request before. Use a new key for a new request.")
     if found.answer is not None and found.status_code is not None:
-        return Answer(found.status_code, _opened(mine, found.answer))
-    if found.lease_until_ms > now or not await tx.run(
+        return Answer(found.status_code, _decrypt(mine, found.answer))
+    if found.lease_until_ms > now or not await ctx.tx.run(
         _TAKE_OVER,
-        the_token=token_id,
-        the_key=key,
-        the_owner=found.owner,
+        token=token_id,
+        used_key=key,
+        present_owner=found.owner,
         owner=mine.owner,
         lease_until_ms=lease_until_ms,
     ):
@@ -99,34 +99,33 @@ async def claim(tx: Tx, ids: Ids, clock: Clock, token_id: int, secret: str, key:
     return mine
 
 
-async def forget(tx: Tx, clock: Clock) -> None:
-    """Let go of keys that have had their time."""
-    await tx.run(_FORGET, the_time=clock.now_ms() - KEPT_HOURS * 3_600_000)
+async def forget(ctx: Ctx) -> None:
+    """Delete the keys whose time is over."""
+    await ctx.tx.run(_FORGET, created_before_ms=ctx.now_ms - KEPT_HOURS * 3_600_000)
 
 
 def _still_running() -> StillRunning:
-    return StillRunning(
-        "The first request with this Idempotency-Key is still being carried out. Ask again in a moment."
-    )
+    return StillRunning("The first request with this Idempotency-Key is still in progress. Try again in a moment.")
 
 
-async def finish(tx: Tx, mine: Claim, answer: Answer) -> None:
+async def finish(ctx: Ctx, mine: Claim, answer: Answer) -> None:
     """Keep the answer, in the transaction of the effect; raises `StillRunning` when another has taken the key over."""
-    sealed = _sealed(mine, answer.body)
-    if not await tx.run(
+    if not await ctx.tx.run(
         _FINISH,
-        the_token=mine.token_id,
-        the_key=mine.key,
-        the_owner=mine.owner,
+        **_held(mine),
         status_code=answer.status_code,
-        answer=sealed,
+        answer=_encrypt(mine, answer.body),
     ):
         raise _still_running()
 
 
-async def drop(tx: Tx, mine: Claim) -> None:
+async def drop(ctx: Ctx, mine: Claim) -> None:
     """Free the key of a request that was refused: it changed nothing and may be tried again."""
-    await tx.run(_DROP, the_token=mine.token_id, the_key=mine.key, the_owner=mine.owner)
+    await ctx.tx.run(_DROP, **_held(mine))
+
+
+def _held(mine: Claim) -> dict[str, Any]:
+    return {"token": mine.token_id, "used_key": mine.key, "present_owner": mine.owner}
 
 
 _NONCE_BYTES = 12
@@ -138,12 +137,12 @@ def _cipher(mine: Claim) -> Any:
     return AESGCM(hmac.new(mine.secret.encode(), b"vpsd idempotency " + mine.key.encode(), hashlib.sha256).digest())
 
 
-def _sealed(mine: Claim, body: bytes) -> bytes:
+def _encrypt(mine: Claim, body: bytes) -> bytes:
     nonce = os.urandom(_NONCE_BYTES)
     encrypted: bytes = _cipher(mine).encrypt(nonce, body, None)
     return nonce + encrypted
 
 
-def _opened(mine: Claim, sealed: bytes) -> bytes:
-    body: bytes = _cipher(mine).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None)
+def _decrypt(mine: Claim, encrypted: bytes) -> bytes:
+    body: bytes = _cipher(mine).decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], None)
     return body

@@ -1,14 +1,28 @@
 """The table of operations.
 
 An open operation (no `finished_at_ms`) is the lock of its server: there can be one. Its lease says which worker has it
-in hand and until when; `fence` counts the leases, so that a worker that lost its own cannot save any more.
+and until when; `fence` counts the leases, so that a worker that lost its own cannot save any more. Beside it one more
+may wait (`waits_for`): the command that takes over as soon as the open one lets go.
 """
 
+from enum import StrEnum
+
 import msgspec
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text, and_
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
+
+
+class OperationStatus(StrEnum):
+    """How far an operation is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
 
 operations = Table(
     "operations",
@@ -17,17 +31,15 @@ operations = Table(
     Column("uuid", String(36), nullable=False, unique=True),
     Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, index=True),
     Column("command", String(16), nullable=False),
-    Column(
-        "argument", BigInteger
-    ),  # of the command: for rebuild the operating system, for backup and restore the backup
-    Column("status", String(16), nullable=False),  # queued | running | succeeded | failed | cancelled
+    # Of the command: for rebuild the operating system, for backup and restore the backup.
+    Column("argument", BigInteger),
+    Column("status", String(16), nullable=False),
+    Column("waits_for", BigInteger, ForeignKey("operations.id")),  # what it has superseded and what is still open
     Column("step", String(32)),  # the step to do, or that was done last
     Column("progress", Float, nullable=False),  # 0 to 1
     Column("detail", Text),  # what is being done, or how it ended
     Column("attempts", Integer, nullable=False),
     Column("error", Text),
-    Column("successor", String(16)),  # the command that takes over when this one lets go
-    Column("successor_argument", BigInteger),
     Column("lease_owner", String(64)),
     Column("lease_until_ms", BigInteger),
     Column("fence", Integer, nullable=False),
@@ -39,15 +51,12 @@ operations = Table(
     sqlite_autoincrement=True,
 )
 
-_open = operations.c.finished_at_ms.is_(None)
-Index(
-    "uq_operations_open_server",
-    operations.c.server_id,
-    unique=True,
-    sqlite_where=_open,
-    postgresql_where=_open,
-)
-Index("ix_operations_open_run_at", operations.c.run_at_ms, sqlite_where=_open, postgresql_where=_open)
+_unfinished = operations.c.finished_at_ms.is_(None)
+_open = and_(_unfinished, operations.c.waits_for.is_(None))
+_waiting = and_(_unfinished, operations.c.waits_for.is_not(None))
+for _name, _which in (("uq_operations_open_server", _open), ("uq_operations_waiting_server", _waiting)):
+    Index(_name, operations.c.server_id, unique=True, sqlite_where=_which, postgresql_where=_which)
+Index("ix_operations_open_run_at", operations.c.run_at_ms, sqlite_where=_unfinished, postgresql_where=_unfinished)
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -59,13 +68,12 @@ class Operation(msgspec.Struct, frozen=True):
     command: str
     argument: int | None
     status: str
+    waits_for: int | None
     step: str | None
     progress: float
     detail: str | None
     attempts: int
     error: str | None
-    successor: str | None
-    successor_argument: int | None
     lease_owner: str | None
     lease_until_ms: int | None
     fence: int

@@ -1,67 +1,71 @@
-"""Operations: added in the caller's transaction, leased by a worker, fenced, finished, kept as history."""
+"""Operations: queued in the caller's transaction, leased by a worker, fenced, finished, kept as history."""
+
+from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, exists, func, insert, or_, select, update
 
-from vpsd.core.clock import Clock
-from vpsd.core.db import Statement, Tx, UniqueViolation
-from vpsd.core.ids import Ids
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement, UniqueViolation
 from vpsd.core.pages import Page
 from vpsd.errors import Busy
-from vpsd.operations.models import Operation, operations
-from vpsd.servers.lifecycle import RULES, Command, supersedes
+from vpsd.lifecycle import RULES, Command, supersedes
+from vpsd.operations.models import Operation, OperationStatus, operations
 
 LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the operation
 MAX_ATTEMPTS = 20  # of an operation that has a deadline
 
 _c = operations.c
-MOVES_DISKS = (Command.BACKUP, Command.BACKUP_DAILY, Command.RESTORE)
-"""Commands that may take hours; and that a worker has to tidy up after, however they end."""
-_MOVES_NO_DISKS = and_(*(_c.command != command for command in MOVES_DISKS))
-_OPEN = _c.finished_at_ms.is_(None)
-_MINE = (_c.id == bindparam("the_id"), _c.fence == bindparam("the_fence"), _OPEN)
+_waiter = operations.alias()
+_MOVES_NO_DISKS = and_(*(_c.command != command for command, rule in RULES.items() if rule.moves_disks))
+_UNFINISHED = _c.finished_at_ms.is_(None)
+_OPEN = and_(_UNFINISHED, _c.waits_for.is_(None))
+_LEASED = (_c.id == bindparam("operation_id"), _c.fence == bindparam("held_fence"), _OPEN)
+_OF_SERVER = _c.server_id == bindparam("server_id")
 
-_OPEN_OF = Statement(select(operations).where(_c.server_id == bindparam("the_server"), _OPEN))
-_OPEN_SERVERS = Statement(select(_c.server_id).where(_OPEN))
+_OPEN_OF = Statement(select(operations).where(_OF_SERVER, _OPEN), into=Operation)
+_WAITING = Statement(select(operations).where(_c.waits_for == bindparam("operation_id"), _UNFINISHED), into=Operation)
+_OPEN_SERVERS = Statement(select(_c.server_id).where(_OPEN), into=int)
 _HISTORY = Statement(
-    select(operations)
-    .where(_c.server_id == bindparam("the_server"))
-    .order_by(_c.id)
-    .limit(bindparam("the_limit"))
-    .offset(bindparam("the_offset"))
+    select(operations).where(_OF_SERVER).order_by(_c.id).limit(bindparam("limit")).offset(bindparam("offset")),
+    into=Operation,
 )
-_COUNT = Statement(select(func.count()).select_from(operations).where(_c.server_id == bindparam("the_server")))
+_COUNT = Statement(select(func.count()).select_from(operations).where(_OF_SERVER), into=int)
 _SINCE = Statement(
     select(func.count())
     .select_from(operations)
-    .where(
-        _c.server_id == bindparam("the_server"),
-        _c.command == bindparam("the_command"),
-        _c.created_at_ms >= bindparam("the_time"),
-    )
+    .where(_OF_SERVER, _c.command == bindparam("command"), _c.created_at_ms >= bindparam("since_ms")),
+    into=int,
 )
 _ADD = Statement(
-    insert(operations).values(status="queued", progress=0.0, attempts=0, fence=0),
-    ("uuid", "server_id", "command", "argument", "status", "progress", "attempts", "fence")
+    insert(operations).values(status=OperationStatus.QUEUED, progress=0.0, attempts=0, fence=0).returning(operations),
+    ("uuid", "server_id", "command", "argument", "status", "waits_for", "progress", "attempts", "fence")
     + ("run_at_ms", "deadline_at_ms", "created_at_ms"),
+    into=Operation,
 )
-_CANCEL_WAITING = Statement(
-    update(operations)
-    .where(_c.id == bindparam("the_id"), _OPEN, _c.lease_owner.is_(None), _MOVES_NO_DISKS)
-    .values(status="cancelled", detail=bindparam("b_detail"), finished_at_ms=bindparam("b_now"))
+_CANCEL = update(operations).values(
+    status=OperationStatus.CANCELLED, detail=bindparam("detail"), finished_at_ms=bindparam("now_ms")
 )
-_SET_SUCCESSOR = Statement(
-    update(operations).where(_c.id == bindparam("the_id"), _OPEN), ("successor", "successor_argument", "run_at_ms")
+# What moves disks is never cancelled behind its worker's back: that has to clean up.
+_CANCEL_UNLEASED = Statement(
+    _CANCEL.where(_c.id == bindparam("operation_id"), _UNFINISHED, _c.lease_owner.is_(None), _MOVES_NO_DISKS)
+)
+_CANCEL_WAITING = Statement(_CANCEL.where(_c.id == bindparam("operation_id"), _UNFINISHED))
+_HURRY = Statement(update(operations).where(_c.id == bindparam("operation_id"), _OPEN), ("run_at_ms",))
+_LET_BEGIN = Statement(
+    update(operations).where(_c.id == bindparam("operation_id")).values(waits_for=None).returning(operations),
+    ("waits_for", "run_at_ms", "deadline_at_ms"),
+    into=Operation,
 )
 
 
-def _claim(*which: ColumnElement[bool]) -> Statement:
+def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
     due = (
         select(_c.id)
         .where(
             _OPEN,
-            _c.run_at_ms <= bindparam("the_now"),
-            or_(_c.lease_until_ms.is_(None), _c.lease_until_ms < bindparam("the_now")),
+            _c.run_at_ms <= bindparam("now_ms"),
+            or_(_c.lease_until_ms.is_(None), _c.lease_until_ms < bindparam("now_ms")),
             *which,
         )
         .order_by(_c.run_at_ms, _c.id)
@@ -73,47 +77,52 @@ def _claim(*which: ColumnElement[bool]) -> Statement:
         update(operations)
         .where(_c.id == due)
         .values(
-            status="running",
-            lease_owner=bindparam("b_owner"),
-            lease_until_ms=bindparam("b_until"),
-            started_at_ms=func.coalesce(_c.started_at_ms, bindparam("b_now")),
+            status=OperationStatus.RUNNING,
+            lease_owner=bindparam("owner"),
+            lease_until_ms=bindparam("until_ms"),
+            started_at_ms=func.coalesce(_c.started_at_ms, bindparam("now_ms")),
             fence=_c.fence + 1,
             attempts=_c.attempts + 1,
         )
-        .returning(operations)
+        .returning(operations),
+        into=Operation,
     )
 
 
 _CLAIM_ANY = _claim()
-_CLAIM_QUICK = _claim(or_(_MOVES_NO_DISKS, _c.successor.is_not(None)))
-_RENEW = Statement(update(operations).where(*_MINE).returning(_c.successor, _c.successor_argument), ("lease_until_ms",))
-_HOLD = Statement(select(_c.id).where(*_MINE).with_for_update())
-_REPORT = Statement(update(operations).where(*_MINE), ("progress", "detail"))
-_STEP = Statement(update(operations).where(*_MINE).values(detail=None), ("step", "progress"))
+_CLAIM_QUICK = _claim(
+    or_(_MOVES_NO_DISKS, exists().where(_waiter.c.waits_for == _c.id, _waiter.c.finished_at_ms.is_(None)))
+)
+_END_LEASES = Statement(update(operations).where(_OPEN, _c.lease_owner.is_not(None)), ("lease_until_ms",))
+_RENEW = Statement(update(operations).where(*_LEASED), ("lease_until_ms",))
+_HOLD = Statement(select(_c.id).where(*_LEASED).with_for_update(), into=int)
+_REPORT = Statement(update(operations).where(*_LEASED), ("progress", "detail"))
+_STEP = Statement(update(operations).where(*_LEASED).values(detail=None), ("step", "progress", "detail"))
+_UNLEASED = {"lease_owner": None, "lease_until_ms": None}
 _RELEASE = Statement(
-    update(operations)
-    .where(*_MINE)
-    .values(
-        status="queued", lease_owner=None, lease_until_ms=None, error=bindparam("b_error"), run_at_ms=bindparam("b_at")
-    )
+    update(operations).where(*_LEASED).values(status=OperationStatus.QUEUED, **_UNLEASED),
+    ("status", "lease_owner", "lease_until_ms", "error", "run_at_ms"),
 )
 _FINISH = Statement(
-    update(operations)
-    .where(*_MINE)
-    .values(
-        status=bindparam("b_status"),
-        error=bindparam("b_error"),
-        detail=bindparam("b_detail"),
-        progress=bindparam("b_progress"),
-        finished_at_ms=bindparam("b_now"),
-        lease_owner=None,
-        lease_until_ms=None,
-    )
+    update(operations).where(*_LEASED).values(**_UNLEASED),
+    ("status", "error", "detail", "progress", "finished_at_ms", "lease_owner", "lease_until_ms"),
 )
 
 
 class LostLease(Exception):
     """Another worker has the operation now; whatever this one holds must not be saved."""
+
+
+class UnderWay(Busy):
+    """Another operation on the same server is open, or began at the same moment (`command` is None)."""
+
+    def __init__(self, command: str | None = None) -> None:
+        super().__init__(
+            "Another operation on this server began at the same moment; try again when it is done."
+            if command is None
+            else f"Another operation ({command}) on this server is under way; try again when it is done."
+        )
+        self.command = command
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -128,153 +137,152 @@ class Lease(msgspec.Struct, frozen=True):
         return cls(operation.id, operation.fence)
 
 
-async def add(tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command, argument: int | None = None) -> None:
-    """Queue a command in the caller's transaction.
+async def enqueue(ctx: Ctx, server_id: int, command: Command, argument: int | None = None) -> Operation:
+    """Queue a command on a server whose row the caller has locked.
 
-    An open operation that the command supersedes is cancelled, or, while a worker has it in hand, succeeded by the
-    command as soon as the worker lets go. Raises `Busy` when another operation is open.
+    An open operation that the command supersedes is cancelled or, while a worker has it, followed by this one as soon
+    as the worker lets go. Raises `UnderWay` when another operation is open.
     """
-    present = await open_operation(tx, server_id)
+    waits_for = None
+    present = await open_operation(ctx, server_id)
     if present is not None:
-        if not supersedes(command, Command(present.successor or present.command)):
-            raise Busy(f"Another operation ({present.command}) on this server is under way; try again when it is done.")
-        cancelled = await tx.run(
-            _CANCEL_WAITING, the_id=present.id, b_detail=f"superseded by {command}", b_now=clock.now_ms()
-        )
-        if not cancelled and await tx.run(
-            _SET_SUCCESSOR,
-            the_id=present.id,
-            successor=command,
-            successor_argument=argument,
-            run_at_ms=clock.now_ms(),
-        ):
-            await tx.notify()
-            return
-    await _insert(tx, ids, clock, server_id, command, argument)
-
-
-async def _insert(
-    tx: Tx, ids: Ids, clock: Clock, server_id: int, command: Command, argument: int | None = None
-) -> None:
-    now = clock.now_ms()
+        successor = await waiting(ctx, present.id)
+        last = successor or present
+        if not supersedes(command, Command(last.command)):
+            raise UnderWay(last.command)
+        superseded = {"detail": f"superseded by {command}", "now_ms": ctx.now_ms}
+        if successor is not None:
+            await ctx.tx.run(_CANCEL_WAITING, operation_id=successor.id, **superseded)
+        cancelled = await ctx.tx.run(_CANCEL_UNLEASED, operation_id=present.id, **superseded)
+        if not cancelled and await ctx.tx.run(_HURRY, operation_id=present.id, run_at_ms=ctx.now_ms):
+            waits_for = present.id
     minutes = RULES[command].minutes
     try:
-        await tx.run(
+        operation = await ctx.tx.first(
             _ADD,
-            uuid=ids.uuid(),
+            uuid=ctx.ids.uuid(),
             server_id=server_id,
             command=command,
             argument=argument,
-            run_at_ms=now,
-            deadline_at_ms=None if minutes is None else now + minutes * 60_000,
-            created_at_ms=now,
+            waits_for=waits_for,
+            run_at_ms=ctx.now_ms,
+            deadline_at_ms=None if minutes is None else ctx.now_ms + minutes * 60_000,
+            created_at_ms=ctx.now_ms,
         )
     except UniqueViolation:
-        raise Busy("Another operation on this server began at the same moment; try again when it is done.") from None
-    await tx.notify()
+        raise UnderWay from None
+    assert operation is not None
+    await ctx.tx.notify()
+    return operation
 
 
-async def open_operation(tx: Tx, server_id: int) -> Operation | None:
-    """The server's open operation."""
-    return await tx.first(Operation, _OPEN_OF, the_server=server_id)
+async def open_operation(ctx: Ctx, server_id: int) -> Operation | None:
+    """The server's open operation, which is its lock."""
+    return await ctx.tx.first(_OPEN_OF, server_id=server_id)
 
 
-async def busy_servers(tx: Tx) -> set[int]:
+async def waiting(ctx: Ctx, operation_id: int) -> Operation | None:
+    """The operation that takes over as soon as an open one lets go."""
+    return await ctx.tx.first(_WAITING, operation_id=operation_id)
+
+
+async def last_queued(ctx: Ctx, server_id: int) -> Operation | None:
+    """What an unfinished server comes to in the end: the operation that waits, else the open one."""
+    present = await open_operation(ctx, server_id)
+    return present and (await waiting(ctx, present.id) or present)
+
+
+async def busy_servers(ctx: Ctx) -> set[int]:
     """Servers with an open operation."""
-    return set(await tx.all(int, _OPEN_SERVERS))
+    return set(await ctx.tx.all(_OPEN_SERVERS))
 
 
-async def history(tx: Tx, server_id: int, page: Page) -> tuple[int, list[Operation]]:
+async def history(ctx: Ctx, server_id: int, page: Page) -> tuple[int, list[Operation]]:
     """How many operations a server had, and a page of them, oldest first."""
-    count = await tx.first(int, _COUNT, the_server=server_id)
-    return count or 0, await tx.all(
-        Operation, _HISTORY, the_server=server_id, the_limit=page.size, the_offset=page.offset
-    )
+    count = await ctx.tx.first(_COUNT, server_id=server_id)
+    return count or 0, await ctx.tx.all(_HISTORY, server_id=server_id, limit=page.size, offset=page.offset)
 
 
-async def count_since(tx: Tx, server_id: int, command: Command, at_ms: int) -> int:
+async def count_since(ctx: Ctx, server_id: int, command: Command, since_ms: int) -> int:
     """How often a server was told a command since a time."""
-    return await tx.first(int, _SINCE, the_server=server_id, the_command=command, the_time=at_ms) or 0
+    return await ctx.tx.first(_SINCE, server_id=server_id, command=command, since_ms=since_ms) or 0
 
 
-async def claim(tx: Tx, clock: Clock, owner: str, *, quick: bool = False) -> Operation | None:
+async def claim(ctx: Ctx, owner: str, *, quick: bool = False) -> Operation | None:
     """Lease the operation that has waited longest; one whose lease ran out is taken over.
 
-    `quick`: none that moves whole disks.
+    `quick`: none that moves whole disks, unless it is to give way.
     """
-    now = clock.now_ms()
+    until_ms = ctx.now_ms + LEASE_SECONDS * 1000
     statement = _CLAIM_QUICK if quick else _CLAIM_ANY
-    return await tx.first(
-        Operation, statement, the_now=now, b_now=now, b_owner=owner, b_until=now + LEASE_SECONDS * 1000
-    )
+    return await ctx.tx.first(statement, now_ms=ctx.now_ms, owner=owner, until_ms=until_ms)
 
 
-class Successor(msgspec.Struct, frozen=True):
-    """The command that takes over, and its argument."""
-
-    command: Command
-    argument: int | None
+async def end_leases(ctx: Ctx) -> None:
+    """Let every leased operation be taken over now; only for a process that knows that all others are dead."""
+    await ctx.tx.run(_END_LEASES, lease_until_ms=0)
 
 
-async def renew(tx: Tx, clock: Clock, lease: Lease) -> Successor | None:
-    """Keep the lease for another while; the answer is the command that waits to take over. Raises `LostLease`."""
-    rows = await tx.all(
-        lambda command, argument: None if command is None else Successor(Command(command), argument),
-        _RENEW,
-        the_id=lease.operation_id,
-        the_fence=lease.fence,
-        lease_until_ms=clock.now_ms() + LEASE_SECONDS * 1000,
-    )
-    if not rows:
-        raise LostLease
-    return rows[0]
+async def renew(ctx: Ctx, lease: Lease) -> Operation | None:
+    """Keep the lease for another while; the answer is the operation that waits to take over. Raises `LostLease`."""
+    await _save(ctx, _RENEW, lease, lease_until_ms=ctx.now_ms + LEASE_SECONDS * 1000)
+    return await waiting(ctx, lease.operation_id)
 
 
-async def hold(tx: Tx, lease: Lease) -> None:
+async def hold(ctx: Ctx, lease: Lease) -> None:
     """Make sure, for the rest of the transaction, that the lease is still one's own; raises `LostLease`."""
-    if await tx.first(int, _HOLD, the_id=lease.operation_id, the_fence=lease.fence) is None:
+    if await ctx.tx.first(_HOLD, operation_id=lease.operation_id, held_fence=lease.fence) is None:
         raise LostLease
 
 
-async def report(tx: Tx, lease: Lease, progress: float, detail: str) -> None:
+async def report(ctx: Ctx, lease: Lease, progress: float, detail: str) -> None:
     """Show what is being done; raises `LostLease`."""
-    await _save(tx, _REPORT, lease, progress=progress, detail=detail)
+    await _save(ctx, _REPORT, lease, progress=progress, detail=detail)
 
 
-async def save_step(tx: Tx, lease: Lease, step: str, progress: float) -> None:
+async def save_step(ctx: Ctx, lease: Lease, step: str, progress: float) -> None:
     """Note the step that comes next; raises `LostLease`."""
-    await _save(tx, _STEP, lease, step=step, progress=progress)
+    await _save(ctx, _STEP, lease, step=step, progress=progress)
 
 
-async def release(tx: Tx, lease: Lease, error: str, run_at_ms: int) -> None:
+async def release(ctx: Ctx, lease: Lease, error: str, run_at_ms: int) -> None:
     """Put the operation back for another try; raises `LostLease`."""
-    await _save(tx, _RELEASE, lease, b_error=error, b_at=run_at_ms)
+    await _save(ctx, _RELEASE, lease, error=error, run_at_ms=run_at_ms)
 
 
-async def finish(tx: Tx, clock: Clock, lease: Lease, error: str | None, detail: str | None) -> None:
+async def finish(ctx: Ctx, lease: Lease, error: str | None, detail: str | None) -> None:
     """Close the operation as succeeded or, with an error, failed; raises `LostLease`."""
-    await _close(tx, clock, lease, "failed" if error else "succeeded", error, detail)
+    await _close(ctx, lease, OperationStatus.FAILED if error else OperationStatus.SUCCEEDED, error, detail)
 
 
-async def hand_over(tx: Tx, ids: Ids, clock: Clock, lease: Lease, server_id: int, successor: Successor) -> None:
-    """Close the operation as cancelled and queue the one that takes over; raises `LostLease`."""
-    await _close(tx, clock, lease, "cancelled", None, f"superseded by {successor.command}")
-    await _insert(tx, ids, clock, server_id, successor.command, successor.argument)
+async def hand_over(ctx: Ctx, lease: Lease, successor: Operation) -> Operation:
+    """Close the operation as cancelled and let the one that waits for it begin; raises `LostLease`."""
+    await _close(ctx, lease, OperationStatus.CANCELLED, None, f"superseded by {successor.command}")
+    minutes = RULES[Command(successor.command)].minutes
+    begun = await ctx.tx.first(
+        _LET_BEGIN,
+        operation_id=successor.id,
+        run_at_ms=ctx.now_ms,
+        deadline_at_ms=None if minutes is None else ctx.now_ms + minutes * 60_000,
+    )
+    assert begun is not None
+    await ctx.tx.notify()
+    return begun
 
 
-async def _close(tx: Tx, clock: Clock, lease: Lease, status: str, error: str | None, detail: str | None) -> None:
+async def _close(ctx: Ctx, lease: Lease, status: OperationStatus, error: str | None, detail: str | None) -> None:
     await _save(
-        tx,
+        ctx,
         _FINISH,
         lease,
-        b_status=status,
-        b_error=error,
-        b_detail=detail,
-        b_progress=1.0 if status == "succeeded" else 0.0,
-        b_now=clock.now_ms(),
+        status=status,
+        error=error,
+        detail=detail,
+        progress=1.0 if status is OperationStatus.SUCCEEDED else 0.0,
+        finished_at_ms=ctx.now_ms,
     )
 
 
-async def _save(tx: Tx, statement: Statement, lease: Lease, **values: object) -> None:
-    if not await tx.run(statement, the_id=lease.operation_id, the_fence=lease.fence, **values):
+async def _save(ctx: Ctx, statement: Statement[Any], lease: Lease, **values: object) -> None:
+    if not await ctx.tx.run(statement, operation_id=lease.operation_id, held_fence=lease.fence, **values):
         raise LostLease

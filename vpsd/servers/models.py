@@ -1,7 +1,7 @@
-"""Tables of servers and of what was measured of them."""
+"""The table of servers."""
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text, false
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, String, Table, Text, false
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
@@ -14,7 +14,7 @@ servers = Table(
     Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
     Column("name", String(63), nullable=False),
     Column("hostname", String(253), nullable=False),
-    Column("status", String(16), nullable=False),
+    Column("status", String(16), nullable=False),  # written by `transitions.transition` alone
     Column("plan_id", BigInteger, ForeignKey("plans.id"), nullable=False),
     Column("os_id", BigInteger, ForeignKey("operating_systems.id"), nullable=False),
     Column("location", String(63), ForeignKey("locations.code"), nullable=False),
@@ -27,22 +27,22 @@ servers = Table(
     # What the guest is made from; the key is a copy, so that deleting a key changes no server.
     Column("authorized_key", Text),
     Column("root_password_hash", String(255)),
-    Column("base", String(100)),  # image key under the disk
+    Column("base", String(100)),  # key of the image that the disk stands on
     Column("kernel_cmdline", Text),  # None: the disk boots by itself
     Column("disk", BigInteger, nullable=False, server_default="0"),  # 0, or the operation that wrote it: a restore
-    Column("replaced", Text),  # JSON of `Made`: what a restore goes back to until the guest has booted
+    Column("previous_boot", Text),  # JSON of `BootSource`: what a restore goes back to until the guest has booted
     Column("source_backup_id", BigInteger),  # what its first disk is written from, in place of an image
     Column("next_backup_at_ms", BigInteger),  # the next automatic one
-    Column("seed_hostname", String(253)),  # the hostname that the seed on the host says
-    Column("provisioned_at_ms", BigInteger),  # when its disk was first made whole and booted
+    Column("seed_hostname", String(253)),  # the hostname in the seed on the host
+    Column("provisioned_at_ms", BigInteger),  # when it first booted from a disk of its own
     Column("created_at_ms", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
-    Column("deleted_at_ms", BigInteger),  # when the customer deleted it
-    Column("gone_at_ms", BigInteger),  # when nothing of it was left
+    Column("deleted_at_ms", BigInteger),  # when it was deleted for good
+    Column("purged_at_ms", BigInteger),  # when nothing of it was left on the host
     Column("tags", Text, nullable=False, server_default="[]"),  # a JSON list
     Column("protected", Boolean, nullable=False, server_default=false()),
-    Column("delete_at_ms", BigInteger),  # when a deletion that can be undone becomes final
-    Column("retired_from", String(16)),  # the status that it goes back to when the deletion is undone
+    Column("purge_due_at_ms", BigInteger),  # when a deletion that can be undone becomes final
+    Column("deleted_from", String(16)),  # the status that it goes back to when the deletion is undone
     Column("user_data", Text),  # read alone: it may be large
     sqlite_autoincrement=True,
 )
@@ -53,42 +53,15 @@ Index(  # it holds all that counting needs: SQLite then never opens the rows
     sqlite_where=_alive,
     postgresql_where=_alive,
 )
-_present = servers.c.gone_at_ms.is_(None)
+_present = servers.c.purged_at_ms.is_(None)
 Index(  # what a host has handed out is counted from it alone
     "ix_servers_present_plan",
-    *(servers.c.plan_id, servers.c.gone_at_ms),
+    *(servers.c.plan_id, servers.c.purged_at_ms),
     sqlite_where=_present,
     postgresql_where=_present,
 )
-
 _due = servers.c.next_backup_at_ms.is_not(None)
 Index("ix_servers_next_backup", servers.c.next_backup_at_ms, sqlite_where=_due, postgresql_where=_due)
-
-usage = Table(
-    "usage",
-    metadata,
-    Column("server_id", BigInteger, ForeignKey("servers.id"), primary_key=True, autoincrement=False),
-    Column("sampled_at_ms", BigInteger, nullable=False),
-    Column("cpu_percent", Float),  # of the plan's vCPUs
-    Column("memory_used_mb", Integer),
-    Column("disk_used_bytes", BigInteger),
-    # The guest's counters as they were, to see what came since; they begin anew at each boot.
-    Column("cpu_seconds", Float),
-    Column("received_bytes", BigInteger),
-    Column("sent_bytes", BigInteger),
-)
-
-traffic = Table(
-    "traffic",
-    metadata,
-    Column("server_id", BigInteger, ForeignKey("servers.id"), primary_key=True, autoincrement=False),
-    Column("month", String(7), primary_key=True),  # 2026-11
-    Column("received_bytes", BigInteger, nullable=False),
-    Column("sent_bytes", BigInteger, nullable=False),
-    Column("settled_at_ms", BigInteger),  # when what is beyond the plan was charged: nothing is added after that
-)
-_unsettled = traffic.c.settled_at_ms.is_(None)
-Index("ix_traffic_unsettled", traffic.c.month, sqlite_where=_unsettled, postgresql_where=_unsettled)
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -114,7 +87,7 @@ class Server(msgspec.Struct, frozen=True):
     base: str | None
     kernel_cmdline: str | None
     disk: int
-    replaced: str | None
+    previous_boot: str | None
     source_backup_id: int | None
     next_backup_at_ms: int | None
     seed_hostname: str | None
@@ -122,17 +95,48 @@ class Server(msgspec.Struct, frozen=True):
     created_at_ms: int
     updated_at_ms: int
     deleted_at_ms: int | None
-    gone_at_ms: int | None
+    purged_at_ms: int | None
     tags: str
     protected: bool
-    delete_at_ms: int | None
-    retired_from: str | None
+    purge_due_at_ms: int | None
+    deleted_from: str | None
     vcpus: int
     memory_mb: int
     storage_gb: int
 
+    @property
+    def boot_source(self) -> "BootSource":
+        """What the guest is made from."""
+        return BootSource(self.disk, self.os_id, self.base, self.kernel_cmdline)
 
-class Made(msgspec.Struct, frozen=True):
+    @property
+    def previous_boot_source(self) -> "BootSource | None":
+        """What a restore goes back to that the guest has not booted from yet."""
+        return None if self.previous_boot is None else msgspec.json.decode(self.previous_boot, type=BootSource)
+
+
+class LockedServer(msgspec.Struct, frozen=True):
+    """What decides whether a server can be told something; its row is locked until the transaction ends."""
+
+    id: int
+    uuid: str
+    account_id: int
+    name: str
+    hostname: str
+    status: str
+    error: str | None
+    plan_id: int
+    os_id: int
+    disk: int
+    protected: bool
+    authorized_key: str | None
+    next_backup_at_ms: int | None
+    provisioned_at_ms: int | None
+    purge_due_at_ms: int | None
+    deleted_from: str | None
+
+
+class BootSource(msgspec.Struct, frozen=True):
     """What a guest is made from: its disk, the system on it, and the image that brings its kernel."""
 
     disk: int

@@ -32,8 +32,8 @@ class _Refused(Exception):
         super().__init__(text if mark is None else f"Line {mark.line + 1}, column {mark.column + 1}: {text}")
 
 
-def wrong(text: str) -> str | None:
-    """Why it can be no user data, with the way out; None for what is right. `text` holds no NUL."""
+def refusal(text: str) -> str | None:
+    """Why it is not valid user data, with the way out; None where it is. `text` holds no NUL."""
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError as error:
@@ -81,8 +81,8 @@ def _check_yaml(text: str, kind: type, content: str) -> None:
         value = yaml.load(text, _LOADER)  # noqa: S506  # it is the safe one
     except yaml.MarkedYAMLError as error:
         raise _Refused(f"{error.problem or error.context}.", error.problem_mark or error.context_mark) from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # a character that is none, a date that is none
-        raise _Refused(f"This is no YAML: {str(error).splitlines()[0]}.") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a character or a date that is not valid
+        raise _Refused(f"This is not valid YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(value, kind):
         raise _Refused(f"Line 2, column 1: below {text.split(maxsplit=1)[0]} there have to be {content}.")
 

@@ -4,20 +4,17 @@ import base64
 import binascii
 import hashlib
 import struct
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, UnsetType
 from sqlalchemy import bindparam, delete, func, insert, select
 
-from vpsd.accounts import events
-from vpsd.accounts.models import Caller
-from vpsd.core.clock import Clock
-from vpsd.core.db import Statement, Tx, UniqueViolation
-from vpsd.core.forms import Form
-from vpsd.core.ids import Ids
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement, UniqueViolation
+from vpsd.core.faults import Faults
 from vpsd.core.pages import Page
-from vpsd.errors import Invalid, NotFound
+from vpsd.errors import Fault, Invalid, NotFound
+from vpsd.events import service as events
 from vpsd.ssh_keys.models import SshKey, ssh_keys
 
 # Key types that OpenSSH of Debian 12 and Ubuntu 22.04 accept; ssh-dss is refused by both.
@@ -33,83 +30,89 @@ _TYPES = (
 _MINIMUM_RSA_BITS = 2048
 _POINT_BYTES = {"nistp256": 65, "nistp384": 97, "nistp521": 133}  # uncompressed, as OpenSSH wants it
 
-_OWN = ssh_keys.c.account_id == bindparam("the_account")
+_OWN = ssh_keys.c.account_id == bindparam("account_id")
+_OWN_ONE = (_OWN, ssh_keys.c.id == bindparam("id"))
 _COLUMNS = [column for column in ssh_keys.c if column.name != "account_id"]
 _LIST = Statement(
-    select(*_COLUMNS).where(_OWN).order_by(ssh_keys.c.id).limit(bindparam("the_limit")).offset(bindparam("the_offset"))
+    select(*_COLUMNS).where(_OWN).order_by(ssh_keys.c.id).limit(bindparam("limit")).offset(bindparam("offset")),
+    into=SshKey,
 )
-_COUNT = Statement(select(func.count()).select_from(ssh_keys).where(_OWN))
-_ONE = Statement(select(*_COLUMNS).where(_OWN, ssh_keys.c.id == bindparam("the_id")))
+_COUNT = Statement(select(func.count()).select_from(ssh_keys).where(_OWN), into=int)
+_ONE = Statement(select(*_COLUMNS).where(*_OWN_ONE), into=SshKey)
 _ADD = Statement(
     insert(ssh_keys).returning(*_COLUMNS),
     ("uuid", "account_id", "name", "public_key", "fingerprint", "created_at_ms"),
+    into=SshKey,
 )
-_DELETE = Statement(delete(ssh_keys).where(_OWN, ssh_keys.c.id == bindparam("the_id")))
+_DELETE = Statement(delete(ssh_keys).where(*_OWN_ONE))
 
 
-class SshKeyCreate(msgspec.Struct, forbid_unknown_fields=True):
-    """A public key to keep."""
+class NewSshKey(msgspec.Struct, frozen=True):
+    """A key to keep; what was not sent, or could not be read, is unset."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=255, description="What you call the key", examples=["laptop"])]
-    public_key: Annotated[
-        str,
-        Meta(max_length=16384, description="The line of the .pub file: type, key, comment"),
-    ]
+    name: str | UnsetType = UNSET
+    public_key: str | UnsetType = UNSET
 
 
-async def list_keys(tx: Tx, caller: Caller, page: Page) -> tuple[int, list[SshKey]]:
+class KeyTaken(Fault, frozen=True):
+    """The account has the key already."""
+
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"The account has this key already ({self.fingerprint})."
+
+
+async def list_keys(ctx: Ctx, page: Page) -> tuple[int, list[SshKey]]:
     """How many keys the account has, and a page of them, oldest first."""
-    count = await tx.first(int, _COUNT, the_account=caller.account_id)
-    rows = await tx.all(SshKey, _LIST, the_account=caller.account_id, the_limit=page.size, the_offset=page.offset)
-    return count or 0, rows
+    count = await ctx.tx.first(_COUNT, account_id=ctx.account_id)
+    return count or 0, await ctx.tx.all(_LIST, account_id=ctx.account_id, limit=page.size, offset=page.offset)
 
 
-async def find(tx: Tx, caller: Caller, key_id: int) -> SshKey | None:
+async def find(ctx: Ctx, key_id: int) -> SshKey | None:
     """A key of the account."""
-    return await tx.first(SshKey, _ONE, the_account=caller.account_id, the_id=key_id)
+    return await ctx.tx.first(_ONE, account_id=ctx.account_id, id=key_id)
 
 
-async def get(tx: Tx, caller: Caller, key_id: int) -> SshKey:
+async def get(ctx: Ctx, key_id: int) -> SshKey:
     """A key of the account; raises `NotFound`."""
-    key = await find(tx, caller, key_id)
+    key = await find(ctx, key_id)
     if key is None:
-        raise NotFound(f"There is no SSH key {key_id}.")
+        raise NotFound("SSH key", key_id)
     return key
 
 
-async def add(tx: Tx, caller: Caller, ids: Ids, clock: Clock, form: Form[SshKeyCreate]) -> SshKey:
+async def add(ctx: Ctx, new: NewSshKey, faults: Faults) -> SshKey:
     """Keep a key; raises `Invalid` for one that no server would take or that the account has already."""
-    public_key = form.get("public_key")
     line = fingerprint = ""
-    if public_key is not None:
+    if new.public_key is not UNSET:
         try:
-            line, fingerprint = parse(public_key)
+            line, fingerprint = parse(new.public_key)
         except ValueError as error:
-            form.wrong("public_key", str(error))
-    form.done()
+            faults.add("public_key", str(error))
+    faults.check()
     try:
-        key = await tx.first(
-            SshKey,
+        key = await ctx.tx.first(
             _ADD,
-            uuid=ids.uuid(),
-            account_id=caller.account_id,
-            name=form.get("name"),
+            uuid=ctx.ids.uuid(),
+            account_id=ctx.account_id,
+            name=new.name,
             public_key=line,
             fingerprint=fingerprint,
-            created_at_ms=clock.now_ms(),
+            created_at_ms=ctx.now_ms,
         )
     except UniqueViolation:
-        raise Invalid({"public_key": [f"The account has this key already ({fingerprint})."]}) from None
+        raise Invalid({"public_key": [KeyTaken(fingerprint)]}) from None
     assert key is not None
-    await events.add(tx, clock, caller, "ssh_key.add", "ssh_key", key.id, f"{key.name} {fingerprint}")
+    await events.record(ctx, "ssh_key.add", "ssh_key", key.id, f"{key.name} {fingerprint}")
     return key
 
 
-async def delete_key(tx: Tx, caller: Caller, clock: Clock, key_id: int) -> None:
+async def delete_key(ctx: Ctx, key_id: int) -> None:
     """Forget a key; servers that were made with it keep it. Raises `NotFound`."""
-    if not await tx.run(_DELETE, the_account=caller.account_id, the_id=key_id):
-        raise NotFound(f"There is no SSH key {key_id}.")
-    await events.add(tx, clock, caller, "ssh_key.delete", "ssh_key", key_id)
+    if not await ctx.tx.run(_DELETE, account_id=ctx.account_id, id=key_id):
+        raise NotFound("SSH key", key_id)
+    await events.record(ctx, "ssh_key.delete", "ssh_key", key_id)
 
 
 def parse(text: str) -> tuple[str, str]:

@@ -1,28 +1,27 @@
-"""Charges what servers cost, and holds accounts against their balance.
+"""Charges what servers cost, and suspends those of accounts that have no credit left.
 
 An account without credit is warned; after the grace its servers are suspended: stopped, with disk and address kept.
 With credit again they go back to what they were. Nothing is deleted for lack of money unless the operator has set a
 time for it. What customers have deleted is gone for good when the time to undo that is over.
 """
 
-import asyncio
 import logging
 from enum import StrEnum
 
-from vpsd.accounts import events
 from vpsd.accounts import service as accounts
-from vpsd.accounts.models import Actor
-from vpsd.billing import meter
-from vpsd.billing import service as billing
-from vpsd.core.clock import iso_utc
-from vpsd.core.db import Tx
-from vpsd.core.ids import Ids
+from vpsd.billing import credit
+from vpsd.core.clock import every, iso_utc
+from vpsd.core.context import Ctx
 from vpsd.errors import Busy
+from vpsd.lifecycle import Command, Status
 from vpsd.operations import service as operations
-from vpsd.servers import rows, service
-from vpsd.servers.jobs import World
-from vpsd.servers.lifecycle import Command, Status
+from vpsd.runtime import Runtime
+from vpsd.servers import deletion, updates
+from vpsd.servers import queries as servers
+from vpsd.servers.commands import enqueue
 from vpsd.servers.models import Server
+from vpsd.servers.transitions import given, transition
+from vpsd.worker.metering import charge_due
 
 log = logging.getLogger(__name__)
 
@@ -30,115 +29,107 @@ _PERIOD_SECONDS = 10.0
 _DAY_MS = 86_400_000
 
 
-class Wish(StrEnum):
-    """What is to become of an account's servers."""
+class CreditState(StrEnum):
+    """What an account has left, which decides what becomes of its servers."""
 
-    RESUME = "resume"  # there is credit: what was suspended comes back
-    WAIT = "wait"  # there is none, and the grace lasts
-    SUSPEND = "suspend"  # the grace is over, and some day so is the time of what is suspended
+    COVERED = "covered"  # what was suspended comes back
+    GRACE = "grace"  # nothing is left, and the grace lasts
+    EXHAUSTED = "exhausted"  # the grace is over, and some day so is the time of what is suspended
 
 
 class Biller:
     """Looks at the clock now and then, and at every account that may have run out."""
 
-    def __init__(self, world: World, ids: Ids) -> None:
-        self._world = world
-        self._ids = ids
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
 
     async def run(self) -> None:
         """Work until cancelled."""
-        while True:
-            try:
-                await self.bill()
-            except Exception:
-                log.exception("billing met an error; it goes on")
-            await asyncio.sleep(_PERIOD_SECONDS)
+        await every(self._runtime.clock, _PERIOD_SECONDS, self.bill)
 
     async def bill(self) -> None:
         """Charge what is due, and see to the accounts that it concerns."""
-        world = self._world
-        await self._end_deletions()
-        concerned = await meter.charge(world.database, world.settings, self._ids, world.clock)
-        async with world.database.read() as tx:
-            concerned |= {account.id for account in await accounts.list_accounts(tx) if account.exhausted_at_ms}
-            concerned |= set(await rows.accounts_with(tx, Status.SUSPENDED))
+        await self._purge_deleted()
+        concerned = await charge_due(self._runtime)
+        async with self._runtime.read() as ctx:
+            concerned |= {account.id for account in await accounts.list_accounts(ctx) if account.exhausted_at_ms}
+            concerned |= set(await servers.accounts_with(ctx, Status.SUSPENDED))
         for account_id in sorted(concerned):
             try:
-                await self._settle(account_id)
+                await self._see_to(account_id)
             except Exception:
                 log.exception("account %s could not be looked at; the others are", account_id)
 
-    async def _end_deletions(self) -> None:
-        clock = self._world.clock
-        async with self._world.database.read() as tx:
-            overdue = await rows.overdue(tx, clock.now_ms())
-        for server_id in overdue:
+    async def _purge_deleted(self) -> None:
+        async with self._runtime.read() as ctx:
+            due = await servers.purge_due(ctx)
+        for server_id in due:
             try:
-                async with self._world.database.write() as tx:
-                    server = await rows.lock(tx, server_id)
+                async with self._runtime.write() as ctx:
+                    server = await servers.lock(ctx, server_id)
                     # Looked at anew together with what is done: it may have been undeleted in between.
-                    if server.delete_at_ms is None or server.deleted_at_ms is not None:
-                        continue
-                    actor = Actor(account_id=server.account_id, kind="vpsd")
-                    await service.vanish(tx, actor, self._ids, clock, server_id)
+                    if server.purge_due_at_ms is not None and server.deleted_at_ms is None:
+                        await deletion.purge(ctx.in_account(server.account_id), server)
             except Exception:
                 log.exception("server %s could not be deleted for good; the next look tries again", server_id)
 
-    async def _settle(self, account_id: int) -> None:
-        async with self._world.database.write() as tx:
-            wish = await self._weigh(tx, account_id)
-            servers = await rows.of_account(tx, account_id)
-        for server in [server for server in servers if self._action(wish, server) is not None]:
+    async def _see_to(self, account_id: int) -> None:
+        async with self._runtime.write() as ctx:
+            state = await assess(ctx.in_account(account_id))
+            found = [server for server in await servers.of_account(ctx, account_id) if _action(ctx, state, server)]
+        for server in found:
             try:
-                # Weighed anew together with what is done: a payment may have come in between.
-                async with self._world.database.write() as tx:
-                    wish = await self._weigh(tx, account_id)
-                    await self._carry_out(tx, wish, await rows.lock(tx, server.id))
+                # Assessed anew together with what is done: a payment may have come in between.
+                async with self._runtime.write() as ctx:
+                    state = await assess(ctx.in_account(account_id))
+                    await apply(ctx.in_account(account_id), state, await servers.lock(ctx, server.id))
             except Busy:
                 log.debug("server %s is busy; the next look finds it again", server.id)
 
-    async def _weigh(self, tx: Tx, account_id: int) -> Wish:
-        clock, settings = self._world.clock, self._world.settings
-        since_ms = await billing.note_credit(tx, clock, settings, await accounts.lock_account(tx, account_id))
-        if since_ms is None:
-            return Wish.RESUME
-        return Wish.WAIT if clock.now_ms() < billing.suspends_at_ms(settings, since_ms) else Wish.SUSPEND
 
-    def _action(self, wish: Wish, server: Server) -> Command | None:
-        """What a wish means for a server."""
-        if server.deleted_at_ms is not None:
-            return None
-        if wish is Wish.RESUME and server.status == Status.SUSPENDED:
-            return Command.RESUME
-        if wish is Wish.SUSPEND and server.status in (Status.ACTIVE, Status.STOPPED):
-            return Command.SUSPEND
-        days = self._world.settings.delete_unpaid_after_days
-        if wish is Wish.SUSPEND and server.status == Status.SUSPENDED and days is not None:
-            since_ms = server.suspended_at_ms or self._world.clock.now_ms()
-            return Command.DELETE if self._world.clock.now_ms() >= since_ms + days * _DAY_MS else None
-        return None
+async def assess(ctx: Ctx) -> CreditState:
+    """How the account stands now; kept from others until the transaction ends."""
+    since_ms = await credit.update_credit(ctx)
+    if since_ms is None:
+        return CreditState.COVERED
+    over = ctx.now_ms >= credit.suspends_at_ms(ctx.settings, since_ms)
+    return CreditState.EXHAUSTED if over else CreditState.GRACE
 
-    async def _carry_out(self, tx: Tx, wish: Wish, server: Server) -> None:
-        action = self._action(wish, server)
-        clock, actor = self._world.clock, Actor(account_id=server.account_id, kind="vpsd")
-        if action is Command.DELETE:
-            await service.vanish(tx, actor, self._ids, clock, server.id)
-        elif action is Command.SUSPEND:
-            await rows.set_suspended(tx, server.id, server.status, clock.now_ms())
-            await self._turn(tx, server, Status.SUSPENDED, action, runs=server.status == Status.ACTIVE)
-            days = self._world.settings.delete_unpaid_after_days
-            ends = None if days is None else iso_utc(clock.now_ms() + days * _DAY_MS)
-            detail = ends and f"It is deleted at {ends} unless there is credit by then."
-            await events.add(tx, clock, actor, "server.suspend", "server", server.id, detail)
-        elif action is Command.RESUME:
-            if await operations.open_operation(tx, server.id) is not None:
-                return
-            await self._turn(tx, server, Status.STOPPED, action, runs=server.suspended_from != Status.STOPPED)
-            await events.add(tx, clock, actor, "server.resume", "server", server.id)
 
-    async def _turn(self, tx: Tx, server: Server, rests: Status, command: Command, *, runs: bool) -> None:
-        """A guest that runs, or ran, takes a command; for one that is off a word is enough."""
-        if runs:
-            await service.begin(tx, self._ids, self._world.clock, server.id, command)
+async def apply(ctx: Ctx, state: CreditState, server: Server) -> None:
+    """Do what follows for a server whose row the caller has locked; raises `Busy`.
+
+    A guest that runs, or ran, takes a command; for one that is off another status is enough.
+    """
+    action = _action(ctx, state, server)
+    if action is Command.DELETE:
+        await deletion.purge(ctx, server)
+    elif action is Command.SUSPEND:
+        await updates.set_suspended_from(ctx, server.id, server.status)
+        days = ctx.settings.delete_unpaid_after_days
+        ends = None if days is None else iso_utc(ctx.now_ms + days * _DAY_MS)
+        detail = ends and f"It is deleted at {ends} unless there is credit by then."
+        if server.status == Status.ACTIVE:
+            await enqueue(ctx, server, action, event="server.suspend", detail=detail)
         else:
-            await rows.set_status(tx, server.id, rests, None, self._world.clock.now_ms())
+            await transition(ctx, server, Status.SUSPENDED, given(action, event="server.suspend", detail=detail))
+    elif action is Command.RESUME and await operations.open_operation(ctx, server.id) is None:
+        if server.suspended_from != Status.STOPPED:
+            await enqueue(ctx, server, action, event="server.resume")
+        else:
+            await transition(ctx, server, Status.STOPPED, given(action, event="server.resume"))
+
+
+def _action(ctx: Ctx, state: CreditState, server: Server) -> Command | None:
+    """What an account's state means for a server."""
+    if server.deleted_at_ms is not None:
+        return None
+    if state is CreditState.COVERED and server.status == Status.SUSPENDED:
+        return Command.RESUME
+    if state is CreditState.EXHAUSTED and server.status in (Status.ACTIVE, Status.STOPPED):
+        return Command.SUSPEND
+    days = ctx.settings.delete_unpaid_after_days
+    if state is CreditState.EXHAUSTED and server.status == Status.SUSPENDED and days is not None:
+        since_ms = server.suspended_at_ms or ctx.now_ms
+        return Command.DELETE if ctx.now_ms >= since_ms + days * _DAY_MS else None
+    return None

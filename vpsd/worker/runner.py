@@ -8,16 +8,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from vpsd.core.ids import Ids
+from vpsd.core.clock import every
+from vpsd.core.context import Ctx
 from vpsd.errors import Unavailable, Unusable, VpsdError
+from vpsd.flows.job import Job, Superseded
+from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
+from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.service import Lease, LostLease
-from vpsd.servers import rows
-from vpsd.servers.backup_steps import TIDY, settle
-from vpsd.servers.flows import FLOWS
-from vpsd.servers.jobs import Job, Superseded, World
-from vpsd.servers.lifecycle import RULES, Command, Status
+from vpsd.operations.service import LostLease
+from vpsd.runtime import Runtime
+from vpsd.servers import queries as servers
+from vpsd.servers.transitions import ended, transition
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +33,19 @@ Tick = Callable[[float], Awaitable[None]]
 class Runner:
     """A worker: as many operations at once as the settings say."""
 
-    def __init__(self, world: World, ids: Ids, owner: str, tick: Tick = asyncio.sleep) -> None:
-        self._world = world
-        self._ids = ids
+    def __init__(self, runtime: Runtime, owner: str, tick: Tick = asyncio.sleep) -> None:
+        self._runtime = runtime
         self._owner = owner
-        self._tick = tick  # real time, whatever the world's clock says: a lease is about this process being alive
+        self._tick = tick  # real time, whatever the clock says: a lease is about this process being alive
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving: set[asyncio.Task[None]] = set()  # those of them that move whole disks
-        world.database.on_operation(self._wake.set)
+        runtime.database.on_operation(self._wake.set)
 
     async def run(self) -> None:
         """Work until cancelled."""
         try:
-            while True:
-                self._wake.clear()
-                try:
-                    await self._fill()
-                except Exception:
-                    log.exception("the worker could not take up operations; it goes on")
-                waiting = asyncio.ensure_future(self._wake.wait())
-                await asyncio.wait({waiting, *self._tasks}, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
-                waiting.cancel()
+            await every(self._runtime.clock, _POLL_SECONDS, self._fill, wake=self._wake)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -60,16 +53,19 @@ class Runner:
                 await asyncio.wait(self._tasks)
 
     async def _fill(self) -> None:
-        workers = self._world.settings.workers
+        workers = self._runtime.settings.workers
         while len(self._tasks) < workers:
-            # Backups may take hours, and a night has many: they never take the last hands from who wants to start.
+            # Backups may take hours, and a night has many: they never take the last worker slots from who wants to
+            # start.
             operation = await self._claim(quick=len(self._moving) >= max(1, workers // 2))
             if operation is None:
                 return
             task = asyncio.create_task(self._work_logged(operation), name=f"operation {operation.id}")
-            for tasks in (self._tasks, *([self._moving] if operation.command in operations.MOVES_DISKS else [])):
+            moves_disks = RULES[Command(operation.command)].moves_disks
+            for tasks in (self._tasks, *([self._moving] if moves_disks else [])):
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+            task.add_done_callback(lambda _: self._wake.set())
 
     async def run_once(self) -> bool:
         """Take one operation as far as it goes now; False when none is due."""
@@ -80,8 +76,8 @@ class Runner:
         return True
 
     async def _claim(self, *, quick: bool = False) -> Operation | None:
-        async with self._world.database.write() as tx:
-            return await operations.claim(tx, self._world.clock, self._owner, quick=quick)
+        async with self._runtime.write() as ctx:
+            return await operations.claim(ctx, self._owner, quick=quick)
 
     async def _work_logged(self, operation: Operation) -> None:
         try:
@@ -91,37 +87,39 @@ class Runner:
 
     async def work(self, operation: Operation) -> None:
         """Carry a leased operation to its end, to its next try, or to the command that takes over."""
-        lease = Lease.of(operation)
-        async with self._world.database.read() as tx:
-            server = await rows.get(tx, operation.server_id)
-        job = Job(self._world, operation, server)
-        job.superseded = operation.successor is not None
-        heartbeat = asyncio.create_task(self._keep_lease(lease, job))
+        async with self._runtime.read() as ctx:
+            job = Job(self._runtime, operation, await servers.row(ctx, operation.server_id))
+            job.superseded = await operations.waiting(ctx, operation.id) is not None
+        heartbeat = asyncio.create_task(self._keep_lease(job))
         try:
-            await self._carry_out(operation, job)
-            await self._succeed(operation, lease, job)
+            await self._attempt(job)
         except LostLease:
             log.warning("operation %s: another worker has taken it over", operation.id)
-        except Superseded:
-            await self._tidy(job)
-            await self._hand_over(operation, lease)
-        except Unusable as error:
-            await self._fail(operation, lease, job, str(error))
-        except Unavailable as error:
-            await self._try_again(operation, lease, job, str(error))
-        except Exception as error:
-            log.exception("operation %s: %s met an error of vpsd's own", operation.id, operation.command)
-            text = str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}"
-            await self._try_again(operation, lease, job, text)
         finally:
             heartbeat.cancel()
             await asyncio.wait({heartbeat})
 
-    async def _carry_out(self, operation: Operation, job: Job) -> None:
-        lease = Lease.of(operation)
-        clock = self._world.clock
+    async def _attempt(self, job: Job) -> None:
+        try:
+            await self._run_steps(job)
+            await self._end(job, None)
+        except Superseded:
+            await self._clean_up(job)
+            await self._hand_over(job)
+        except LostLease:
+            raise
+        except Unusable as error:
+            await self._fail(job, str(error))
+        except Unavailable as error:
+            await self._try_again(job, str(error))
+        except Exception as error:
+            log.exception("operation %s: %s met an error of vpsd's own", job.operation.id, job.operation.command)
+            await self._try_again(job, str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}")
+
+    async def _run_steps(self, job: Job) -> None:
+        operation = job.operation
         if operation.deadline_at_ms is not None and (
-            clock.now_ms() > operation.deadline_at_ms or operation.attempts > operations.MAX_ATTEMPTS
+            self._runtime.clock.now_ms() > operation.deadline_at_ms or operation.attempts > operations.MAX_ATTEMPTS
         ):
             raise Unusable(f"Given up after {operation.attempts - 1} attempts: {operation.error or 'the worker died'}")
         flow = FLOWS[Command(operation.command)]
@@ -130,90 +128,83 @@ class Runner:
         for index in range(first, len(flow)):
             if job.superseded:
                 raise Superseded
-            async with self._world.database.write() as tx:
-                await operations.save_step(tx, lease, names[index], index / len(flow))
+            async with self._runtime.write() as ctx:
+                await operations.save_step(ctx, job.lease, names[index], index / len(flow))
             await job.refresh()
             job.step = (index, len(flow))
             await flow[index](job)
 
-    async def _keep_lease(self, lease: Lease, job: Job) -> None:
+    async def _keep_lease(self, job: Job) -> None:
         while True:
             await self._tick(operations.LEASE_SECONDS / 5)
             try:
-                async with self._world.database.write() as tx:
-                    job.superseded |= await operations.renew(tx, self._world.clock, lease) is not None
+                async with self._runtime.write() as ctx:
+                    job.superseded |= await operations.renew(ctx, job.lease) is not None
             except LostLease:
                 return
             except Exception:
-                log.exception(
-                    "operation %s: the lease could not be renewed; the next try comes soon", lease.operation_id
-                )
+                log.exception("operation %s: the lease could not be renewed; the next try comes soon", job.operation.id)
 
-    async def _succeed(self, operation: Operation, lease: Lease, job: Job) -> None:
-        await self._rest(operation, lease, RULES[Command(operation.command)].success, None, job.result)
-
-    async def _tidy(self, job: Job) -> str | None:
-        tidy = TIDY.get(Command(job.operation.command))
+    async def _clean_up(self, job: Job) -> str | None:
+        clean_up = CLEAN_UP.get(Command(job.operation.command))
         try:
-            if tidy is not None:
+            if clean_up is not None:
                 await job.refresh()
-                return await tidy(job)
+                return await clean_up(job)
         except Exception as error:  # what is left is found by `vpsd check`; a lost lease ends what follows, too
-            log.warning("operation %s: could not tidy up behind it: %s", job.operation.id, error)
+            log.warning("operation %s: could not clean up behind it: %s", job.operation.id, error)
         return None
 
-    async def _fail(self, operation: Operation, lease: Lease, job: Job, error: str) -> None:
-        if RULES[Command(operation.command)].minutes is None:  # tried until it is done
-            await self._try_again(operation, lease, job, error)
+    async def _fail(self, job: Job, error: str) -> None:
+        if RULES[Command(job.operation.command)].minutes is None:  # tried until it is done
+            await self._try_again(job, error)
             return
-        said = await self._tidy(job)
+        said = await self._clean_up(job)
         error = error if said is None else f"{error} {said}"
-        log.warning("server %s: %s failed: %s", operation.server_id, operation.command, error)
-        await self._rest(operation, lease, RULES[Command(operation.command)].failure, error, None)
+        log.warning("server %s: %s failed: %s", job.server.id, job.operation.command, error)
+        await self._end(job, error)
 
-    async def _rest(
-        self, operation: Operation, lease: Lease, status: Status | None, error: str | None, detail: str | None
-    ) -> None:
-        clock = self._world.clock
-        try:
-            async with self._world.database.write() as tx:
-                await rows.lock(tx, operation.server_id)  # before the operation, as requests do
-                if await operations.renew(tx, clock, lease) is not None:
-                    raise Superseded
-                await operations.finish(tx, clock, lease, error, detail)
-                await settle(tx, self._world, operation, error)
-                if status is not None:
-                    reason = error if status is Status.ERROR else None
-                    await rows.set_status(tx, operation.server_id, status, reason, clock.now_ms())
-        except Superseded:
-            await self._hand_over(operation, lease)
-        except LostLease:
-            log.warning("operation %s: another worker has taken it over", operation.id)
+    async def _end(self, job: Job, error: str | None) -> None:
+        """Close the operation, and bring the server's status to rest; the one that waits for it goes first."""
+        command = Command(job.operation.command)
+        rule, detail = RULES[command], job.result if error is None else error
+        to = rule.success if error is None else rule.failure
+        async with self._runtime.write() as ctx:
+            server = await servers.lock(ctx, job.server.id)  # before the operation, as requests do
+            waiting = await operations.renew(ctx, job.lease)
+            if waiting is None:
+                await operations.finish(ctx, job.lease, error, job.result if error is None else None)
+                await _record_end(ctx, job, error)
+                if to is not None and to is not rule.working and server.status == rule.working:
+                    reason = error if to is Status.ERROR else None
+                    await transition(ctx, server, to, ended(command, detail), error=reason)
+        if waiting is not None:
+            await self._hand_over(job)
 
-    async def _hand_over(self, operation: Operation, lease: Lease) -> None:
-        try:
-            async with self._world.database.write() as tx:
-                await rows.lock(tx, operation.server_id)
-                successor = await operations.renew(tx, self._world.clock, lease)
-                assert successor is not None
-                await operations.hand_over(tx, self._ids, self._world.clock, lease, operation.server_id, successor)
-                await settle(tx, self._world, operation, f"It gave way to the server's {successor.command}.")
-        except LostLease:
-            log.warning("operation %s: another worker has taken it over", operation.id)
+    async def _hand_over(self, job: Job) -> None:
+        async with self._runtime.write() as ctx:
+            await servers.lock(ctx, job.server.id)
+            waiting = await operations.renew(ctx, job.lease)
+            assert waiting is not None
+            await operations.hand_over(ctx, job.lease, waiting)
+            await _record_end(ctx, job, f"It gave way to the server's {waiting.command}.")
 
-    async def _try_again(self, operation: Operation, lease: Lease, job: Job, error: str) -> None:
-        now = self._world.clock.now_ms()
+    async def _try_again(self, job: Job, error: str) -> None:
+        operation = job.operation
         endless = RULES[Command(operation.command)].minutes is None
         longest = _LONGEST_ENDLESS_PAUSE_SECONDS if endless else _LONGEST_PAUSE_SECONDS
         pause_seconds = min(longest, 2 ** min(operation.attempts - 1, 16))
-        run_at_ms = now + pause_seconds * 1000
+        run_at_ms = self._runtime.clock.now_ms() + pause_seconds * 1000
         late = operation.deadline_at_ms is not None and run_at_ms > operation.deadline_at_ms
         if not endless and (late or operation.attempts >= operations.MAX_ATTEMPTS):
-            await self._fail(operation, lease, job, f"Given up after {operation.attempts} attempts: {error}")
+            await self._fail(job, f"Given up after {operation.attempts} attempts: {error}")
             return
         log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, error)
-        try:
-            async with self._world.database.write() as tx:
-                await operations.release(tx, lease, error, run_at_ms)
-        except LostLease:
-            log.warning("operation %s: another worker has taken it over", operation.id)
+        async with self._runtime.write() as ctx:
+            await operations.release(ctx, job.lease, error, run_at_ms)
+
+
+async def _record_end(ctx: Ctx, job: Job, error: str | None) -> None:
+    record_end = RECORD_END.get(Command(job.operation.command))
+    if record_end is not None:
+        await record_end(ctx, job.operation, error)

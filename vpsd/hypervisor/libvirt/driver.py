@@ -13,7 +13,7 @@ from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.console import Console
 from vpsd.hypervisor.libvirt.domain_xml import SSH_PORT, Files, NetworkInfo, build, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
-from vpsd.hypervisor.libvirt.host import Host
+from vpsd.hypervisor.libvirt.host import LibvirtHost
 from vpsd.hypervisor.libvirt.ssh_probe import SshProbes
 from vpsd.hypervisor.libvirt.states import power_state
 from vpsd.hypervisor.libvirt.storage import Pool
@@ -61,7 +61,7 @@ class LibvirtHypervisor:
         self._pool = Pool(instance, path, path_is_explicit=pool_path is not None)
         self._virt = None if virt_type is None else (virt_type, "set by VPSD_VIRT_TYPE")
         self._virt_lock = threading.Lock()
-        self._host = Host(Connection(self._find_uri, self._on_connect, self._on_change))
+        self._host = LibvirtHost(Connection(self._find_uri, self._on_connect, self._on_change))
         self._networks: dict[str, tuple[str, int, NetworkInfo]] = {}  # by name; valid for that uuid and domain id
         self._watchers: list[Callable[[str], None]] = []
         self._uploads: dict[str, asyncio.Lock] = {}

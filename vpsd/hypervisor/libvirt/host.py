@@ -16,7 +16,7 @@ _CONNECT_SECONDS = 60.0  # extra time without a connection: a daemon's first loo
 _CLOSE_SECONDS = 20.0
 
 
-class Host:
+class LibvirtHost:
     """The host's libvirt, called from asyncio."""
 
     def __init__(self, connection: Connection) -> None:

@@ -119,7 +119,7 @@ def _continues(last: MapEntry, entry: MapEntry) -> bool:
     return last.file_offset + last.length == entry.file_offset
 
 
-class Plan(msgspec.Struct, frozen=True):
+class FileLayout(msgspec.Struct, frozen=True):
     """The layout of a new file. The data follows the tables in order, each chunk padded to whole clusters."""
 
     header: bytes  # the first cluster; a file without it is not a disk
@@ -127,7 +127,7 @@ class Plan(msgspec.Struct, frozen=True):
     file_bytes: int
 
 
-def plan_file(size_bytes: int, chunk_bytes: int, chunks: Sequence[int]) -> Plan:
+def plan_file(size_bytes: int, chunk_bytes: int, chunks: Sequence[int]) -> FileLayout:
     """Plan a file with those chunks of a disk; `chunk_bytes` is a multiple of the cluster size."""
     each = chunk_bytes // CLUSTER_BYTES
     disk_clusters = -(-size_bytes // CLUSTER_BYTES)
@@ -159,7 +159,7 @@ def plan_file(size_bytes: int, chunk_bytes: int, chunks: Sequence[int]) -> Plan:
         put(l1_at, number, at * CLUSTER_BYTES | _COPIED)
     for index, cluster in enumerate(held):
         put(l2_at[cluster // _ENTRIES], cluster % _ENTRIES, (data_at + index) * CLUSTER_BYTES | _COPIED)
-    return Plan(header.ljust(CLUSTER_BYTES, b"\0"), bytes(tables), total * CLUSTER_BYTES)
+    return FileLayout(header.ljust(CLUSTER_BYTES, b"\0"), bytes(tables), total * CLUSTER_BYTES)
 
 
 def _refcount_clusters(others: int) -> tuple[int, int]:

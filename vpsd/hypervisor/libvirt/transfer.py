@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import libvirt
 
 from vpsd.hypervisor.libvirt import qcow2
-from vpsd.hypervisor.libvirt.host import Host
+from vpsd.hypervisor.libvirt.host import LibvirtHost
 from vpsd.hypervisor.libvirt.storage import Pool
 from vpsd.hypervisor.libvirt.volumes import Upload, receive, send_bytes
 from vpsd.hypervisor.protocol import BlockMap
@@ -22,7 +22,7 @@ def transfer_seconds(size_bytes: int) -> float:
 
 
 async def write_disk(
-    host: Host,
+    host: LibvirtHost,
     pool: Pool,
     disk: str,
     size_bytes: int,
@@ -58,7 +58,7 @@ async def write_disk(
 class ExportReader:
     """Reads complete exports; keeps their cluster maps, so that each is read only once."""
 
-    def __init__(self, host: Host, pool: Pool) -> None:
+    def __init__(self, host: LibvirtHost, pool: Pool) -> None:
         self._host = host
         self._pool = pool
         self._maps: dict[str, qcow2.ClusterMap] = {}  # by guest name

@@ -1,0 +1,49 @@
+"""What a worker does now and then goes by the clock that it was given."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cloud import Cloud
+from vpsd.worker.host_watcher import HostWatcher
+
+
+def _host_watcher(cloud: Cloud) -> HostWatcher:
+    return HostWatcher(cloud.runtime, lambda _: None, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [Cloud.runner, Cloud.reconciler, Cloud.biller, Cloud.backup_scheduler, Cloud.sampler, _host_watcher],
+)
+async def test_a_loop_sleeps_by_the_clock_and_outlives_a_host_that_is_away(
+    cloud: Cloud, made: Callable[[Cloud], Any]
+) -> None:
+    await cloud.have_server()
+    cloud.hypervisor.broken = True
+    until_ms = cloud.clock.now_ms() + 60_000
+    running = asyncio.create_task(made(cloud).run())
+    async with asyncio.timeout(30):
+        while cloud.clock.now_ms() < until_ms and not running.done():
+            await asyncio.sleep(0)
+    assert not running.done()
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_the_host_is_greeted_once_and_a_failure_is_said_once(cloud: Cloud) -> None:
+    said: list[str] = []
+    greeted: list[str] = []
+    watcher = HostWatcher(cloud.runtime, said.append, lambda facts: greeted.append(facts.driver))
+    cloud.hypervisor.broken = True
+    for _ in range(2):
+        await watcher.look()
+    assert said == ["hypervisor: The simulated host does not answer."]
+    assert (cloud.runtime.host.status, greeted) == ("unavailable", [])
+    cloud.hypervisor.broken = False
+    for _ in range(2):
+        await watcher.look()
+    assert (cloud.runtime.host.status, cloud.runtime.host.error, greeted) == ("ok", None, ["simulator"])
+    assert [line.partition(":")[0] for line in said] == ["hypervisor", "hypervisor", "guests"]

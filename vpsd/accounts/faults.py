@@ -1,0 +1,89 @@
+"""What can be wrong with accounts, people and tokens: kinds with parameters, and plain words for each."""
+
+from vpsd.accounts.permissions import KNOWN
+from vpsd.core.clock import iso_utc
+from vpsd.errors import Fault, Forbidden
+
+
+class AccountTaken(Fault, frozen=True):
+    """There is an account of that name."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"There is an account {self.name!r} already."
+
+
+class NotPrintable(Fault, frozen=True):
+    """A text is too long, too short, or has characters that cannot be printed."""
+
+    at_least: int
+    at_most: int
+
+    def __str__(self) -> str:
+        return f"Give {f'{self.at_least} to' if self.at_least else 'at most'} {self.at_most} printable characters."
+
+
+class LimitOutOfRange(Fault, frozen=True):
+    """A limit is below zero or larger than can be stored."""
+
+    largest: int
+
+    def __str__(self) -> str:
+        return f"Give a number from 0 to {self.largest}, or none for no limit."
+
+
+class NotAnEmail(Fault, frozen=True):
+    """A text is not an e-mail address."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.text!r} is not an e-mail address."
+
+
+class PersonTaken(Fault, frozen=True):
+    """Somebody with that address belongs to the account."""
+
+    email: str
+
+    def __str__(self) -> str:
+        return f"{self.email} belongs to the account already."
+
+
+class UnknownPermissions(Fault, frozen=True):
+    """Names that are not permissions, or none at all."""
+
+    names: list[str]
+
+    def __str__(self) -> str:
+        wrong = f"There is no {', '.join(self.names)}." if self.names else "Give at least one."
+        return f"{wrong} The permissions are {', '.join(KNOWN)}."
+
+
+class DaysOutOfRange(Fault, frozen=True):
+    """A token is to last for less than a day, or for too many."""
+
+    at_most: int
+
+    def __str__(self) -> str:
+        return f"Give whole days, 1 to {self.at_most}."
+
+
+class Outlives(Fault, frozen=True):
+    """A token would outlive the one that makes it, which has that many whole days left."""
+
+    ends_at_ms: int
+    most_days: int
+
+    def __str__(self) -> str:
+        ends_at = iso_utc(self.ends_at_ms)
+        return f"This token ends at {ends_at}, and one that it makes cannot outlive it: at most {self.most_days}."
+
+
+class CannotHandOn(Forbidden):
+    """A token lacks a permission that the one it makes is to have."""
+
+    def __init__(self, permission: str) -> None:
+        super().__init__(f"This token lacks the permission {permission}, so it cannot hand it on.")
+        self.permission = permission

@@ -1,1 +1,0 @@
-"""Addresses of servers: the pool and who holds what."""

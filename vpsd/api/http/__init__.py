@@ -1,0 +1,1 @@
+"""HTTP, whatever the dialect: tokens, limits, idempotency, errors, descriptions."""

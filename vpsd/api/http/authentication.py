@@ -1,0 +1,60 @@
+"""Who is asking, how often, and whether they may: the bearer token of a request, its permissions and its limits."""
+
+from typing import Any
+
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
+
+from vpsd.accounts import tokens
+from vpsd.accounts.permissions import KNOWN
+from vpsd.api.http.middleware import RequestContext
+from vpsd.errors import Forbidden, TooMany, Unauthenticated
+from vpsd.runtime import Runtime
+
+EVERYBODY = "any"  # what a route needs that any valid token may use
+PUBLIC = "public"  # and one that asks for no token
+
+
+class BearerToken(AbstractAuthenticationMiddleware):
+    """Lets nobody through without a valid `Authorization: Bearer …` that may do what the route does."""
+
+    async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
+        """Find the caller; raises `Unauthenticated`, `Forbidden` or `TooMany`."""
+        runtime: Runtime = connection.app.state.runtime
+        context: RequestContext = connection.scope["vpsd"]  # type: ignore[typeddict-item]
+        try:
+            token = bearer_token(connection)
+            async with runtime.read() as ctx:
+                login = await tokens.authenticate(ctx, token, context.address, context.request_id)
+        except Unauthenticated:
+            # Only wrong tokens have to wait: who shares an address with somebody who guesses is not shut out.
+            wait = context.limits.failures.take(context.address).retry_seconds
+            if wait:
+                raise TooMany(f"Too many wrong tokens came from this address. Wait {wait} seconds.", wait) from None
+            raise
+        context.caller = caller = login.caller
+        context.take("token", str(caller.token_id))
+        need = needed(connection.route_handler)
+        if need != EVERYBODY and not caller.may(need):
+            raise Forbidden(f"This token lacks the permission {need}.")
+        if login.record_use:
+            async with runtime.write(caller) as ctx:
+                await tokens.record_use(ctx, caller.token_id)
+        return AuthenticationResult(caller, None)
+
+
+def needed(handler: BaseRouteHandler) -> str:
+    """The permission that a route needs; raises TypeError for one that forgot to say, which no application has."""
+    need = handler.opt.get("needs")
+    if need not in (*KNOWN, EVERYBODY, PUBLIC):
+        raise TypeError(f"{handler}: say which permission it needs")
+    return str(need)
+
+
+def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
+    """The token that a request carries; raises `Unauthenticated` where there is none."""
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated("Send your token with the request: Authorization: Bearer YOUR_API_TOKEN")
+    return token.strip()

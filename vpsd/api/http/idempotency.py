@@ -1,0 +1,66 @@
+"""How a POST is executed: once for each Idempotency-Key."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import msgspec
+from litestar import Response
+
+from vpsd.api.http.authentication import bearer_token
+from vpsd.api.http.requests import ApiRequest
+from vpsd.core.context import Ctx
+from vpsd.errors import Invalid
+from vpsd.idempotency import service as idempotency
+from vpsd.idempotency.service import Answer, Claim
+
+_LONGEST_KEY = 255
+
+Handler: TypeAlias = Callable[[Ctx], Awaitable[Any]]
+
+
+async def execute(request: ApiRequest, handler: Handler, status_code: int) -> Response[Any]:
+    """Call a handler in one transaction and answer what it returns.
+
+    With an Idempotency-Key its answer is kept in that same transaction. A refused request keeps none: it changed
+    nothing, and may be sent again with the same key.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None:
+        answer = await _once(request, _checked(key), handler, status_code)
+        return Response(answer.body, status_code=answer.status_code, media_type="application/json")
+    async with request.runtime.write(request.actor) as ctx:
+        return Response(await handler(ctx), status_code=status_code)
+
+
+async def _once(request: ApiRequest, key: str, handler: Handler, status_code: int) -> Answer:
+    runtime, caller = request.runtime, request.user
+    secret, asked = bearer_token(request), await _fingerprinted(request)
+    async with runtime.write(caller) as ctx:
+        claim = await idempotency.claim(ctx, secret, key, asked)
+    if not isinstance(claim, Claim):
+        return claim
+    try:
+        async with runtime.write(caller) as ctx:
+            answer = Answer(status_code, msgspec.json.encode(await handler(ctx)))
+            await idempotency.finish(ctx, claim, answer)
+    except Exception:
+        async with runtime.write(caller) as ctx:
+            await idempotency.drop(ctx, claim)
+        raise
+    return answer
+
+
+def _checked(key: str) -> str:
+    if not 0 < len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
+        raise Invalid(
+            {"Idempotency-Key": [f"Give 1 to {_LONGEST_KEY} printable ASCII characters, best a random UUID."]}
+        )
+    return key
+
+
+async def _fingerprinted(request: ApiRequest) -> bytes:
+    """Method, path, query and body, whatever the order of the body's keys and its white space."""
+    body = await request.body()
+    if body:
+        body = msgspec.json.encode(await request.json(), order="sorted")
+    return b"\n".join([request.method.encode(), request.scope["path"].encode(), request.scope["query_string"], body])

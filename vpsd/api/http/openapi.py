@@ -1,0 +1,249 @@
+"""The API's description, read off the routes: what they are called, take, give and refuse.
+
+What only a dialect knows (its name, its sections, examples) comes as a `Description`.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+from litestar import Response
+from litestar.handlers import HTTPRouteHandler
+from litestar.routes import BaseRoute
+
+from vpsd import errors
+from vpsd.api.http.authentication import EVERYBODY, PUBLIC
+from vpsd.api.http.errors import CHALLENGE, CODES, Problem, status_code_of
+from vpsd.api.http.routes import NOT_DRY, Route
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What the routes do not say themselves. Bodies and answers are by operation, problems by code."""
+
+    about: Mapping[str, Any]
+    tags: Mapping[str, str]
+    bodies: Mapping[str, Any]
+    answers: Mapping[str, Any]
+    dry_run: Any
+    problems: Mapping[str, Problem]
+
+
+_FIELD_ERRORS = {
+    "title": "FieldErrors",
+    "description": "Every field that is wrong, each with its messages.",
+    "type": "object",
+    "additionalProperties": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+}
+_PROTECTED = errors.Protected.code
+_REFUSALS = {
+    401: "The token is missing or not valid",
+    402: "The balance does not cover it",
+    403: "The token lacks the permission, or the account's limits do not allow it",
+    409: "The first request with this Idempotency-Key has not ended",
+    422: "This Idempotency-Key came with another request before",
+    429: "Too many requests, or too many wrong tokens",
+    503: "No host has room for it now",
+    404: "There is nothing with this id",
+    413: "The body is too large",
+    415: "The body is not sent as application/json",
+}
+_IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Any text of at most 255 printable ASCII characters, best a random UUID. The same key and request "
+    "within 24 hours, with the same token, get the same answer and are carried out once.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+_RATE_HEADERS = {
+    "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}, "example": 12},
+    "RateLimit-Policy": {"schema": {"type": "string"}, "example": '"address";q=2400;w=60, "token";q=1200;w=60'},
+    "RateLimit": {"schema": {"type": "string"}, "example": '"address";r=1200;t=30, "token";r=0;t=60'},
+}
+_ID = {"type": "integer", "format": "int64", "minimum": 1}
+_WRONG_FIELDS = {"name": ["This field is required."], "backups_enabled": ["Expected true or false, got a string."]}
+_WRONG_QUERY = {"page": ["Give a whole number from 1."]}
+
+
+def describe(routes: Sequence[BaseRoute], description: Description) -> bytes:
+    """An OpenAPI 3.1 document of these routes, as indented JSON."""
+    operations = [
+        _Operation(route.path_format, handler, description)
+        for route in routes
+        for handler in getattr(route, "route_handlers", ())
+        if handler.resolve_include_in_schema()
+    ]
+    schemas = _Schemas([kind for operation in operations for kind in operation.kinds])
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in sorted(operations, key=lambda operation: operation.order):
+        paths.setdefault(operation.path, {})[operation.route.method.lower()] = operation.described(schemas)
+    problems = description.problems
+    document = {
+        "openapi": "3.1.0",
+        "info": description.about,
+        "servers": [{"url": "/"}],
+        "security": [{"token": []}],
+        "tags": [{"name": name, "description": text} for name, text in description.tags.items()],
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.components.items())),
+            "responses": {
+                **{CODES[status]: _refusal(status, CODES[status], schemas, problems) for status in sorted(_REFUSALS)},
+                _PROTECTED: _refusal(409, _PROTECTED, schemas, problems),
+            },
+            "parameters": {"idempotency_key": _IDEMPOTENCY_KEY},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token of an account"}},
+        },
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+class _Schemas:
+    """JSON schemas of structs, shared under `components`."""
+
+    def __init__(self, kinds: Sequence[Any]) -> None:
+        unique = list(dict.fromkeys([*kinds, Problem]))
+        found, self.components = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
+        self.components["FieldErrors"] = _FIELD_ERRORS
+        self._found = dict(zip(unique, found, strict=True))
+
+    def content(self, kind: Any, example: object = None) -> dict[str, Any]:
+        """A body of that kind."""
+        schema = self._found[kind]
+        return {"application/json": {"schema": schema} if example is None else {"schema": schema, "example": example}}
+
+
+def _parameters(query: type[msgspec.Struct]) -> list[dict[str, Any]]:
+    """The fields of a query's struct."""
+    _, components = msgspec.json.schema_components([query], ref_template="#/components/schemas/{name}")
+    fields = components[query.__name__]["properties"]
+    return [
+        {"name": name, "in": "query", "description": field.pop("description"), "schema": field}
+        for name, field in fields.items()
+    ]
+
+
+def _refusal(status: int, code: str, schemas: _Schemas, problems: Mapping[str, Problem]) -> dict[str, Any]:
+    headers: dict[int, dict[str, Any]] = {
+        401: {"WWW-Authenticate": {"schema": {"type": "string"}, "example": CHALLENGE}},
+        429: _RATE_HEADERS,
+    }
+    return {
+        "description": "The server is protected from it" if code == _PROTECTED else _REFUSALS[status],
+        **({"headers": headers[status]} if status in headers else {}),
+        "content": schemas.content(Problem, problems[code]),
+    }
+
+
+class _Operation:
+    """A route, on its way to become a part of the document."""
+
+    def __init__(self, path: str, handler: HTTPRouteHandler, description: Description) -> None:
+        # The framework drops trailing slashes; both ways work.
+        self.path = f"{path}/" if path.startswith("/api/") else path
+        self.route: Route = handler.opt["route"]
+        self.name = str(handler.operation_id)
+        self._handler = handler
+        self._needs = handler.opt["needs"]
+        self._description = description
+        answer = self.route.answer
+        self._answer = get_args(answer)[0] if get_origin(answer) is Response else answer
+        self._dry = get_type_hints(self.route.preview)["return"] if self.route.preview else None
+        self.kinds = [kind for kind in (self._answer, self.route.body, self._dry) if kind not in (None, type(None))]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """As they stand in the source, section by section: the framework keeps its routes in sets."""
+        section = list(self._description.tags).index(self._handler.resolve_tags()[0])
+        return section, self.route.function.__code__.co_firstlineno
+
+    def described(self, schemas: _Schemas) -> dict[str, Any]:
+        """The operation object."""
+        route, posts = self.route, self.route.method == "POST"
+        parameters: list[dict[str, Any]] = [
+            {"name": key, "in": "path", "required": True, "description": text, "schema": _ID}
+            for key, text in route.ids.items()
+        ]
+        parameters += _parameters(route.query) if route.query else []
+        parameters += [{"$ref": "#/components/parameters/idempotency_key"}] if posts else []
+        return {
+            "operationId": self.name,
+            "tags": self._handler.resolve_tags(),
+            "summary": self._handler.summary,
+            "description": inspect.getdoc(route.function),
+            **({"security": []} if self._needs == PUBLIC else {}),
+            **({"parameters": parameters} if parameters else {}),
+            **({"requestBody": self._body(schemas)} if route.body else {}),
+            "responses": {str(status): answer for status, answer in sorted(self._responses(schemas).items())},
+        }
+
+    def _body(self, schemas: _Schemas) -> dict[str, Any]:
+        content = schemas.content(self.route.body, self._description.bodies[self.name])
+        return {"required": self.route.body_required, "content": content}
+
+    def _responses(self, schemas: _Schemas) -> dict[int, dict[str, Any]]:
+        route = self.route
+        answer: dict[str, Any] = {"description": "Done; there is no body"}
+        if self._answer is not type(None):
+            content = schemas.content(self._answer, self._description.answers[self.name])
+            answer = {"description": inspect.getdoc(self._answer), "content": content}
+        if route.headers:
+            answer["headers"] = {name: {"description": text, "schema": _ID} for name, text in route.headers.items()}
+        answers = {route.status_code: answer}
+        if self._dry is not None:
+            self._add_dry_run(answers, schemas)
+        for status, text in route.further.items():
+            answers[status] = {"description": text, "content": schemas.content(self._answer)}
+        codes = {status: CODES[status] for status in self._refusals}
+        if errors.Protected in route.raises:
+            codes[409] = _PROTECTED
+        answers |= {status: {"$ref": f"#/components/responses/{code}"} for status, code in codes.items()}
+        return answers | self._bad_request()
+
+    @property
+    def _refusals(self) -> list[int]:
+        """Status codes that follow from what it takes; 400 is another matter."""
+        route, public = self.route, self._needs == PUBLIC
+        return [
+            *([] if public else [401, 429]),
+            *([] if public or self._needs == EVERYBODY else [403]),
+            *([404] if route.ids or errors.NotFound in route.raises else []),
+            *([409, 422] if route.method == "POST" else []),
+            *([413, 415] if route.body else []),
+            *(status for status in map(status_code_of, route.raises) if status in (402, 503)),
+        ]
+
+    def _add_dry_run(self, answers: dict[int, dict[str, Any]], schemas: _Schemas) -> None:
+        """With `dry_run=1` the status is 200, for a command beside its real answer."""
+        example = self._description.dry_run
+        content = schemas.content(self._dry, example)
+        if 200 not in answers:
+            answers[200] = {"description": inspect.getdoc(self._dry), "content": content}
+            return
+        real = answers[200]["content"]["application/json"]
+        answers[200]["content"]["application/json"] = {
+            "schema": {"oneOf": [real["schema"], content["application/json"]["schema"]]},
+            "examples": {"done": {"value": real["example"]}, "dry_run": {"value": example}},
+        }
+
+    def _bad_request(self) -> dict[int, dict[str, Any]]:
+        route = self.route
+        codes = [error.code for error in route.raises if status_code_of(error) == 400]
+        codes += [CODES[400]] if route.body else []
+        examples: dict[str, object] = {code: {"value": self._description.problems[code]} for code in codes}
+        kinds = ["Problem"] if codes else []
+        cannot_be_dry = route.method != "GET" and route.preview is None
+        if route.body or route.query or cannot_be_dry:
+            wrong = _WRONG_FIELDS if route.body else NOT_DRY if cannot_be_dry else _WRONG_QUERY
+            examples["invalid"] = {"value": wrong}
+            kinds.append("FieldErrors")
+        if not kinds:
+            return {}
+        references = [{"$ref": f"#/components/schemas/{kind}"} for kind in kinds]
+        schema = references[0] if len(references) == 1 else {"oneOf": references}
+        return {
+            400: {
+                "description": "The request cannot be carried out as it is",
+                "content": {"application/json": {"schema": schema, "examples": examples}},
+            }
+        }

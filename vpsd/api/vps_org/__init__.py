@@ -1,0 +1,1 @@
+"""The dialect of VPS.org: its paths, shapes and words."""

@@ -1,0 +1,209 @@
+"""What goes over the wire about backups and snapshots."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from vpsd.api.http.forms import Listing, PageQuery
+from vpsd.api.vps_org.schemas.operations import OperationBrief
+from vpsd.api.vps_org.schemas.server_forms import an_id
+from vpsd.api.vps_org.schemas.servers import ActionAccepted
+from vpsd.backups.queries import NamedBackup
+from vpsd.core.clock import iso_utc, iso_utc_or_none
+
+_MIB = 1 << 20
+
+_MadeBy = Annotated[OperationBrief | None, Meta(description="The work that makes it")]
+
+Description = Annotated[str, Meta(max_length=1000, description="Free text", examples=["Before system update"])]
+BackupId = Annotated[int, Meta(description="Id of the backup")]
+SnapshotId = Annotated[int, Meta(description="Id of the snapshot")]
+_ServerId = Annotated[int, an_id("/api/v1/servers/", 12345)]
+SnapshotName = Annotated[
+    str,
+    Meta(
+        description="Letters, digits, hyphens and underscores; at most 63",
+        pattern=r"^[A-Za-z0-9_-]{1,63}$(?!\n)",
+        examples=["before-update-snapshot"],
+        extra={"message": "Use letters, digits, hyphens and underscores, at most 63."},
+    ),
+]
+
+
+class SnapshotQuery(PageQuery):
+    """What a list of snapshots can be narrowed to."""
+
+    server_id: Annotated[
+        _ServerId | UnsetType, Meta(description="Only those of this server", extra={"message": "Give a server's id."})
+    ] = UNSET
+
+
+class BackupQuery(SnapshotQuery):
+    """What a list of backups can be narrowed to."""
+
+    backup_type: Annotated[
+        Annotated[str, Meta(pattern="^(manual|automatic)$(?!\\n)")] | UnsetType,
+        Meta(description="Only manual or only automatic ones", extra={"message": "Give manual or automatic."}),
+    ] = UNSET
+
+
+class BackupCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """A backup to make."""
+
+    server_id: _ServerId
+    description: Description | None = None
+
+
+class SnapshotCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """A snapshot to make."""
+
+    server_id: _ServerId
+    name: SnapshotName
+    description: Description | None = None
+
+
+class CopyLabel(msgspec.Struct, forbid_unknown_fields=True):
+    """What the official client calls a backup or snapshot that it asks a server for."""
+
+    label: Annotated[
+        Annotated[str, Meta(max_length=255)] | None, Meta(description="What it is for", examples=["before-update"])
+    ] = None
+
+
+class State(StrEnum):
+    """How far it is."""
+
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class OfServer(msgspec.Struct):
+    """The server that something belongs to; it may be deleted by now."""
+
+    id: int
+    name: str
+
+
+class CopyView(msgspec.Struct):
+    """What a backup and a snapshot have in common."""
+
+    id: int
+    server: OfServer
+    status: Annotated[State, Meta(description="in_progress, completed or failed")]
+    size_mb: Annotated[int | None, Meta(description="What is on the disk, in MB; null until it is completed")]
+    created_at: str
+    description: str | None
+    uuid: str
+    completed_at: str | None
+    consistent: Annotated[
+        bool | None,
+        Meta(description="Nothing was being written: file systems frozen by the agent, or the server off"),
+    ]
+    paused_ms: Annotated[int | None, Meta(description="For how long at most the running server could not write, in ms")]
+    incremental: Annotated[bool | None, Meta(description="Only what was written since the one before was copied")]
+    sent_mb: Annotated[float | None, Meta(description="What had to be sent for it, compressed, in MB")]
+    encrypted: bool | None
+    error: Annotated[str | None, Meta(description="Why it failed")]
+
+    @classmethod
+    def of(cls, backup: NamedBackup, **more: Any) -> Self:
+        """From a row, and what the subclass has more."""
+        completed = backup.status == State.COMPLETED
+        return cls(
+            id=backup.id,
+            server=OfServer(backup.server_id, backup.server_name),
+            status=State(backup.status),
+            size_mb=None if backup.size_bytes is None or not completed else -(-backup.size_bytes // _MIB),
+            created_at=iso_utc(backup.created_at_ms),
+            description=backup.description,
+            uuid=backup.uuid,
+            completed_at=iso_utc_or_none(backup.completed_at_ms),
+            consistent=backup.frozen,
+            paused_ms=backup.frozen_ms,
+            incremental=backup.incremental,
+            sent_mb=None if backup.sent_bytes is None or not completed else round(backup.sent_bytes / _MIB, 2),
+            encrypted=None if backup.target is None else backup.key_id is not None,
+            error=backup.error,
+            **more,
+        )
+
+
+class BackupView(CopyView):
+    """A backup."""
+
+    backup_type: Annotated[str, Meta(description="manual or automatic")]
+    expires_at: Annotated[str | None, Meta(description="When it is deleted by itself; null: never")]
+
+    @classmethod
+    def of(cls, backup: NamedBackup, **more: Any) -> Self:
+        """From a row."""
+        expires_at = iso_utc_or_none(backup.expires_at_ms)
+        return super().of(backup, backup_type=backup.kind, expires_at=expires_at, **more)
+
+
+class SnapshotView(CopyView):
+    """A snapshot."""
+
+    name: str
+
+    @classmethod
+    def of(cls, backup: NamedBackup, **more: Any) -> Self:
+        """From a row."""
+        return super().of(backup, name=backup.name or "", **more)
+
+
+class BackupList(Listing):
+    """A page of backups."""
+
+    results: list[BackupView]
+
+
+class SnapshotList(Listing):
+    """A page of snapshots."""
+
+    results: list[SnapshotView]
+
+
+class BackupCreated(BackupView):
+    """A backup that is being made."""
+
+    message: str
+    operation: _MadeBy
+
+
+class SnapshotCreated(SnapshotView):
+    """A snapshot that is being made."""
+
+    message: str
+    operation: _MadeBy
+
+
+class BackupBrief(msgspec.Struct):
+    """The backup that a server is restored from."""
+
+    id: int
+    backup_type: str
+    created_at: str
+
+
+class SnapshotBrief(msgspec.Struct):
+    """The snapshot that a server is restored from."""
+
+    id: int
+    name: str
+    created_at: str
+
+
+class BackupRestore(ActionAccepted):
+    """The server is being restored."""
+
+    backup: BackupBrief
+
+
+class SnapshotRestore(ActionAccepted):
+    """The server is being restored."""
+
+    snapshot: SnapshotBrief

@@ -1,0 +1,173 @@
+"""What is sent about servers."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from vpsd.api.http.forms import PageQuery
+from vpsd.lifecycle import Status
+from vpsd.servers.user_data import LARGEST_BYTES
+
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_END = "$(?!\\n)"  # a bare $ would let a line end through
+
+Name = Annotated[
+    str,
+    Meta(
+        description="Letters, digits and hyphens; at most 63, no hyphen at the ends",
+        pattern=f"^{_LABEL}{_END}",
+        examples=["web-server-01"],
+        extra={"message": "Use letters, digits and hyphens, at most 63, no hyphen at the ends."},
+    ),
+]
+Hostname = Annotated[
+    str,
+    Meta(
+        description="Fully qualified domain name (RFC 1123)",
+        max_length=253,
+        pattern=rf"^{_LABEL}(\.{_LABEL})*{_END}",
+        examples=["web01.example.com"],
+        extra={
+            "message": "A hostname is labels of letters, digits and hyphens joined by dots, each at most 63 long with "
+            "no hyphen at its ends, at most 253 in all (RFC 1123), like web01.example.com."
+        },
+    ),
+]
+
+_TAG = "a lower-case letter or digit, then at most 62 of these and of . _ : -"
+Tag = Annotated[str, Meta(pattern=f"^[a-z0-9][a-z0-9._:-]{{0,62}}{_END}", examples=["env:prod"])]
+Tags = Annotated[
+    list[Tag],
+    Meta(
+        max_length=20,
+        description=f"At most 20, none twice; each {_TAG}",
+        extra={"message": f"Give at most 20 tags, each {_TAG}."},
+    ),
+]
+ProtectedFlag = Annotated[bool, Meta(description="Refuse to delete it")]
+
+
+def an_id(where: str, example: int) -> Meta:
+    """An id that a list of this API shows."""
+    return Meta(
+        ge=1, le=2**63 - 1, description=f"Id, from {where}", examples=[example],
+        extra={"message": f"Give an id from {where}."},
+    )  # fmt: skip
+
+
+class ServerQuery(PageQuery):
+    """What a list of servers can be narrowed to."""
+
+    status: Annotated[
+        Status | UnsetType,
+        Meta(
+            description="Only servers in this status",
+            extra={"message": f"There is no such status. The statuses are {', '.join(Status)}."},
+        ),
+    ] = UNSET
+    location: Annotated[
+        str | UnsetType, Meta(description="Only servers at this location code, from /api/v1/locations/")
+    ] = UNSET
+    tag: Annotated[
+        Tag | UnsetType, Meta(description="Only servers with this tag", extra={"message": f"A tag is {_TAG}."})
+    ] = UNSET
+    name: Annotated[Name | UnsetType, Meta(description="Only servers of exactly this name")] = UNSET
+
+
+class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """A server to make."""
+
+    name: Name
+    plan_id: Annotated[int, an_id("/api/v1/plans/", 1)]
+    location: Annotated[str, Meta(description="Location code, from /api/v1/locations/", examples=["us-west"])]
+    os_id: Annotated[int, an_id("/api/v1/operating-systems/", 5)] | UnsetType = UNSET
+    backup_id: Annotated[
+        Annotated[int, an_id("/api/v1/backups/", 501)] | UnsetType,
+        Meta(description="In place of os_id: begin with what a backup holds"),
+    ] = UNSET
+    snapshot_id: Annotated[
+        Annotated[int, an_id("/api/v1/snapshots/", 801)] | UnsetType,
+        Meta(description="In place of os_id: begin with what a snapshot holds"),
+    ] = UNSET
+    hostname: Annotated[Hostname | None, Meta(description="By default the name")] = None
+    ssh_key_id: Annotated[
+        Annotated[int, an_id("/api/v1/ssh-keys/", 7)] | None,
+        Meta(description="SSH key to install; without one the answer carries a root password"),
+    ] = None
+    backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] = False
+    tags: Tags = []
+    protected: ProtectedFlag = False
+    user_data: Annotated[
+        str | None,
+        Meta(
+            description="What it does once, at its first boot, and again after a rebuild: a script, a #cloud-config or "
+            f"another format of cloud-init, at most {LARGEST_BYTES // 1024} KiB of UTF-8. It may hold secrets, so no "
+            "answer shows it. Options of its own go before vpsd's; key and password work beside them. Tiny Linux runs "
+            "scripts only",
+            examples=["#!/bin/sh\necho hello > /root/hello\n"],
+        ),
+    ] = None
+
+
+class ServerUpdate(msgspec.Struct, forbid_unknown_fields=True):
+    """Everything that can be changed; all fields but tags and protection are needed."""
+
+    name: Name
+    hostname: Hostname
+    backups_enabled: Annotated[bool, Meta(description="Make automatic backups")]
+    tags: Tags | UnsetType = UNSET
+    protected: ProtectedFlag | UnsetType = UNSET
+
+
+class ServerPatch(msgspec.Struct, forbid_unknown_fields=True):
+    """What shall change; what is not sent stays."""
+
+    name: Name | UnsetType = UNSET
+    hostname: Hostname | UnsetType = UNSET
+    backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] | UnsetType = UNSET
+    tags: Tags | UnsetType = UNSET
+    protected: ProtectedFlag | UnsetType = UNSET
+
+
+class ServerResize(msgspec.Struct, forbid_unknown_fields=True):
+    """The plan that a server shall have; its disk may not be smaller than the present one."""
+
+    plan_id: Annotated[int, an_id("/api/v1/plans/", 2)] | UnsetType = UNSET
+    plan: Annotated[str, Meta(max_length=36, description="Its uuid, as the official client sends it")] | UnsetType = (
+        UNSET
+    )
+
+
+class ServerRebuild(msgspec.Struct, forbid_unknown_fields=True):
+    """What a server shall be made anew from. Everything on its disk is lost."""
+
+    os_id: Annotated[int, an_id("/api/v1/operating-systems/", 5)]
+
+
+class DeleteQuery(msgspec.Struct):
+    """How a server is to be deleted."""
+
+    now: Annotated[
+        bool,
+        Meta(
+            description="true: for ever, at once, also where a deletion could be undone for a time",
+            extra={"message": "Give true or false."},
+        ),
+    ] = False
+
+
+class Power(StrEnum):
+    """What the official client calls the power actions."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    HARD_STOP = "hard_stop"
+
+
+class ServerPower(msgspec.Struct, forbid_unknown_fields=True):
+    """A power action."""
+
+    action: Annotated[Power, Meta(extra={"message": f"Give one of {', '.join(Power)}."})]

@@ -1,0 +1,162 @@
+"""Compares database, guests, volumes and addresses: what is unknown, what is missing.
+
+Safe beside a running vpsd: a server that an operation is working on is left out, and what lies on the host is only
+called unknown when no row spoke for it before the look nor after it.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import msgspec
+
+from vpsd.core.context import Ctx
+from vpsd.core.db import UniqueViolation
+from vpsd.hypervisor.protocol import Volumes, disk_name, guest_name
+from vpsd.lifecycle import AT_REST, Command, Status
+from vpsd.network import addresses
+from vpsd.network.addresses import Assignment
+from vpsd.operations import service as operations
+from vpsd.runtime import Runtime
+from vpsd.servers import commands
+from vpsd.servers import queries as servers
+from vpsd.servers.models import Server
+from vpsd.servers.transitions import found, transition
+
+Repair = Callable[[], Awaitable[bool | None]]
+"""Puts something in order; False when that was not possible now."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something that is not in order, and what was done about it."""
+
+    kind: str
+    name: str
+    text: str
+    fixed: str | None = None
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    servers: dict[int, Server]
+    busy: set[int]
+    assignments: list[Assignment]
+
+
+class Audit:
+    """One comparison; with `fix`, one repair."""
+
+    def __init__(self, runtime: Runtime, *, fix: bool = False) -> None:
+        self._runtime = runtime
+        self._fix = fix
+        self._findings: list[Finding] = []
+
+    async def run(self) -> list[Finding]:
+        """Look, repair if asked to, and report."""
+        hypervisor = self._runtime.hypervisor
+        before = await self._rows()
+        guests, volumes = await hypervisor.guests(), await hypervisor.volumes()
+        after = await self._rows()
+        known = {self._name(server_id) for rows in (before, after) for server_id in rows.servers}
+        of_guests = {disk.partition(".")[0] for disk in volumes.disks} | volumes.seeds | volumes.exports
+        for kind, names in (("guest", set(guests) - known), ("volume", of_guests - set(guests) - known)):
+            for name in sorted(names):
+                repair = partial(hypervisor.remove, name)
+                await self._report(kind, name, "belongs to no server", "removed from the host", repair)
+        for name in sorted(volumes.unknown):
+            await self._report("volume", name, "is in vpsd's pool and unknown; delete it by hand if you do not know it")
+        if not before.busy and not after.busy:  # an operation may be sending an image right now
+            for key in sorted(volumes.unfinished):
+                fixed = "removed from the host; the next use sends it"
+                await self._report("image", key, "was sent only in part", fixed, partial(hypervisor.delete_base, key))
+        for held in after.assignments:
+            if held.server_id not in before.servers and held.server_id not in after.servers:
+                text = f"is held for server {held.server_id}, which is gone"
+                await self._report("address", held.address, text, "freed", partial(self._free, held.address))
+        for server in after.servers.values():
+            if server.id in before.servers and server.id not in before.busy | after.busy:
+                has_disk = disk_name(self._name(server.id), server.disk) in volumes.disks
+                await self._check_server(server, self._name(server.id) in guests, has_disk, after)
+                await self._check_left_behind(server, volumes)
+        return self._findings
+
+    def _name(self, server_id: int) -> str:
+        return guest_name(self._runtime.instance, server_id)
+
+    async def _rows(self) -> _Rows:
+        async with self._runtime.read() as ctx:
+            present = {server.id: server for server in await servers.present(ctx)}
+            return _Rows(present, await operations.busy_servers(ctx), await addresses.assignments(ctx))
+
+    async def _report(
+        self, kind: str, name: str, text: str, fixed: str | None = None, repair: Repair | None = None
+    ) -> None:
+        """Add a finding; where there is a repair, and repairing is asked for, only what was done is said to be."""
+        done = self._fix and fixed is not None and (repair is None or await repair() is not False)
+        self._findings.append(Finding(kind, name, text, fixed if done else None))
+
+    async def _free(self, address: str) -> None:
+        async with self._runtime.write() as ctx:
+            await addresses.free(ctx, address)
+
+    async def _check_left_behind(self, server: Server, volumes: Volumes) -> None:
+        """What a backup or restore that could not clean up has left."""
+        hypervisor, name = self._runtime.hypervisor, self._name(server.id)
+        previous = server.previous_boot_source
+        owned = {disk_name(name, disk) for disk in (server.disk, server.disk if previous is None else previous.disk)}
+        for disk in sorted(disk for disk in volumes.disks - owned if disk.partition(".")[0] == name):
+            repair = partial(hypervisor.delete_disk, disk)
+            await self._report("disk", disk, "is not the server's any more", "removed from the host", repair)
+        if name in volumes.exports:
+            repair = partial(hypervisor.drop_export, name)
+            await self._report("copy", name, "was made for a backup that is over", "removed from the host", repair)
+
+    async def _check_server(self, server: Server, has_guest: bool, has_disk: bool, after: _Rows) -> None:
+        report = partial(self._report, "server", f"{server.id} ({server.name})")
+        idle = f"is {server.status}, and nothing is under way"
+        if server.deleted_at_ms is not None:
+            text = "is deleted, and nothing is cleaning up after it"
+            await report(text, "the clean-up is queued", partial(self._enqueue, server, Command.DELETE))
+        elif server.status not in AT_REST and server.purge_due_at_ms is not None:
+            await report(idle, "its shutdown is queued", partial(self._enqueue, server, Command.SOFT_DELETE))
+        elif server.status not in AT_REST:
+            reason = f"Found {server.status} with nothing under way."
+            await report(idle, "set to error; start goes on", partial(self._set_error, server, reason))
+        elif server.provisioned_at_ms is not None and not has_disk:
+            repair = partial(self._set_error, server, "The server's disk is gone from the host.")
+            rests = server.status in (Status.ERROR, Status.DELETED)
+            fixed = "set to error; restore the disk, or delete the server"
+            await report("has no disk on the host", fixed, None if rests else repair)
+        elif server.status == Status.ACTIVE and not has_guest:
+            repair = partial(self._enqueue, server, Command.RECOVER)
+            await report("has no guest on the host", "its making anew is queued", repair)
+        if server.ip_address is not None and server.id not in {held.server_id for held in after.assignments}:
+            repair = partial(self._hold, server, server.ip_address)
+            await report(f"does not hold its address {server.ip_address}", "held again", repair)
+
+    async def _enqueue(self, server: Server, command: Command) -> bool:
+        async with self._runtime.write() as ctx:
+            locked = await _lock_idle(ctx, server)
+            if locked is not None:
+                await commands.enqueue(ctx, locked, command, detail="by vpsd check")
+            return locked is not None
+
+    async def _set_error(self, server: Server, reason: str) -> bool:
+        async with self._runtime.write() as ctx:
+            locked = await _lock_idle(ctx, server)
+            if locked is not None:
+                await transition(ctx, locked, Status.ERROR, found(reason), error=reason)
+            return locked is not None
+
+    async def _hold(self, server: Server, address: str) -> bool:
+        try:
+            async with self._runtime.write() as ctx:
+                await addresses.hold(ctx, address, server.id)
+        except UniqueViolation:
+            return False  # another server has it by now; the next boot gives this one a new address
+        return True
+
+
+async def _lock_idle(ctx: Ctx, server: Server) -> Server | None:
+    """The server's row, locked; None where something has begun since the look."""
+    locked = await servers.lock(ctx, server.id)
+    has_begun = locked.status != server.status or await operations.open_operation(ctx, server.id) is not None
+    return None if has_begun else locked

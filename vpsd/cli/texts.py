@@ -1,0 +1,20 @@
+"""How failures are said on the command line: in the domain's words, and with the command that helps."""
+
+from vpsd.errors import NotFound, VpsdError
+
+_LISTS = {
+    "account": "`vpsd account list` shows them",
+    "person": "`vpsd account show ACCOUNT` lists who belongs to an account",
+    "valid token": "`vpsd token list` shows them",
+    "operating system": "`vpsd catalog show` lists them",
+    "server": "`vpsd server list` lists them",
+    "backup or snapshot": "`vpsd backup list` lists them",
+    "completed backup or snapshot": "`vpsd backup list` lists them",
+}
+
+
+def text(error: VpsdError) -> str:
+    """One line that says what went wrong and what to do."""
+    if isinstance(error, NotFound) and error.noun in _LISTS:
+        return f"{str(error).removesuffix('.')}; {_LISTS[error.noun]}."
+    return str(error)

@@ -1,0 +1,1 @@
+"""Who did what: rows are added in the transaction of what they tell, and stay."""

@@ -1,0 +1,254 @@
+"""The steps of backups and restores, and what is cleaned up after those that come to nothing."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+
+from vpsd.backups import commands, queries
+from vpsd.backups.models import Backup, BackupStatus
+from vpsd.backups.repository import BackupRef
+from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
+from vpsd.catalog import service as catalog
+from vpsd.errors import Unavailable, Unusable
+from vpsd.flows.job import Job
+from vpsd.hypervisor.protocol import PowerState, Progress, disk_name
+from vpsd.lifecycle import Status
+from vpsd.servers import queries as servers
+from vpsd.servers import updates
+from vpsd.servers.models import BootSource
+
+log = logging.getLogger(__name__)
+
+
+async def copy_disk(job: Job) -> None:
+    """Have an export of the server's disk beside it, as it is at one moment: of what changed since the last one."""
+    hypervisor, repository, backup = job.runtime.hypervisor, job.runtime.repository, await _backup_of(job)
+    if job.server.provisioned_at_ms is None:
+        raise Unusable("The server has no disk yet.")
+    guest = await hypervisor.guest(job.name)
+    if job.server.status == Status.ACTIVE and (guest is None or guest.power is not PowerState.RUNNING):
+        raise Unusable("The guest is not running. It is brought back first; ask again then.")
+    parent = await _choose_parent(job, backup)
+    since = parent.uuid if parent is not None and parent.disk == job.server.disk else None
+    export = await hypervisor.export_disk(job.name, backup.uuid, since)
+    try:
+        await _await_export(job)
+    finally:
+        if export.started_paused:
+            await _power_off_if_paused(job)
+    async with job.write() as ctx:
+        await commands.set_exported(
+            ctx,
+            backup.id,
+            os_id=job.server.os_id,
+            disk=job.server.disk,
+            base=job.server.base,
+            kernel_cmdline=job.server.kernel_cmdline,
+            incremental=export.since_checkpoint is not None,
+            frozen=export.frozen,
+            frozen_ms=export.frozen_ms,
+            target=repository.target_name,
+            key_id=repository.key_id,
+        )
+
+
+async def _choose_parent(job: Job, backup: Backup) -> Backup | None:
+    """The backup that this one builds on, recorded as such; none where it cannot be read any more."""
+    repository = job.runtime.repository
+    async with job.write() as ctx:
+        parent = await queries.latest(ctx, job.server.id, repository.target_name, repository.key_id)
+        await commands.set_parent(ctx, backup.id, None if parent is None else parent.id)
+    if parent is None:
+        return None
+    try:
+        await repository.read_manifest(BackupRef(job.server.uuid, parent.uuid))
+    except Unusable as error:
+        log.warning("backup %s stands alone, the one before cannot be read: %s", backup.id, error)
+        async with job.write() as ctx:
+            await commands.set_parent(ctx, backup.id, None)
+        return None
+    return parent
+
+
+async def _await_export(job: Job) -> None:
+    reported_ms = job.runtime.clock.now_ms()
+    while (done := await job.runtime.hypervisor.export_progress(job.name)) < 1.0:
+        if job.runtime.clock.now_ms() - reported_ms >= 1000:
+            reported_ms = job.runtime.clock.now_ms()
+            await job.report(done, "copying the disk")
+        await job.pause()
+
+
+async def _power_off_if_paused(job: Job) -> None:
+    """Power off a guest that was only started to be exported, and that nobody has started for good since."""
+    guest = await job.runtime.hypervisor.guest(job.name)
+    if guest is not None and guest.power is PowerState.PAUSED:
+        await job.runtime.hypervisor.power_off(job.name)
+
+
+async def store_copy(job: Job) -> None:
+    """Have all of the export on the target."""
+    runtime, backup = job.runtime, await _backup_of(job)
+    async with runtime.read() as ctx:
+        parent = None if backup.parent_id is None else await queries.row(ctx, backup.parent_id)
+        system = await servers.operating_system(ctx, job.server.id)
+    blocks = await runtime.hypervisor.block_map(job.name)
+    if not backup.incremental:
+        blocks = fill_gaps(blocks)
+        if parent is not None and (parent.disk_bytes or 0) > blocks.size_bytes:
+            parent = None  # a disk never shrinks: this is another one
+
+    async def read(offset: int, length: int) -> bytes:
+        return await runtime.hypervisor.read_export(job.name, offset, length)
+
+    async def send(progress: Progress) -> StoreResult:
+        return await store(
+            runtime.repository,
+            BackupRef(job.server.uuid, backup.uuid),
+            blocks,
+            read,
+            None if parent is None else BackupRef(job.server.uuid, parent.uuid),
+            {"server": job.server.name, "os": system.slug, "kind": backup.kind},
+            backup.created_at_ms,
+            progress,
+        )
+
+    with _without_target_name(job):
+        stored = await job.watched(send)
+    async with job.write() as ctx:
+        await commands.set_stored(
+            ctx,
+            backup.id,
+            disk_bytes=blocks.size_bytes,
+            size_bytes=stored.data_bytes,
+            sent_bytes=stored.sent_bytes,
+        )
+
+
+async def drop_copy(job: Job) -> None:
+    """Have nothing of the export on the host but its checkpoint, from which the next one goes on."""
+    backup = await _backup_of(job)
+    await job.runtime.hypervisor.keep_checkpoint(job.name, backup.uuid)
+    await job.runtime.hypervisor.drop_export(job.name)
+    job.result = f"{backup.kind} {backup.id} is stored"
+
+
+async def _backup_of(job: Job) -> Backup:
+    """The backup that the operation is about."""
+    async with job.runtime.read() as ctx:
+        return await queries.row(ctx, job.operation.argument or 0)
+
+
+async def completed_backup(job: Job, backup_id: int) -> Backup:
+    """A backup to write a disk from."""
+    target = job.runtime.repository.target_name
+    async with job.runtime.read() as ctx:
+        backup = await queries.find(ctx, backup_id)
+    if backup is None or backup.status != BackupStatus.COMPLETED or backup.deleted_at_ms is not None:
+        raise Unusable(f"The backup {backup_id} is not there any more.")
+    if backup.target != target:
+        log.warning("backup %s is in %s, and vpsd is configured for %s", backup_id, backup.target, target)
+        raise Unusable(f"The backup {backup_id} lies where vpsd does not look now; its operator can tell.")
+    return backup
+
+
+@contextmanager
+def _without_target_name(job: Job) -> Iterator[None]:
+    """Where an operator keeps backups is nothing that customers read: the log has it."""
+    try:
+        yield
+    except (Unavailable, Unusable) as error:
+        log.warning("operation %s: %s", job.operation.id, error)
+        raise type(error)(str(error).replace(job.runtime.repository.target_name, "the backups' store")) from error
+
+
+async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:
+    """Have a disk with the content of a backup."""
+    repository = job.runtime.repository
+    async with job.runtime.read() as ctx:
+        source = await servers.row(ctx, backup.server_id)
+
+    async def write(progress: Progress) -> None:
+        manifest = await repository.read_manifest(BackupRef(source.uuid, backup.uuid))
+        async with aclosing(stream_contents(repository, manifest, progress)) as content:
+            await job.runtime.hypervisor.write_disk(
+                disk, manifest.size_bytes, manifest.chunk_bytes, chunk_numbers(manifest), content
+            )
+
+    with _without_target_name(job):
+        await job.watched(write)
+
+
+async def kernel_of(job: Job, backup: Backup) -> tuple[str | None, str | None]:
+    """The image whose kernel boots a backup's disk, and its command line; the newest where the host has lost it."""
+    if backup.kernel_cmdline is None or backup.base in (await job.runtime.hypervisor.volumes()).bases:
+        return backup.base, backup.kernel_cmdline
+    async with job.runtime.read() as ctx:
+        system = await catalog.find_operating_system(ctx, backup.os_id)
+    assert system is not None
+    image = await job.ensure_image(system)
+    return image.key, image.cmdline
+
+
+async def write_restored_disk(job: Job) -> None:
+    """Have a second disk, with the content of the backup; the guest goes on with its own."""
+    await roll_back(job)
+    backup = await completed_backup(job, job.operation.argument or 0)
+    await kernel_of(job, backup)
+    await write_disk_from(job, backup, disk_name(job.name, job.operation.id))
+
+
+async def take_restored_disk(job: Job) -> None:
+    """Have the server on its second disk, from which it boots next; the first one is kept until it has."""
+    server, backup = job.server, await _backup_of(job)
+    if server.disk == job.operation.id:
+        return
+    await job.runtime.hypervisor.keep_checkpoint(job.name, None)
+    base, cmdline = await kernel_of(job, backup)
+    restored = BootSource(job.operation.id, backup.os_id, base, cmdline)
+    async with job.write() as ctx:
+        await updates.set_boot(ctx, server.id, restored, server.boot_source)
+
+
+async def roll_back(job: Job) -> None:
+    """Undo a restore from whose disk the guest has not booted."""
+    previous, tried = job.server.previous_boot_source, job.disk
+    if previous is None:
+        return
+    await job.runtime.hypervisor.power_off(job.name)  # it may run from the disk that goes
+    async with job.write() as ctx:
+        await updates.set_boot(ctx, job.server.id, previous, None)
+    await job.refresh()
+    await job.runtime.hypervisor.delete_disk(tried)
+
+
+async def drop_old_disk(job: Job) -> None:
+    """Delete the disk that a restore has replaced."""
+    hypervisor = job.runtime.hypervisor
+    async with job.write() as ctx:  # first of all: a row must never go back to a disk that may be gone
+        await updates.set_boot(ctx, job.server.id, job.server.boot_source, None)
+    for disk in (await hypervisor.volumes()).disks:
+        if disk.partition(".")[0] == job.name and disk != job.disk:
+            await hypervisor.delete_disk(disk)
+
+
+async def clean_up_backup(job: Job) -> str | None:
+    """Have nothing left of a backup that came to nothing; a guest that was off is off again."""
+    backup = await _backup_of(job)
+    async with job.runtime.read() as ctx:
+        parent = None if backup.parent_id is None else await queries.row(ctx, backup.parent_id)
+    await job.runtime.hypervisor.keep_checkpoint(job.name, None if parent is None else parent.uuid)
+    await job.runtime.hypervisor.drop_export(job.name)
+    if job.server.status != Status.ACTIVE:
+        await _power_off_if_paused(job)
+    return None
+
+
+async def clean_up_restore(job: Job) -> str | None:
+    """Have the server on the disk that it had before a restore that came to nothing."""
+    if job.server.disk == job.operation.id:
+        await roll_back(job)
+    if job.server.disk == job.operation.id:
+        return None  # it had come to its end
+    await job.runtime.hypervisor.delete_disk(disk_name(job.name, job.operation.id))
+    return "The server has the disk that it had before."

@@ -1,0 +1,101 @@
+"""What a worker holds while it carries an operation out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from vpsd.catalog.models import OperatingSystem
+from vpsd.core.context import Ctx
+from vpsd.hypervisor.protocol import Image, Progress, disk_name, guest_name
+from vpsd.operations import service as operations
+from vpsd.operations.models import Operation
+from vpsd.operations.service import Lease
+from vpsd.runtime import Runtime
+from vpsd.servers import queries as servers
+from vpsd.servers.models import Server
+
+_POLL_SECONDS = 0.1  # slirp leaves sockets behind when a port is polled faster
+
+T = TypeVar("T")
+
+
+class Superseded(Exception):
+    """Another command waits to take over: let go now."""
+
+
+class Job:
+    """One operation, leased by this worker, and the server that it is about."""
+
+    def __init__(self, runtime: Runtime, operation: Operation, server: Server) -> None:
+        self.runtime = runtime
+        self.server = server
+        self.operation = operation
+        self.lease = Lease.of(operation)
+        self.name = guest_name(runtime.instance, server.id)
+        self.result: str | None = None
+        self.step = (0, 1)  # which of how many
+        self.superseded = False
+
+    @property
+    def disk(self) -> str:
+        """The disk that the guest runs from."""
+        return disk_name(self.name, self.server.disk)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Ctx]:
+        """A transaction in the server's account, committed only while the operation is still this worker's."""
+        async with self.runtime.write() as ctx:
+            await servers.lock(ctx, self.server.id)  # before the operation, as requests do
+            await operations.hold(ctx, self.lease)
+            yield ctx.in_account(self.server.account_id)
+
+    async def refresh(self) -> None:
+        """Read the server anew."""
+        async with self.runtime.read() as ctx:
+            self.server = await servers.row(ctx, self.server.id)
+
+    async def report(self, progress: float, detail: str) -> None:
+        """Show how far the present step is, from 0 to 1."""
+        index, steps = self.step
+        async with self.runtime.write() as ctx:
+            await operations.report(ctx, self.lease, (index + progress) / steps, detail)
+
+    async def pause(self, seconds: float = _POLL_SECONDS) -> None:
+        """Wait a little; raises `Superseded` when another command wants to take over."""
+        if self.superseded:
+            raise Superseded
+        await self.runtime.clock.sleep(seconds)
+
+    async def ensure_image(self, system: OperatingSystem) -> Image:
+        """Have an operating system's image, on this machine and on the host."""
+
+        async def fetch(progress: Progress) -> Image:
+            image = await self.runtime.images.ensure(system, lambda part, text: progress(part * 0.7, text))
+            await self.runtime.hypervisor.ensure_base(image, lambda part, text: progress(0.7 + part * 0.3, text))
+            return image
+
+        return await self.watched(fetch)
+
+    async def watched(self, work: Callable[[Progress], Awaitable[T]]) -> T:
+        """Do slow work while showing its latest progress and listening for a command that takes over."""
+        # Progress comes from threads and child processes many times a second: the row is written once a second at most.
+        latest: list[tuple[float, str]] = []
+
+        def progress(fraction: float, text: str) -> None:
+            latest[:] = [(fraction, text)]
+
+        task = asyncio.ensure_future(work(progress))
+        try:
+            while True:
+                done, _ = await asyncio.wait({task}, timeout=1.0)
+                if done:
+                    return task.result()
+                if latest:
+                    await self.report(*latest.pop())
+                if self.superseded:
+                    raise Superseded
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})

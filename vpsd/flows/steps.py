@@ -1,0 +1,244 @@
+"""The steps that bring servers up and down.
+
+Every step may be repeated: it asks the host for what shall be, and a host where it already is says yes. A step that
+raises `Unavailable` is tried again later; `Unusable` ends the operation.
+"""
+
+from collections.abc import Sequence
+
+from vpsd.billing import rentals
+from vpsd.catalog import service as catalog
+from vpsd.core.db import UniqueViolation
+from vpsd.core.ids import mac_address
+from vpsd.errors import Unavailable, Unusable
+from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
+from vpsd.flows.job import Job
+from vpsd.hypervisor.protocol import Forward, GuestSpec, PortsTaken, PowerState
+from vpsd.images.seed import seed_iso
+from vpsd.lifecycle import Command
+from vpsd.network import addresses
+from vpsd.servers import queries as servers
+from vpsd.servers import updates
+
+_PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
+_ADDRESS_TRIES = 100  # more than workers could meet at one address
+_GIB = 1 << 30
+
+
+async def reserve_address(job: Job) -> None:
+    """Have an address for the server; who meets another at the same one takes the next."""
+    for _ in range(_ADDRESS_TRIES):
+        try:
+            async with job.write() as ctx:
+                await addresses.assign(ctx, job.server.id)
+        except UniqueViolation:
+            continue
+        return
+    raise Unavailable("Other servers took every address that was tried at the same moment.")
+
+
+async def fetch_image(job: Job) -> None:
+    """Have the operating system's image on the host; a server that has its disk needs none."""
+    if job.server.provisioned_at_ms is not None or job.server.base is not None:
+        return
+    if job.server.source_backup_id is not None:
+        base, cmdline = await kernel_of(job, await completed_backup(job, job.server.source_backup_id))
+    else:
+        async with job.runtime.read() as ctx:
+            system = await servers.operating_system(ctx, job.server.id)
+        image = await job.ensure_image(system)
+        base, cmdline = image.key, image.cmdline if image.kernel else None
+    async with job.write() as ctx:
+        await updates.set_base(ctx, job.server.id, base, cmdline)
+
+
+async def make_disk(job: Job) -> None:
+    """Have the server's disk, as large as its plan says; once it held a customer's data it is never made anew."""
+    hypervisor, size_bytes = job.runtime.hypervisor, job.server.storage_gb * _GIB
+    if job.operation.command != Command.RESTORE:
+        await roll_back(job)  # a restore that never came to its end
+    if job.server.provisioned_at_ms is None and job.server.source_backup_id is None:
+        assert job.server.base is not None
+        await hypervisor.ensure_disk(job.disk, job.server.base, size_bytes)
+        return
+    if job.server.provisioned_at_ms is None:
+        assert job.server.source_backup_id is not None
+        await write_disk_from(job, await completed_backup(job, job.server.source_backup_id), job.disk)
+    if job.disk not in (await hypervisor.volumes()).disks:
+        raise Unusable("The server's disk is gone from the host.")
+    await hypervisor.grow_disk(job.name, job.disk, size_bytes)
+
+
+async def write_seed(job: Job) -> None:
+    """Have a cloud-init seed that says what the server is called and who may log in."""
+    server = job.server
+    async with job.runtime.read() as ctx:
+        user_data = await servers.user_data(ctx, server.id)
+    content = seed_iso(
+        instance_id=server.uuid,
+        hostname=server.hostname,
+        ssh_keys=[server.authorized_key] if server.authorized_key else [],
+        password_hash=server.root_password_hash,
+        mac=mac_address(server.uuid),
+        user_data=user_data,
+    )
+    await job.runtime.hypervisor.write_seed(job.name, content)
+    async with job.write() as ctx:
+        await updates.set_seed(ctx, server.id, server.hostname)
+
+
+async def define_guest(job: Job) -> None:
+    """Have the guest defined as its plan says; one that is paused since a backup that died is powered off."""
+    guest = await job.runtime.hypervisor.guest(job.name)
+    if guest is not None and guest.power is PowerState.PAUSED and job.operation.command != Command.RECOVER:
+        await job.runtime.hypervisor.power_off(job.name)
+    await _define(job, privileged=job.server.ssh_port in (None, 22))
+
+
+async def _define(job: Job, *, privileged: bool) -> None:
+    server = job.server
+    async with job.write() as ctx:
+        address = await addresses.assign(ctx, server.id)
+    assert server.base is not None
+    spec = GuestSpec(
+        name=job.name,
+        disk=job.disk,
+        uuid=server.uuid,
+        vcpus=server.vcpus,
+        memory_mb=server.memory_mb,
+        base=server.base,
+        direct_kernel=server.kernel_cmdline is not None,
+        cmdline=server.kernel_cmdline or "",
+        mac=mac_address(server.uuid),
+        address=address,
+        forwards=forwards(job.runtime.settings.guest_ports, privileged=privileged),
+    )
+    await job.runtime.hypervisor.define(spec)
+
+
+def forwards(guest_ports: Sequence[int], *, privileged: bool) -> tuple[Forward, ...]:
+    """Which port of the address leads to which port of the guest.
+
+    Where ports below 1024 may not be opened, 22 becomes 2222 and the others move up by 8000, as in 8080 and 8443.
+    """
+
+    def host_port(port: int) -> int:
+        if privileged or port >= 1024:
+            return port
+        return 2222 if port == 22 else port + 8000
+
+    return tuple(Forward(host_port(port), port) for port in guest_ports)
+
+
+async def power_on(job: Job) -> None:
+    """Have the guest running; where the host's QEMU may not open low ports, with high ones."""
+    hypervisor = job.runtime.hypervisor
+    privileged = job.server.ssh_port in (None, 22)
+    try:
+        await hypervisor.power_on(job.name)
+    except PortsTaken:
+        if not privileged:
+            raise
+        privileged = False
+        await _define(job, privileged=False)
+        await hypervisor.power_on(job.name)
+    async with job.write() as ctx:
+        await updates.set_ssh_port(ctx, job.server.id, 22 if privileged else 2222)
+
+
+async def await_boot(job: Job) -> None:
+    """Wait until the guest answers; one that does not is powered off and on once, and then left off.
+
+    Raises `Unusable` when it did not answer the second time either.
+    """
+    timeout_seconds = job.runtime.settings.boot_timeout_seconds
+    for attempt in (1, 2):
+        if attempt == 2:
+            await job.report(0.5, f"no answer within {timeout_seconds} s: powered off and on once more")
+            await job.runtime.hypervisor.power_on(job.name)
+        if await _answers(job, timeout_seconds):
+            await _record_boot(job)
+            return
+        await job.runtime.hypervisor.power_off(job.name)
+    raise Unusable(f"The guest did not answer within {timeout_seconds} seconds of power-on, twice; it was powered off.")
+
+
+async def _answers(job: Job, timeout_seconds: int) -> bool:
+    clock = job.runtime.clock
+    until_ms = clock.now_ms() + timeout_seconds * 1000
+    checked_ms = clock.now_ms()
+    while clock.now_ms() < until_ms:
+        if await job.runtime.hypervisor.is_up(job.name):
+            return True
+        if clock.now_ms() - checked_ms >= 1000:
+            checked_ms = clock.now_ms()
+            if await _is_down(job):
+                return False
+        await job.pause()
+    return False
+
+
+async def _is_down(job: Job) -> bool:
+    guest = await job.runtime.hypervisor.guest(job.name)
+    return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
+
+
+async def _record_boot(job: Job) -> None:
+    async with job.write() as ctx:
+        await updates.set_up(ctx, job.server.id, await addresses.assign(ctx, job.server.id))
+        deleted = (await servers.row(ctx, job.server.id)).deleted_at_ms is not None
+        if job.server.provisioned_at_ms is None and not deleted:
+            await rentals.confirm_rental(ctx, job.server.id, job.operation.created_at_ms)
+
+
+async def shut_down(job: Job) -> None:
+    """Ask the guest to shut down (ACPI), and power it off when its time is over; the operation says which it was."""
+    clock, hypervisor = job.runtime.clock, job.runtime.hypervisor
+    timeout_seconds = job.runtime.settings.stop_timeout_seconds
+    until_ms = clock.now_ms() + timeout_seconds * 1000
+    press_ms = clock.now_ms()
+    while clock.now_ms() < until_ms:
+        if await _is_down(job):
+            job.result = "shut down by ACPI"
+            return
+        if clock.now_ms() >= press_ms:
+            press_ms = clock.now_ms() + _PRESS_SECONDS * 1000
+            await hypervisor.request_shutdown(job.name)
+        await job.pause()
+    await hypervisor.power_off(job.name)
+    job.result = f"did not shut down by ACPI within {timeout_seconds} s: powered off"
+
+
+async def pull_plug(job: Job) -> None:
+    """Have the guest off, now."""
+    await job.runtime.hypervisor.power_off(job.name)
+    job.result = "powered off without a shutdown"
+
+
+async def fetch_next_image(job: Job) -> None:
+    """Have the image of the system that the server will have; the one it has is untouched until then."""
+    async with job.runtime.read() as ctx:
+        system = await catalog.find_operating_system(ctx, job.operation.argument or 0)
+    if system is None:
+        raise Unusable(f"There is no operating system {job.operation.argument} any more.")
+    await job.ensure_image(system)
+
+
+async def discard_disk(job: Job) -> None:
+    """Have nothing left of the old guest and its disk; what follows makes the server as if for the first time."""
+    await job.runtime.hypervisor.remove(job.name)
+    async with job.write() as ctx:
+        assert job.operation.argument is not None
+        await updates.set_discarded(ctx, job.server.id, job.operation.argument)
+
+
+async def remove_guest(job: Job) -> None:
+    """Have nothing of the server left on the host."""
+    await job.runtime.hypervisor.remove(job.name)
+
+
+async def release_address(job: Job) -> None:
+    """Give the address back, now that nothing listens on it."""
+    async with job.write() as ctx:
+        await addresses.release(ctx, job.server.id)
+        await updates.set_purged(ctx, job.server.id)

@@ -1,0 +1,74 @@
+"""By command: its steps, what is cleaned up when it comes to nothing, and what else is written down at its end."""
+
+from collections.abc import Awaitable, Callable
+
+from vpsd.backups.commands import record_end
+from vpsd.core.context import Ctx
+from vpsd.flows.backup_steps import (
+    clean_up_backup,
+    clean_up_restore,
+    copy_disk,
+    drop_copy,
+    drop_old_disk,
+    store_copy,
+    take_restored_disk,
+    write_restored_disk,
+)
+from vpsd.flows.job import Job
+from vpsd.flows.steps import (
+    await_boot,
+    define_guest,
+    discard_disk,
+    fetch_image,
+    fetch_next_image,
+    make_disk,
+    power_on,
+    pull_plug,
+    release_address,
+    remove_guest,
+    reserve_address,
+    shut_down,
+    write_seed,
+)
+from vpsd.lifecycle import Command
+from vpsd.operations.models import Operation
+
+Step = Callable[[Job], Awaitable[None]]
+
+_BOOT: tuple[Step, ...] = (reserve_address, fetch_image, make_disk, write_seed, define_guest, power_on, await_boot)
+_BACKUP: tuple[Step, ...] = (copy_disk, store_copy, drop_copy)
+
+# The names of the steps are stored in `operations.step`, and customers see them.
+FLOWS: dict[Command, tuple[Step, ...]] = {
+    Command.CREATE: _BOOT,
+    Command.START: _BOOT,
+    Command.RECOVER: _BOOT,
+    Command.STOP: (shut_down,),
+    Command.HARD_STOP: (pull_plug,),
+    Command.REBOOT: (shut_down, *_BOOT),
+    Command.RESIZE: (shut_down, *_BOOT),
+    Command.GROW: (make_disk,),
+    Command.REBUILD: (fetch_next_image, discard_disk, *_BOOT),
+    Command.BACKUP: _BACKUP,
+    Command.BACKUP_DAILY: _BACKUP,
+    Command.RESTORE: (write_restored_disk, shut_down, take_restored_disk, *_BOOT, drop_old_disk),
+    Command.DELETE: (remove_guest, release_address),
+    Command.SOFT_DELETE: (shut_down,),
+    Command.UNDELETE: (shut_down, *_BOOT),  # one that is still going down would go down after all
+    Command.CONFIGURE: (write_seed,),
+    Command.SUSPEND: (shut_down,),
+    Command.RESUME: _BOOT,
+}
+
+# What is done, while the worker still has the operation, for one that fails or gives way; it may say something of it.
+CLEAN_UP: dict[Command, Callable[[Job], Awaitable[str | None]]] = {
+    Command.BACKUP: clean_up_backup,
+    Command.BACKUP_DAILY: clean_up_backup,
+    Command.RESTORE: clean_up_restore,
+}
+
+# In the transaction in which the operation ends; the text is why it came to nothing.
+RECORD_END: dict[Command, Callable[[Ctx, Operation, str | None], Awaitable[None]]] = {
+    Command.BACKUP: record_end,
+    Command.BACKUP_DAILY: record_end,
+}

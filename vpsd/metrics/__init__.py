@@ -1,0 +1,1 @@
+"""What is measured of servers: samples of now, and the transfer of each month."""

@@ -1,0 +1,63 @@
+"""Samples: what a guest says of itself becomes its last figures and its transfer."""
+
+import msgspec
+from sqlalchemy import bindparam, insert, select, update
+
+from vpsd.core.clock import iso_utc
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.hypervisor.protocol import GuestStats
+from vpsd.metrics import traffic
+from vpsd.metrics.models import Sample, usage
+
+_COLUMNS = [column.name for column in usage.c]
+_LAST = Statement(select(usage).where(usage.c.server_id == bindparam("server_id")), into=Sample)
+_ADD = Statement(insert(usage), _COLUMNS)
+_CHANGE = Statement(update(usage).where(usage.c.server_id == bindparam("server_id")), _COLUMNS[1:])
+
+
+async def save(ctx: Ctx, server_id: int, vcpus: int, stats: GuestStats, at_ms: int) -> None:
+    """Keep what a guest of that many vCPUs said when it was asked at a moment, and count what it moved.
+
+    The caller has locked the server. Raises `UniqueViolation` when another worker wrote its first sample meanwhile.
+    """
+    last = await ctx.tx.first(_LAST, server_id=server_id)
+    if last is not None and last.sampled_at_ms >= at_ms:
+        return  # another worker has asked later and was quicker: its counters are ahead of these
+    sample = Sample(
+        server_id,
+        at_ms,
+        cpu_percent(last, stats.cpu_seconds, at_ms, vcpus),
+        stats.memory_used_mb,
+        stats.disk_used_bytes,
+        stats.cpu_seconds,
+        _kept(stats.received_bytes, None if last is None else last.received_bytes),
+        _kept(stats.sent_bytes, None if last is None else last.sent_bytes),
+    )
+    values = msgspec.structs.asdict(sample)
+    await ctx.tx.run(_ADD if last is None else _CHANGE, **values)
+    if stats.received_bytes is not None and stats.sent_bytes is not None:
+        before = (0, 0) if last is None else (last.received_bytes or 0, last.sent_bytes or 0)
+        await traffic.add(ctx, server_id, iso_utc(at_ms)[:7], *gained(before, (stats.received_bytes, stats.sent_bytes)))
+
+
+def _kept(present: int | None, last: int | None) -> int | None:
+    """A guest that says nothing for once has not begun anew: its counter goes on where it was last."""
+    return last if present is None else present
+
+
+def cpu_percent(last: Sample | None, cpu_seconds: float | None, now_ms: int, vcpus: int) -> float | None:
+    """How busy the vCPUs were since the last sample; None where one is missing or it was powered on since."""
+    if last is None or last.cpu_seconds is None or cpu_seconds is None or cpu_seconds < last.cpu_seconds:
+        return None
+    elapsed_ms = now_ms - last.sampled_at_ms
+    if elapsed_ms <= 0:
+        return None
+    return round(min(100.0, (cpu_seconds - last.cpu_seconds) * 100_000 / elapsed_ms / vcpus), 1)
+
+
+def gained(last: tuple[int, int], present: tuple[int, int]) -> tuple[int, int]:
+    """What two counters (in, out) have gained; both begin anew at each boot, which shows when either has fallen."""
+    if present[0] < last[0] or present[1] < last[1]:
+        return present
+    return present[0] - last[0], present[1] - last[1]

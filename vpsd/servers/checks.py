@@ -1,0 +1,56 @@
+"""What creating and changing servers check in the same way. Faults are added, and raised together by the caller."""
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from passlib.hash import sha256_crypt
+
+from vpsd.catalog import service as catalog
+from vpsd.catalog.models import OperatingSystem, Plan
+from vpsd.core.context import Ctx
+from vpsd.core.faults import Faults
+from vpsd.servers.faults import NoCapacity, RepeatedTag, UnknownPlan, UnknownSystem
+from vpsd.servers.queries import free_capacity
+
+# The password has 116 random bits: rounds that slow down guessing would only slow down the request.
+password_hash = sha256_crypt.using(rounds=1000).hash
+
+
+async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -> None:
+    """Make sure that a host has room for a plan, and keep it until the transaction ends; raises `NoCapacity`."""
+    lacking = (await free_capacity(ctx, reserve=True)).lacks(plan, instead_of)
+    if lacking:
+        raise NoCapacity(plan.name, lacking)
+
+
+async def find_plan(ctx: Ctx, plan_id: int | UnsetType, faults: Faults) -> Plan | None:
+    """A plan that is on offer."""
+    if plan_id is UNSET:
+        return None
+    plan = await catalog.find_plan(ctx, plan_id)
+    if plan is None or not plan.available:
+        offered = [(plan.id, plan.name) for plan in await catalog.list_plans(ctx) if plan.available]
+        faults.add("plan_id", UnknownPlan(plan_id, offered))
+    return plan
+
+
+async def find_system(ctx: Ctx, os_id: int | UnsetType, faults: Faults) -> OperatingSystem | None:
+    """An operating system that is on offer."""
+    if os_id is UNSET:
+        return None
+    system = await catalog.find_operating_system(ctx, os_id)
+    if system is None or not system.available:
+        offered = [(os.id, os.name) for os in await catalog.list_operating_systems(ctx) if os.available]
+        faults.add("os_id", UnknownSystem(os_id, offered))
+    return system
+
+
+def check_tags(tags: list[str], faults: Faults) -> None:
+    """No tag stands twice."""
+    for place, tag in enumerate(tags):
+        if tag in tags[:place]:
+            faults.add("tags", RepeatedTag(place + 1, tag))
+
+
+def tags_text(tags: list[str]) -> str:
+    """Tags as the column holds them."""
+    return msgspec.json.encode(tags).decode()

@@ -1,0 +1,227 @@
+"""Servers, changed: what customers may ask of them, and the door that everybody else uses too.
+
+Nothing here touches a host: what is asked for becomes a row, and a worker does the rest.
+"""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from sqlalchemy import bindparam, select, update
+
+from vpsd.billing import credit, rentals
+from vpsd.catalog import service as catalog
+from vpsd.catalog.models import Plan, plans
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.core.faults import Faults
+from vpsd.errors import NotFound
+from vpsd.events import service as events
+from vpsd.lifecycle import RULES, Command, Status
+from vpsd.operations import service as operations
+from vpsd.operations.models import Operation
+from vpsd.servers.checks import check_capacity, check_tags, find_system, password_hash, tags_text
+from vpsd.servers.faults import (
+    CommandRefused,
+    DiskCannotShrink,
+    IsDeleted,
+    NoPlanNamed,
+    PlanChanged,
+    SamePlan,
+    UnknownPlan,
+)
+from vpsd.servers.models import LockedServer, Server, servers
+from vpsd.servers.queries import lock_server
+from vpsd.servers.schedule import next_backup_slot_ms
+from vpsd.servers.transitions import given, transition
+from vpsd.servers.updates import set_next_backup
+
+_c = servers.c
+
+_PLAN = Statement(
+    select(plans)
+    .join_from(servers, plans)
+    .where(_c.account_id == bindparam("account_id"), _c.deleted_at_ms.is_(None), _c.id == bindparam("id")),
+    into=Plan,
+)
+
+
+class ServerChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """What shall change; what is unset stays."""
+
+    name: str | UnsetType = UNSET
+    hostname: str | UnsetType = UNSET
+    backups_enabled: bool | UnsetType = UNSET
+    tags: list[str] | UnsetType = UNSET
+    protected: bool | UnsetType = UNSET
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """A command was accepted: the status that the server has by now, and the operation that does the work, if any."""
+
+    server_id: int
+    name: str
+    status: Status
+    message: str
+    operation: Operation | None = None
+    password: str | None = None  # a new root password, known only now
+
+
+@cache
+def _update(columns: tuple[str, ...]) -> Statement[Any]:
+    return Statement(update(servers).where(_c.id == bindparam("id")), columns)
+
+
+async def change(ctx: Ctx, server_id: int, wanted: ServerChanges, faults: Faults) -> None:
+    """Change what is set. Raises `Invalid`, `NotFound`, or `IsDeleted` where a deleted server shall be protected."""
+    server = await lock_server(ctx, server_id)
+    if wanted.tags is not UNSET:
+        check_tags(wanted.tags, faults)
+    faults.check()
+    if wanted.protected is True and server.purge_due_at_ms is not None:
+        raise IsDeleted(server.id, Status(server.status), server.purge_due_at_ms)
+    changes = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
+    if not changes:
+        return
+    if wanted.tags is not UNSET:
+        changes["tags"] = tags_text(wanted.tags)
+    if wanted.backups_enabled is False:
+        await set_next_backup(ctx, server_id, None)
+    elif wanted.backups_enabled is True and server.next_backup_at_ms is None:
+        await set_next_backup(ctx, server_id, next_backup_slot_ms(ctx.settings, server.uuid, ctx.now_ms))
+    await ctx.tx.run(_update((*changes, "updated_at_ms")), id=server_id, updated_at_ms=ctx.now_ms, **changes)
+    detail = ", ".join(f"{name} {value}" for name, value in changes.items())
+    await events.record(ctx, "server.change", "server", server_id, detail)
+    # While another operation is open the seed is written by it, or brought up to date by reconcile.
+    if (
+        "hostname" in changes
+        and server.status == Status.ACTIVE
+        and await operations.open_operation(ctx, server_id) is None
+    ):
+        await enqueue(ctx, server, Command.CONFIGURE)
+
+
+async def run_command(ctx: Ctx, server_id: int, command: Command) -> Accepted:
+    """Give a server a command; raises `NotFound`, `PaymentRequired`, `WrongStatus` or `Busy`."""
+    server = await lock_server(ctx, server_id)
+    runs = server.status == Status.ACTIVE
+    if (command is Command.START and not runs) or (command is Command.REBOOT and runs):
+        await credit.check_start(ctx, runs=runs)
+    return accepted(server, command, await enqueue(ctx, server, command, event=f"server.{command}"))
+
+
+async def enqueue(
+    ctx: Ctx,
+    server: LockedServer | Server,
+    command: Command,
+    argument: int | None = None,
+    *,
+    event: str = "server.status",
+    detail: str | None = None,
+) -> Operation:
+    """Queue a command on a server whose row the caller has locked, and show that it is under way.
+
+    `event` is the request's own, which carries the change of status. Raises `WrongStatus` or `Busy`.
+    """
+    check_status(server, command)
+    operation = await operations.enqueue(ctx, server.id, command, argument)
+    working = RULES[command].working
+    if working is not None:
+        await transition(ctx, server, working, given(command, event=event, detail=detail))
+    return operation
+
+
+def check_status(server: LockedServer | Server, command: Command) -> None:
+    """Raise `WrongStatus` where the status does not allow the command."""
+    if server.status in RULES[command].begins_from:
+        return
+    if server.purge_due_at_ms is not None:
+        raise IsDeleted(server.id, Status(server.status), server.purge_due_at_ms)
+    raise CommandRefused(Status(server.status), command)
+
+
+def accepted(server: LockedServer, command: Command, operation: Operation, password: str | None = None) -> Accepted:
+    """What whoever gave a command is told."""
+    rule = RULES[command]
+    assert rule.working is not None
+    return Accepted(
+        server_id=server.id,
+        name=server.name,
+        status=rule.working,
+        message=rule.message or "",
+        operation=operation,
+        password=password,
+    )
+
+
+async def resize(
+    ctx: Ctx, server_id: int, plan_id: int | UnsetType, plan_uuid: str | UnsetType, faults: Faults
+) -> Accepted:
+    """Give a server another plan; one that runs reboots for it, another takes its new size when it starts.
+
+    A disk grows under a running guest: where that is all, there is no reboot. It costs the new plan's price from now
+    on. Raises `NotFound`, `Invalid`, `PaymentRequired`, `OverQuota`, `NoCapacity`, `WrongStatus` or `Busy`.
+    """
+    old = await ctx.tx.first(_PLAN, account_id=ctx.account_id, id=server_id)
+    if old is None:
+        raise NotFound("server", server_id)
+    plan = await _other_plan(ctx, plan_id, plan_uuid, old, faults)
+    await credit.check_create(ctx, plan, instead_of=(server_id, old))
+    await check_capacity(ctx, plan, instead_of=old)
+    server = await lock_server(ctx, server_id)
+    check_status(server, Command.RESIZE)
+    if server.plan_id != old.id:
+        raise PlanChanged
+    await rentals.change_plan(ctx, server_id, plan, ctx.now_ms)
+    await ctx.tx.run(_update(("plan_id", "updated_at_ms")), id=server_id, plan_id=plan.id, updated_at_ms=ctx.now_ms)
+    detail = f"{old.name} to {plan.name}"
+    if server.status == Status.ACTIVE:
+        only_disk = (plan.vcpus, plan.memory_mb) == (old.vcpus, old.memory_mb)
+        command = Command.GROW if only_disk else Command.RESIZE
+        operation = await enqueue(ctx, server, command, event="server.resize", detail=detail)
+        return accepted(server, command, operation)
+    await events.record(ctx, "server.resize", "server", server_id, detail)
+    text = "Server is resized. It has its new size when it starts."
+    return Accepted(server_id=server.id, name=server.name, status=Status(server.status), message=text)
+
+
+async def _other_plan(
+    ctx: Ctx, plan_id: int | UnsetType, plan_uuid: str | UnsetType, old: Plan, faults: Faults
+) -> Plan:
+    if (plan_id is UNSET) == (plan_uuid is UNSET):
+        faults.add("plan_id", NoPlanNamed())
+    faults.check()
+    field, wanted = ("plan_id", plan_id) if plan_uuid is UNSET else ("plan", plan_uuid)
+    assert wanted is not UNSET
+    offered = [plan for plan in await catalog.list_plans(ctx) if plan.available]
+    found = next((plan for plan in offered if wanted in (plan.id, plan.uuid)), None)
+    if found is None:
+        large = [(plan.id, plan.name) for plan in offered if plan.storage_gb >= old.storage_gb]
+        faults.add(field, UnknownPlan(wanted, large, for_disk=True))
+    elif found.id == old.id:
+        faults.add(field, SamePlan(old.name))
+    elif found.storage_gb < old.storage_gb:
+        faults.add(field, DiskCannotShrink(found.storage_gb, old.storage_gb))
+    faults.check()
+    assert found is not None
+    return found
+
+
+async def rebuild(ctx: Ctx, server_id: int, os_id: int | UnsetType, faults: Faults) -> Accepted:
+    """Make a server anew from an operating system: a new disk, everything else stays.
+
+    Raises `NotFound`, `Invalid`, `PaymentRequired`, `WrongStatus` or `Busy`.
+    """
+    server = await lock_server(ctx, server_id)
+    system = await find_system(ctx, os_id, faults)
+    faults.check()
+    assert system is not None
+    await credit.check_start(ctx, runs=server.status == Status.ACTIVE)  # it runs in the end
+    check_status(server, Command.REBUILD)
+    password = None
+    if server.authorized_key is None:
+        password = ctx.ids.password()
+        await ctx.tx.run(_update(("root_password_hash",)), id=server_id, root_password_hash=password_hash(password))
+    operation = await enqueue(ctx, server, Command.REBUILD, system.id, event="server.rebuild", detail=system.name)
+    return accepted(server, Command.REBUILD, operation, password)

@@ -1,0 +1,158 @@
+"""How servers come to be: everything is checked, written down, and its making queued, in one transaction."""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from sqlalchemy import insert
+
+from vpsd.billing import credit, rentals
+from vpsd.catalog import service as catalog
+from vpsd.catalog.models import OperatingSystem, Plan
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.core.faults import Faults, Required
+from vpsd.events import service as events
+from vpsd.lifecycle import RULES, Command, Status
+from vpsd.operations import service as operations
+from vpsd.operations.models import Operation
+from vpsd.servers import user_data
+from vpsd.servers.checks import check_capacity, check_tags, find_plan, find_system, password_hash, tags_text
+from vpsd.servers.faults import DiskTooSmall, UnknownSshKey
+from vpsd.servers.models import servers
+from vpsd.servers.queries import unknown_location
+from vpsd.servers.schedule import next_backup_slot_ms
+from vpsd.ssh_keys import service as ssh_keys
+
+_GIB = 1 << 30
+
+_ADD = Statement(
+    insert(servers).returning(servers.c.id),
+    ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
+    + ("authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
+    + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data"),
+    into=int,
+)
+
+
+class NewServer(msgspec.Struct, frozen=True, kw_only=True):
+    """A server to make; what was not sent, or cannot be read, is unset."""
+
+    name: str | UnsetType = UNSET
+    hostname: str | None = None  # by default the name
+    plan_id: int | UnsetType = UNSET
+    os_id: int | UnsetType = UNSET  # unless it begins with a backup
+    location: str | UnsetType = UNSET
+    ssh_key_id: int | None = None  # without one it gets a root password
+    backups_enabled: bool = False
+    tags: list[str] = []
+    protected: bool = False
+    user_data: str | None = None
+
+
+class BackupSource(msgspec.Struct, frozen=True):
+    """A backup or snapshot that a server begins with in place of an operating system; its row is locked."""
+
+    backup_id: int
+    os_id: int
+    disk_bytes: int | None
+    copy: str  # what people call it: backup | snapshot
+
+
+class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that is being made."""
+
+    id: int
+    uuid: str
+    name: str
+    hostname: str
+    status: Status
+    location: str
+    plan: Plan
+    system: OperatingSystem
+    backups_enabled: bool
+    tags: list[str]
+    protected: bool
+    created_at_ms: int
+    message: str
+    password: str | None  # the root password, known only now; None where there is a key
+    operation: Operation
+
+
+async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: Faults) -> CreatedServer:
+    """Write a server down and queue its making.
+
+    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, or `NoCapacity`.
+    """
+    plan = await find_plan(ctx, new.plan_id, faults)
+    if source is not None and plan is not None and plan.storage_gb * _GIB < (source.disk_bytes or 0):
+        faults.add("plan_id", DiskTooSmall(source.copy, -(-(source.disk_bytes or 0) // _GIB)))
+    if source is not None:
+        system = await catalog.find_operating_system(ctx, source.os_id)
+    else:
+        if new.os_id is UNSET and not faults.has("os_id", "backup_id", "snapshot_id"):
+            faults.add("os_id", Required())
+        system = await find_system(ctx, new.os_id, faults)
+    if new.location is not UNSET:
+        location = await catalog.find_location(ctx, new.location)
+        if location is None or not location.available:
+            faults.add("location", await unknown_location(ctx, new.location))
+    key = None
+    if new.ssh_key_id is not None:
+        key = await ssh_keys.find(ctx, new.ssh_key_id)
+        if key is None:
+            faults.add("ssh_key_id", UnknownSshKey(new.ssh_key_id))
+    check_tags(new.tags, faults)
+    refused = None if new.user_data is None else user_data.refusal(new.user_data)
+    if refused is not None:
+        faults.add("user_data", refused)
+    faults.check()
+    assert plan is not None
+    assert system is not None
+    assert new.name is not UNSET
+    assert new.location is not UNSET
+    await credit.check_create(ctx, plan)
+    await check_capacity(ctx, plan)
+    password = None if key else ctx.ids.password()
+    values: dict[str, Any] = {
+        "uuid": ctx.ids.uuid(),
+        "name": new.name,
+        "hostname": new.hostname or new.name,
+        "status": Status.PROVISIONING,
+        "location": new.location,
+        "backups_enabled": new.backups_enabled,
+        "protected": new.protected,
+    }
+    slot_ms = next_backup_slot_ms(ctx.settings, values["uuid"], ctx.now_ms) if new.backups_enabled else None
+    server_id = await ctx.tx.first(
+        _ADD,
+        **values,
+        source_backup_id=None if source is None else source.backup_id,
+        next_backup_at_ms=slot_ms,
+        account_id=ctx.account_id,
+        plan_id=plan.id,
+        os_id=system.id,
+        tags=tags_text(new.tags),
+        user_data=new.user_data,
+        authorized_key=None if key is None else key.public_key,
+        root_password_hash=None if password is None else password_hash(password),
+        created_at_ms=ctx.now_ms,
+        updated_at_ms=ctx.now_ms,
+    )
+    assert server_id is not None
+    await rentals.open_rental(ctx, server_id, plan)
+    operation = await operations.enqueue(ctx, server_id, Command.CREATE)
+    detail = f"{new.name}: {plan.name}, {system.name}"
+    await events.record(ctx, "server.create", "server", server_id, detail, status_after=Status.PROVISIONING)
+    message = RULES[Command.CREATE].message or ""
+    return CreatedServer(
+        id=server_id,
+        **values,
+        plan=plan,
+        system=system,
+        tags=new.tags,
+        created_at_ms=ctx.now_ms,
+        message=message,
+        password=password,
+        operation=operation,
+    )

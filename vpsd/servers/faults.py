@@ -1,0 +1,147 @@
+"""What can be wrong with what is asked of a server: kinds with parameters, and plain words for each."""
+
+from vpsd.core.clock import iso_utc
+from vpsd.errors import Busy, Fault, Protected, Unavailable, WrongStatus
+from vpsd.lifecycle import RULES, Command, Status, allowed
+
+
+class UnknownPlan(Fault, frozen=True):
+    """There is no such plan on offer; `offered` are ids and names."""
+
+    plan: int | str
+    offered: list[tuple[int, str]]
+    for_disk: bool = False  # only those with a disk that is large enough are named
+
+    def __str__(self) -> str:
+        which = " with a disk that is large enough" if self.for_disk else ""
+        return f"There is no plan {self.plan}. The plans{which} are {_named(self.offered)}."
+
+
+class UnknownSystem(Fault, frozen=True):
+    """There is no such operating system on offer; `offered` are ids and names."""
+
+    os_id: int
+    offered: list[tuple[int, str]]
+
+    def __str__(self) -> str:
+        return f"There is no operating system {self.os_id}. The operating systems are {_named(self.offered)}."
+
+
+class UnknownLocation(Fault, frozen=True):
+    """There is no such location on offer; `offered` are codes."""
+
+    code: str
+    offered: list[str]
+
+    def __str__(self) -> str:
+        return f"There is no location {self.code!r}. The locations are {', '.join(self.offered)}."
+
+
+class UnknownSshKey(Fault, frozen=True):
+    """The account has no such key."""
+
+    key_id: int
+
+    def __str__(self) -> str:
+        return f"There is no SSH key {self.key_id}."
+
+
+class RepeatedTag(Fault, frozen=True):
+    """A tag is given twice; `entry` counts from 1."""
+
+    entry: int
+    tag: str
+
+    def __str__(self) -> str:
+        return f"Entry {self.entry}: {self.tag} is there already. Give each tag once."
+
+
+class NoPlanNamed(Fault, frozen=True):
+    """A resize names no plan, or names it twice."""
+
+    def __str__(self) -> str:
+        return "Give the new plan: its id as plan_id, or its uuid as plan."
+
+
+class SamePlan(Fault, frozen=True):
+    """The server has that plan already."""
+
+    plan_name: str
+
+    def __str__(self) -> str:
+        return f"The server has the plan {self.plan_name} already."
+
+
+class DiskCannotShrink(Fault, frozen=True):
+    """The plan's disk is smaller than the server's, in GB."""
+
+    wanted_gb: int
+    present_gb: int
+
+    def __str__(self) -> str:
+        sizes = f"{self.wanted_gb} GB instead of {self.present_gb}"
+        return f"A disk cannot shrink ({sizes}). Choose a plan with at least {self.present_gb} GB."
+
+
+class DiskTooSmall(Fault, frozen=True):
+    """The plan's disk is smaller than that of the copy the server begins with."""
+
+    copy: str  # backup | snapshot
+    needed_gb: int
+
+    def __str__(self) -> str:
+        return f"The {self.copy}'s disk has {self.needed_gb} GB. Choose a plan with at least as much."
+
+
+def _named(offered: list[tuple[int, str]]) -> str:
+    return ", ".join(f"{entry_id} ({name})" for entry_id, name in offered)
+
+
+class CommandRefused(WrongStatus):
+    """The server's status does not allow the command."""
+
+    def __init__(self, status: Status, command: Command) -> None:
+        needed = " or ".join(sorted(RULES[command].begins_from)) or "nothing"
+        why = f"{command} needs it to be {needed}."
+        if status is Status.SUSPENDED:
+            why = "add credit, and it goes back to what it was by itself."
+        super().__init__(f"The server is {status}; {why} Allowed now: {', '.join(allowed(status))}.")
+        self.status = status
+        self.command = command
+
+
+class IsDeleted(WrongStatus):
+    """The server is deleted, and can still be brought back."""
+
+    def __init__(self, server_id: int, status: Status, purge_due_at_ms: int) -> None:
+        super().__init__(f"The server is {status}, and gone for ever at {iso_utc(purge_due_at_ms)}. Undelete it.")
+        self.server_id = server_id
+        self.status = status
+        self.purge_due_at_ms = purge_due_at_ms
+
+
+class IsProtected(Protected):
+    """The server's owner has protected it from being deleted."""
+
+    def __init__(self, server_id: int) -> None:
+        super().__init__("The server is protected from being deleted. Lift the protection first.")
+        self.server_id = server_id
+
+
+class PlanChanged(Busy):
+    """Somebody else has given the server another plan at the same moment."""
+
+    def __init__(self) -> None:
+        super().__init__("The server was given another plan at the same moment. Look at it, and ask again.")
+
+
+class NoCapacity(Unavailable):
+    """No host has room for the plan."""
+
+    def __init__(self, plan_name: str, lacking: list[str]) -> None:
+        super().__init__(
+            f"No host has room for a {plan_name} now: too little {', '.join(lacking)}. "
+            "Choose a smaller plan, or try later."
+        )
+        self.plan_name = plan_name
+        self.lacking = lacking

@@ -1,0 +1,346 @@
+"""Servers, read: scoped to the account of the context for customers, and of all accounts for workers and operators."""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from sqlalchemy import Select, and_, bindparam, func, or_, select
+
+from vpsd.billing import credit, prices
+from vpsd.catalog import service as catalog
+from vpsd.catalog.models import OperatingSystem, operating_systems, plans
+from vpsd.core.clock import iso_utc
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.core.faults import Faults
+from vpsd.core.pages import Page
+from vpsd.core.tables import total
+from vpsd.errors import NotFound
+from vpsd.hosts import service as hosts
+from vpsd.hosts.service import Capacity, Resources
+from vpsd.lifecycle import RULES, Command, Status
+from vpsd.metrics.models import traffic, usage
+from vpsd.operations import service as operations
+from vpsd.operations.models import Operation
+from vpsd.servers.faults import UnknownLocation
+from vpsd.servers.models import LockedServer, Server, servers
+
+_FRESH_MS = 120_000  # figures older than this say nothing about now
+
+_c = servers.c
+_OWN = and_(_c.account_id == bindparam("account_id"), _c.deleted_at_ms.is_(None))
+_OWN_ONE = and_(_OWN, _c.id == bindparam("id"))
+_WITH_CATALOG = servers.join(plans, plans.c.id == _c.plan_id).join(
+    operating_systems, operating_systems.c.id == _c.os_id
+)
+_SUMMARY = (
+    *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.ip_address, _c.location, _c.plan_id),
+    *(plans.c.name.label("plan_name"), plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb),
+    *(_c.os_id, operating_systems.c.name.label("os_name"), _c.tags, _c.protected, _c.purge_due_at_ms),
+    *(_c.created_at_ms, _c.updated_at_ms),
+)
+
+
+class ListedServer(msgspec.Struct, frozen=True):
+    """A server in a list, with what it is made of."""
+
+    id: int
+    uuid: str
+    name: str
+    hostname: str
+    status: str
+    ip_address: str | None
+    location: str
+    plan_id: int
+    plan_name: str
+    vcpus: int
+    memory_mb: int
+    storage_gb: int
+    os_id: int
+    os_name: str
+    tags: str
+    protected: bool
+    purge_due_at_ms: int | None
+    created_at_ms: int
+    updated_at_ms: int
+
+    @property
+    def tag_list(self) -> list[str]:
+        """The tags; the column is their JSON."""
+        found: list[str] = msgspec.json.decode(self.tags)
+        return found
+
+
+class DetailedServer(ListedServer, frozen=True):
+    """A server in full. Figures are None where nothing was measured lately, traffic is of the present month."""
+
+    bandwidth_gb: int
+    backups_enabled: bool
+    ssh_port: int | None
+    error: str | None
+    sampled_at_ms: int | None
+    cpu_percent: float | None
+    memory_used_mb: int | None
+    disk_used_bytes: int | None
+    received_bytes: int | None
+    sent_bytes: int | None
+
+    @property
+    def transferred_bytes(self) -> int | None:
+        """The larger of in and out."""
+        if self.received_bytes is None or self.sent_bytes is None:
+            return None
+        return max(self.received_bytes, self.sent_bytes)
+
+
+class ServerFilter(msgspec.Struct, frozen=True):
+    """What a list of servers can be narrowed to."""
+
+    status: Status | UnsetType = UNSET
+    location: str | UnsetType = UNSET
+    tag: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+
+
+class ServerLife(msgspec.Struct, frozen=True):
+    """When a server first worked, and when it was deleted for good."""
+
+    id: int
+    provisioned_at_ms: int | None
+    deleted_at_ms: int | None
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """What a server costs, and where it runs or would run."""
+
+    price_monthly_micros: int
+    price_hourly_micros: int
+    location: str
+    host: str | None  # None: no host is known yet
+
+
+class _Named(msgspec.Struct, frozen=True):
+    id: int
+    name: str
+
+
+_DETAIL = Statement(
+    select(
+        *_SUMMARY,
+        *(plans.c.bandwidth_gb, _c.backups_enabled, _c.ssh_port, _c.error),
+        *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
+        *(traffic.c.received_bytes, traffic.c.sent_bytes),
+    )
+    .select_from(
+        _WITH_CATALOG.outerjoin(usage, usage.c.server_id == _c.id).outerjoin(
+            traffic, and_(traffic.c.server_id == _c.id, traffic.c.month == bindparam("month"))
+        )
+    )
+    .where(_OWN_ONE),
+    into=DetailedServer,
+)
+_EXISTS = Statement(select(_c.id).where(_OWN_ONE), into=int)
+_LOCKED = Statement(
+    select(*(_c[name] for name in LockedServer.__struct_fields__)).where(_OWN_ONE).with_for_update(key_share=True),
+    into=LockedServer,
+)
+_SERVER = select(
+    *(column for column in _c if column is not _c.user_data), plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb
+).join_from(servers, plans)
+_ROW = Statement(_SERVER.where(_c.id == bindparam("id")), into=Server)
+_LOCK = Statement(_SERVER.where(_c.id == bindparam("id")).with_for_update(of=servers, key_share=True), into=Server)
+_PRESENT = Statement(_SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id), into=Server)
+_OF_ACCOUNT = Statement(_SERVER.where(_OWN).order_by(_c.id), into=Server)
+_WITH_STATUS = Statement(
+    select(_c.account_id).where(_c.status == bindparam("status"), _c.deleted_at_ms.is_(None)).distinct(), into=int
+)
+_PURGE_DUE = Statement(
+    select(_c.id).where(_c.purge_due_at_ms <= bindparam("now_ms"), _c.deleted_at_ms.is_(None)), into=int
+)
+_BACKUP_DUE = Statement(
+    select(_c.id)
+    .where(
+        _c.next_backup_at_ms <= bindparam("now_ms"),
+        _c.deleted_at_ms.is_(None),
+        or_(*(_c.status == status for status in sorted(RULES[Command.BACKUP_DAILY].begins_from))),
+    )
+    .order_by(_c.id),
+    into=int,
+)
+_USER_DATA = Statement(select(_c.user_data).where(_c.id == bindparam("id")), into=str)
+_SYSTEM = Statement(
+    select(operating_systems).join_from(servers, operating_systems).where(_c.id == bindparam("id")),
+    into=OperatingSystem,
+)
+_NAMES = Statement(select(_c.id, _c.name).where(_c.account_id == bindparam("account_id")), into=_Named)
+_LIVES = Statement(
+    select(_c.id, _c.provisioned_at_ms, _c.deleted_at_ms)
+    .where(_c.account_id == bindparam("account_id"))
+    .order_by(_c.id),
+    into=ServerLife,
+)
+_in_use = (
+    select(_c.plan_id, func.count().label("count")).where(_c.purged_at_ms.is_(None)).group_by(_c.plan_id).subquery()
+)
+_IN_USE = Statement(
+    select(
+        *(total(_in_use.c.count * plans.c[name]).label(name) for name in ("vcpus", "memory_mb", "storage_gb"))
+    ).select_from(_in_use.join(plans, plans.c.id == _in_use.c.plan_id)),
+    into=Resources,
+)
+
+_FILTERS = {
+    "status": _c.status == bindparam("status"),
+    "location": _c.location == bindparam("location"),
+    "tag": _c.tags.like(bindparam("tag"), escape="\\"),
+    "name": _c.name == bindparam("name"),
+}
+
+
+def _narrowed(statement: Select[Any], filters: tuple[str, ...]) -> Select[Any]:
+    return statement.where(_OWN, *(_FILTERS[name] for name in filters))
+
+
+@cache
+def _count(filters: tuple[str, ...]) -> Statement[int]:
+    return Statement(_narrowed(select(func.count()).select_from(servers), filters), into=int)
+
+
+@cache
+def _page(filters: tuple[str, ...]) -> Statement[ListedServer]:
+    # The ids of the page first, from the index alone: joining what an offset skips would cost ten times as much.
+    ids = _narrowed(select(_c.id), filters).order_by(_c.id)
+    return Statement(
+        select(*_SUMMARY)
+        .select_from(_WITH_CATALOG)
+        .where(_c.id.in_(ids.limit(bindparam("limit")).offset(bindparam("offset")).correlate(None)))
+        .order_by(_c.id),
+        into=ListedServer,
+    )
+
+
+async def list_servers(ctx: Ctx, wanted: ServerFilter, page: Page, faults: Faults) -> tuple[int, list[ListedServer]]:
+    """How many servers the account has, and a page of them, newest last; raises `Invalid`."""
+    if wanted.location is not UNSET and await catalog.find_location(ctx, wanted.location) is None:
+        faults.add("location", await unknown_location(ctx, wanted.location))
+    faults.check()
+    values = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
+    filters = tuple(values)
+    if wanted.tag is not UNSET:  # as it stands in the JSON; of what LIKE reads in its own way a tag has only _
+        values["tag"] = '%"' + wanted.tag.replace("_", r"\_") + '"%'
+    count = await ctx.tx.first(_count(filters), account_id=ctx.account_id, **values) or 0
+    found = await ctx.tx.all(_page(filters), account_id=ctx.account_id, limit=page.size, offset=page.offset, **values)
+    return count, found
+
+
+async def unknown_location(ctx: Ctx, code: str) -> UnknownLocation:
+    """The fault for a location code that does not exist."""
+    offered = await catalog.list_locations(ctx)
+    return UnknownLocation(code, [location.code for location in offered if location.available])
+
+
+async def get(ctx: Ctx, server_id: int) -> DetailedServer:
+    """A server of the account in full; raises `NotFound`."""
+    now_ms = ctx.now_ms
+    found = await ctx.tx.first(_DETAIL, account_id=ctx.account_id, id=server_id, month=iso_utc(now_ms)[:7])
+    if found is None:
+        raise NotFound("server", server_id)
+    sampled_ms = found.sampled_at_ms
+    if sampled_ms is None or (found.status == Status.ACTIVE and now_ms - sampled_ms <= _FRESH_MS):
+        return found
+    return msgspec.structs.replace(found, cpu_percent=None, memory_used_mb=None, disk_used_bytes=None)
+
+
+async def lock_server(ctx: Ctx, server_id: int) -> LockedServer:
+    """A server of the account, kept from others until the transaction ends; raises `NotFound`."""
+    server = await ctx.tx.first(_LOCKED, account_id=ctx.account_id, id=server_id)
+    if server is None:
+        raise NotFound("server", server_id)
+    return server
+
+
+async def history(ctx: Ctx, server_id: int, page: Page) -> tuple[int, list[Operation]]:
+    """How many operations a server of the account had, and a page of them, oldest first; raises `NotFound`."""
+    if await ctx.tx.first(_EXISTS, account_id=ctx.account_id, id=server_id) is None:
+        raise NotFound("server", server_id)
+    return await operations.history(ctx, server_id, page)
+
+
+async def names(ctx: Ctx) -> dict[int, str]:
+    """The names of the account's servers by id, deleted ones included."""
+    return {server.id: server.name for server in await ctx.tx.all(_NAMES, account_id=ctx.account_id)}
+
+
+async def lives(ctx: Ctx) -> list[ServerLife]:
+    """From when to when each server of the account worked, deleted ones included."""
+    return await ctx.tx.all(_LIVES, account_id=ctx.account_id)
+
+
+async def quote(ctx: Ctx, server_id: int) -> Quote:
+    """What a server of the account costs, and where it is; raises `NotFound`."""
+    server = await get(ctx, server_id)
+    monthly = await credit.price_of(ctx, server_id)
+    return Quote(monthly, prices.price_hourly(monthly), server.location, (await free_capacity(ctx)).host)
+
+
+async def free_capacity(ctx: Ctx, *, reserve: bool = False) -> Capacity:
+    """What is left of the host: servers that are stopped or being deleted still hold what is theirs.
+
+    With `reserve`, nobody else can hand out of the same capacity until the transaction ends.
+    """
+    host = await hosts.find_host(ctx, lock=reserve)
+    if host is None:
+        return Capacity()
+    return hosts.capacity(host, await ctx.tx.first(_IN_USE) or Resources(0, 0, 0), ctx.settings)
+
+
+async def row(ctx: Ctx, server_id: int) -> Server:
+    """A server that must exist, of any account."""
+    server = await ctx.tx.first(_ROW, id=server_id)
+    assert server is not None
+    return server
+
+
+async def lock(ctx: Ctx, server_id: int) -> Server:
+    """A server that must exist, of any account, kept from others until the transaction ends."""
+    server = await ctx.tx.first(_LOCK, id=server_id)
+    assert server is not None
+    return server
+
+
+async def present(ctx: Ctx) -> list[Server]:
+    """Every server of which something may be on a host."""
+    return await ctx.tx.all(_PRESENT)
+
+
+async def of_account(ctx: Ctx, account_id: int) -> list[Server]:
+    """Every server of an account that is not deleted."""
+    return await ctx.tx.all(_OF_ACCOUNT, account_id=account_id)
+
+
+async def accounts_with(ctx: Ctx, status: Status) -> list[int]:
+    """Accounts that have a server in that status."""
+    return await ctx.tx.all(_WITH_STATUS, status=status)
+
+
+async def purge_due(ctx: Ctx) -> list[int]:
+    """Servers whose deletion cannot be undone any more."""
+    return await ctx.tx.all(_PURGE_DUE, now_ms=ctx.now_ms)
+
+
+async def backup_due(ctx: Ctx) -> list[int]:
+    """Servers whose automatic backup is due."""
+    return await ctx.tx.all(_BACKUP_DUE, now_ms=ctx.now_ms)
+
+
+async def user_data(ctx: Ctx, server_id: int) -> str | None:
+    """What the customer gave the server to do at its first boot."""
+    return await ctx.tx.first(_USER_DATA, id=server_id)
+
+
+async def operating_system(ctx: Ctx, server_id: int) -> OperatingSystem:
+    """What the server starts from."""
+    system = await ctx.tx.first(_SYSTEM, id=server_id)
+    assert system is not None
+    return system

@@ -1,0 +1,73 @@
+"""The one place that writes a server's status, and with it the event that tells of the change."""
+
+from typing import Protocol
+
+import msgspec
+from sqlalchemy import bindparam, update
+
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.events import service as events
+from vpsd.lifecycle import FOUND, Command, Status, may_begin, may_end
+from vpsd.servers.models import servers
+
+_OWN_EVENT = "server.status"  # of a change that no request caused
+_SET_STATUS = Statement(update(servers).where(servers.c.id == bindparam("id")), ("status", "error", "updated_at_ms"))
+
+
+class HasStatus(Protocol):
+    """A server whose row the caller has locked, as it was read."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def account_id(self) -> int: ...
+    @property
+    def status(self) -> str: ...
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """Why a status changes: a command that is given or has ended, or (no command) what was found on the host.
+
+    A request has one event of its own, which carries the change: `event`. Without one the change is a `server.status`.
+    """
+
+    command: Command | None = None
+    has_ended: bool = False
+    event: str = _OWN_EVENT
+    detail: str | None = None
+
+    def allows(self, before: Status, to: Status) -> bool:
+        """Whether the table has this change."""
+        if self.command is None:
+            return to in FOUND.get(before, ())
+        return (may_end if self.has_ended else may_begin)(self.command, before, to)
+
+
+def given(command: Command, *, event: str = _OWN_EVENT, detail: str | None = None) -> Cause:
+    """A command was given."""
+    return Cause(command, event=event, detail=detail)
+
+
+def ended(command: Command, detail: str | None = None) -> Cause:
+    """The operation of a command has come to its end."""
+    return Cause(command, has_ended=True, detail=detail or f"{command} ended")
+
+
+def found(detail: str) -> Cause:
+    """vpsd found the server like this."""
+    return Cause(detail=detail)
+
+
+async def transition(ctx: Ctx, server: HasStatus, to: Status, cause: Cause, *, error: str | None = None) -> None:
+    """Give a server another status; `error` is why, where it is to rest in `error`.
+
+    Raises ValueError for a change that the table does not have: that is a mistake of vpsd's own.
+    """
+    before = Status(server.status)
+    if not cause.allows(before, to):
+        raise ValueError(f"server {server.id}: {cause} does not lead from {before} to {to}")
+    await ctx.tx.run(_SET_STATUS, id=server.id, status=to, error=error, updated_at_ms=ctx.now_ms)
+    if to is not before or cause.event != _OWN_EVENT:
+        ctx = ctx.in_account(server.account_id)
+        await events.record(ctx, cause.event, "server", server.id, cause.detail, status_before=before, status_after=to)

@@ -1,0 +1,83 @@
+"""What workers write of a server besides its status. The caller has locked its row."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import bindparam, func, update
+
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.servers.models import BootSource, servers
+
+_ONE = update(servers).where(servers.c.id == bindparam("id"))
+
+
+def _set(*columns: str) -> Statement[Any]:
+    return Statement(_ONE, columns)
+
+
+_SET_BASE = _set("base", "kernel_cmdline")
+_SET_SEED = _set("seed_hostname")
+_SET_PORT = _set("ssh_port")
+_SET_PURGED = _set("purged_at_ms")
+_SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "previous_boot")
+_SET_NEXT_BACKUP = _set("next_backup_at_ms")
+_SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
+_SET_DISCARDED = Statement(
+    _ONE.values(
+        base=None, kernel_cmdline=None, disk=0, previous_boot=None, source_backup_id=None, provisioned_at_ms=None
+    ),
+    ("os_id", "base", "kernel_cmdline", "disk", "previous_boot", "source_backup_id", "provisioned_at_ms"),
+)
+_SET_UP = Statement(
+    _ONE.values(
+        ip_address=bindparam("address"),
+        provisioned_at_ms=func.coalesce(servers.c.provisioned_at_ms, bindparam("now_ms")),
+    )
+)
+
+
+async def set_suspended_from(ctx: Ctx, server_id: int, status: str) -> None:
+    """The status that the server goes back to when there is credit again; from now on there is none for it."""
+    await ctx.tx.run(_SET_SUSPENDED, id=server_id, suspended_from=status, suspended_at_ms=ctx.now_ms)
+
+
+async def set_discarded(ctx: Ctx, server_id: int, os_id: int) -> None:
+    """The server has no disk any more, and is to be made from another operating system."""
+    await ctx.tx.run(_SET_DISCARDED, id=server_id, os_id=os_id)
+
+
+async def set_boot(ctx: Ctx, server_id: int, boot: BootSource, previous: BootSource | None) -> None:
+    """What the server boots from now, and what it goes back to should it not boot from that."""
+    back = None if previous is None else msgspec.json.encode(previous).decode()
+    await ctx.tx.run(_SET_BOOT, id=server_id, **msgspec.structs.asdict(boot), previous_boot=back)
+
+
+async def set_next_backup(ctx: Ctx, server_id: int, at_ms: int | None) -> None:
+    """When the next automatic backup is due."""
+    await ctx.tx.run(_SET_NEXT_BACKUP, id=server_id, next_backup_at_ms=at_ms)
+
+
+async def set_base(ctx: Ctx, server_id: int, base: str | None, kernel_cmdline: str | None) -> None:
+    """What the server's disk stands on."""
+    await ctx.tx.run(_SET_BASE, id=server_id, base=base, kernel_cmdline=kernel_cmdline)
+
+
+async def set_seed(ctx: Ctx, server_id: int, hostname: str) -> None:
+    """The hostname in the seed on the host."""
+    await ctx.tx.run(_SET_SEED, id=server_id, seed_hostname=hostname)
+
+
+async def set_ssh_port(ctx: Ctx, server_id: int, port: int) -> None:
+    """The port of the address that leads to the guest's port 22."""
+    await ctx.tx.run(_SET_PORT, id=server_id, ssh_port=port)
+
+
+async def set_up(ctx: Ctx, server_id: int, address: str) -> None:
+    """The server answers at its address."""
+    await ctx.tx.run(_SET_UP, id=server_id, address=address, now_ms=ctx.now_ms)
+
+
+async def set_purged(ctx: Ctx, server_id: int) -> None:
+    """Nothing of the server is left on the host."""
+    await ctx.tx.run(_SET_PURGED, id=server_id, purged_at_ms=ctx.now_ms)

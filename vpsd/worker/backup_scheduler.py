@@ -1,0 +1,74 @@
+"""Sees to backups by the clock: begins the daily ones, deletes those whose time is over, collects the garbage."""
+
+import logging
+
+from vpsd.backups import commands, queries
+from vpsd.backups.models import Backup
+from vpsd.backups.repository import BackupRef
+from vpsd.core.clock import every
+from vpsd.errors import Busy, Unavailable, Unusable, VpsdError
+from vpsd.runtime import Runtime
+from vpsd.servers import queries as servers
+
+log = logging.getLogger(__name__)
+
+_PERIOD_SECONDS = 5.0
+_AGAIN_MS = 5 * 60 * 1000  # after a target that did not answer
+
+
+class BackupScheduler:
+    """Looks at the clock now and then. Any number of them may do so at once: each thing is done under its lock."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._collect_at_ms: dict[int, int] = {}  # by backup: not before, after a try that failed
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        await every(self._runtime.clock, _PERIOD_SECONDS, self.schedule)
+
+    async def schedule(self) -> None:
+        """Do what is due."""
+        async with self._runtime.read() as ctx:
+            due = await servers.backup_due(ctx)
+            expired = await queries.expired(ctx)
+        for server_id in due:
+            try:
+                async with self._runtime.write() as ctx:
+                    await commands.create_daily(ctx, server_id)
+            except Busy:
+                log.debug("server %s is busy; its backup waits", server_id)
+        for backup in expired:
+            async with self._runtime.write() as ctx:
+                await commands.expire(ctx, backup)
+        await self.collect_garbage()
+
+    async def collect_garbage(self) -> None:
+        """Take off the target what is left of backups that nobody needs."""
+        now_ms = self._runtime.clock.now_ms()
+        async with self._runtime.read() as ctx:
+            garbage = await queries.garbage(ctx)
+        for backup in garbage:
+            if self._collect_at_ms.get(backup.id, now_ms) > now_ms:
+                continue
+            try:
+                await self._collect(backup)
+                self._collect_at_ms.pop(backup.id, None)
+            except VpsdError as error:
+                log.warning("backup %s cannot be taken off its target; tried again later: %s", backup.id, error)
+                self._collect_at_ms[backup.id] = now_ms + _AGAIN_MS
+                if isinstance(error, Unavailable):
+                    return  # neither can the others
+
+    async def _collect(self, backup: Backup) -> None:
+        repository = self._runtime.repository
+        async with self._runtime.read() as ctx:
+            server = await servers.row(ctx, backup.server_id)
+            others = await queries.others(ctx, backup)
+        if backup.target is not None:  # else nothing of it was ever sent
+            if backup.target != repository.target_name:
+                raise Unusable(f"it is in {backup.target}, and vpsd is configured for {repository.target_name}")
+            kept = [BackupRef(server.uuid, one.uuid) for one in others if one.target == backup.target]
+            await repository.discard(BackupRef(server.uuid, backup.uuid), kept)
+        async with self._runtime.write() as ctx:
+            await commands.set_purged(ctx, backup.id)

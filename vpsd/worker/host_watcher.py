@@ -1,0 +1,55 @@
+"""Keeps what is known of the host true: for /health, for the capacity that requests ask for, for who reads along."""
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from vpsd.core.clock import every
+from vpsd.errors import Unavailable
+from vpsd.hosts import service as hosts
+from vpsd.hypervisor.protocol import HostFacts
+from vpsd.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+_PERIOD_SECONDS = 5.0
+
+
+class HostWatcher:
+    """Asks the host now and then what it is, and says what is new."""
+
+    def __init__(self, runtime: Runtime, say: Callable[[str], None], greet: Callable[[HostFacts], None]) -> None:
+        """`greet` is called once, as soon as the host is known."""
+        self._runtime = runtime
+        self._say = say
+        self._greet: Callable[[HostFacts], None] | None = greet
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        await every(self._runtime.clock, _PERIOD_SECONDS, self.look)
+
+    async def look(self) -> None:
+        """Ask once; a failure is said once, and becomes the host's status."""
+        host = self._runtime.host
+        try:
+            await self._update()
+        except Exception as error:
+            if host.error != str(error):
+                self._say(f"hypervisor: {error}")
+                if not isinstance(error, Unavailable):
+                    log.debug("the hypervisor cannot be used", exc_info=error)
+            host.status, host.error = "unavailable", str(error)
+
+    async def _update(self) -> None:
+        host, facts = self._runtime.host, await self._runtime.hypervisor.facts()
+        if host.facts != facts:
+            async with self._runtime.write() as ctx:
+                await hosts.record_facts(ctx, facts)
+        if host.facts is None or msgspec.structs.replace(host.facts, storage_gb=facts.storage_gb) != facts:
+            self._say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
+            self._say(f"guests: {facts.virt_type} ({facts.virt_reason})")
+        if self._greet is not None:
+            self._greet(facts)
+            self._greet = None
+        host.status, host.error, host.facts = "ok", None, facts

@@ -1,0 +1,64 @@
+"""Charges everything that is due, batch by batch, each in a transaction of its own."""
+
+import asyncio
+import logging
+
+from vpsd.billing import meter
+from vpsd.billing.meter import DueTransfer
+from vpsd.core.context import Transactions
+
+log = logging.getLogger(__name__)
+
+
+async def charge_due(transactions: Transactions) -> set[int]:
+    """Charge everything that is due; the ids of the accounts that were charged.
+
+    What cannot be charged is logged and left for the next time; nobody else waits for it.
+    """
+    charged: set[int] = set()
+    now_ms = transactions.clock.now_ms()
+    async with transactions.read() as ctx:
+        batches = await meter.due(ctx)
+    for batch in batches:
+        first, last = batch.ids[0], batch.ids[-1]
+        try:
+            charged |= await _charge_accounts(transactions, first, last, now_ms)
+        except Exception:
+            log.exception("accounts %s to %s could not be charged together; now one by one", first, last)
+            for account_id in batch.ids:
+                try:
+                    charged |= await _charge_accounts(transactions, account_id, account_id, now_ms)
+                except Exception:
+                    log.exception("account %s could not be charged; `vpsd billing verify` may say why", account_id)
+    return charged | await _charge_transfers(transactions, now_ms)
+
+
+async def _charge_accounts(transactions: Transactions, first: int, last: int, now_ms: int) -> set[int]:
+    charged: set[int] = set()
+    while True:
+        async with transactions.write() as ctx:
+            accounts = await meter.charge_accounts(ctx, first, last, now_ms)
+        if not accounts:
+            return charged
+        charged |= accounts
+        await asyncio.sleep(0)  # others may want the thread
+
+
+async def _charge_transfers(transactions: Transactions, now_ms: int) -> set[int]:
+    charged: set[int] = set()
+    after: DueTransfer | None = None
+    while True:
+        async with transactions.read() as ctx:
+            found = await meter.due_transfers(ctx, now_ms, after)
+        for transfer in found:
+            try:
+                async with transactions.write() as ctx:
+                    if await meter.charge_transfer(ctx, transfer):
+                        charged.add(transfer.account_id)
+            except Exception:
+                log.exception(
+                    "the transfer of server %s in %s could not be charged", transfer.server_id, transfer.month
+                )
+        if len(found) < meter.BATCH:
+            return charged
+        after = found[-1]
