@@ -1,6 +1,6 @@
-"""Every option of vpsd: its name, type, default and a sentence. Read from `VPSD_…` variables, once, at the start.
+"""Every setting of vpsd: its name, type, default and description. Read once, at startup, from `VPSD_…` variables.
 
-An unknown `VPSD_…` variable or a value that cannot be used refuses to start: a misspelt option is no silent default.
+vpsd refuses to start on an unknown `VPSD_…` variable or an invalid value: a typo never silently means the default.
 """
 
 import ipaddress
@@ -22,129 +22,126 @@ _PREFIX = "VPSD_"
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator may set; `vpsd doctor` prints it."""
 
-    data_dir: Annotated[Path, Meta(description="Folder of database, images, pool and token.")] = Path("var")
+    data_dir: Annotated[Path, Meta(description="Directory for the database, images, pool and token.")] = Path("var")
     listen: Annotated[str, Meta(description="Address and port that the API listens on.")] = "127.0.0.1:8000"
     database_url: Annotated[
-        str | None, Meta(description="postgresql://… to use PostgreSQL; unset: SQLite in the data folder.")
+        str | None, Meta(description="postgresql://… to use PostgreSQL; unset: SQLite in the data directory.")
     ] = None
     role: Annotated[
-        Literal["all", "api", "worker"], Meta(description="What this process does: API, worker, or both.")
+        Literal["all", "api", "worker"], Meta(description="What this process runs: API, worker, or both.")
     ] = "all"
     hypervisor: Annotated[
-        Literal["libvirt", "simulator"], Meta(description="libvirt makes real servers; simulator only plays.")
+        Literal["libvirt", "simulator"], Meta(description="libvirt runs real servers; simulator fakes them.")
     ] = "libvirt"
-    libvirt_uri: Annotated[str | None, Meta(description="Which libvirt to use; unset: found out at the start.")] = None
+    libvirt_uri: Annotated[str | None, Meta(description="Which libvirt to use; unset: detected at startup.")] = None
     virt_type: Annotated[
-        Literal["kvm", "qemu"] | None, Meta(description="kvm, or qemu for emulation; unset: chosen by a probe.")
+        Literal["kvm", "qemu"] | None, Meta(description="kvm, or qemu for emulation; unset: detected by a probe.")
     ] = None
     pool_dir: Annotated[
-        Path | None, Meta(description="Folder of the servers' disks on the host; unset: by the kind of libvirt.")
+        Path | None, Meta(description="Directory for disks on the host; unset: depends on the kind of libvirt.")
     ] = None
-    address_pool: Annotated[str, Meta(description="Loopback network whose addresses servers get.")] = "127.10.0.0/16"
-    forward_ports: Annotated[
-        str, Meta(description="Ports of a server that its address leads to, by commas; 22 is always one.")
-    ] = "80,443"
-    workers: Annotated[int, Meta(ge=1, le=64, description="Operations that one process works on at once.")] = 4
+    address_pool: Annotated[str, Meta(description="Loopback network for servers' addresses.")] = "127.10.0.0/16"
+    forward_ports: Annotated[str, Meta(description="Ports forwarded to a server, comma-separated; 22 always is.")] = (
+        "80,443"
+    )
+    workers: Annotated[int, Meta(ge=1, le=64, description="Worker slots: operations run at once by a process.")] = 4
     boot_timeout_seconds: Annotated[
         int, Meta(ge=5, le=3600, description="How long a guest may take to answer after power-on.")
     ] = 240
     stop_timeout_seconds: Annotated[
-        int, Meta(ge=1, le=3600, description="How long a graceful stop may take before the plug is pulled.")
+        int, Meta(ge=1, le=3600, description="How long a graceful stop may take before power is cut.")
     ] = 90
     simulator_boot_seconds: Annotated[
         float, Meta(ge=0, le=600, description="How long a simulated guest takes to answer.")
     ] = 0.5
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="How much is logged.")] = "info"
-    log_format: Annotated[Literal["text", "json"], Meta(description="Log lines for people or for programs.")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Lowest level to log.")] = (
+        "info"
+    )
+    log_format: Annotated[Literal["text", "json"], Meta(description="Log lines for people or for machines.")] = "text"
     trusted_proxies: Annotated[
-        str, Meta(description="Addresses, by commas, of proxies whose X-Forwarded-For is believed.")
+        str, Meta(description="Comma-separated addresses of proxies whose X-Forwarded-For is trusted.")
     ] = ""
     rate_limit: Annotated[
-        int, Meta(ge=0, description="Requests a minute for each token, in each API process; 0: no limit.")
+        int, Meta(ge=0, description="Requests per minute and token, in each API process; 0: no limit.")
     ] = 1200
     address_rate_limit: Annotated[
-        int, Meta(ge=0, description="Requests a minute from each address, in each API process; 0: no limit.")
+        int, Meta(ge=0, description="Requests per minute and address, in each API process; 0: no limit.")
     ] = 2400
     login_failures: Annotated[
-        int, Meta(ge=0, description="Wrong tokens in ten minutes from an address before it has to wait; 0: no limit.")
+        int, Meta(ge=0, description="Wrong tokens per address in ten minutes before it has to wait; 0: no limit.")
     ] = 20
-    currency: Annotated[str, Meta(description="What a credit is: an ISO 4217 code.")] = "USD"
+    currency: Annotated[str, Meta(description="The currency of credit: an ISO 4217 code.")] = "USD"
     cover_hours: Annotated[
         int,
-        Meta(ge=0, le=8760, description="Hours for which the balance has to cover an account's servers at a create."),
+        Meta(ge=0, le=8760, description="Hours of an account's servers that the balance must cover at a create."),
     ] = 24
     grace_hours: Annotated[
         int,
-        Meta(ge=0, le=8760, description="Hours from the last credit's end until an account's servers are suspended."),
+        Meta(ge=0, le=8760, description="Hours after the credit runs out until an account's servers are suspended."),
     ] = 72
     delete_unpaid_after_days: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="Days after suspension until servers are deleted; unset: never."),
     ] = None
     undelete_hours: Annotated[
-        int, Meta(ge=0, le=8760, description="Hours in which a deleted server can be undeleted; 0: none, it is gone.")
+        int, Meta(ge=0, le=8760, description="Hours during which a deleted server can be undeleted; 0: never.")
     ] = 0
     transfer_price: Annotated[Decimal, Meta(description="Price of a GB of transfer beyond the plan's; 0: free.")] = (
         Decimal("0.01")
     )
-    vcpu_overcommit: Annotated[
-        float, Meta(gt=0, le=1000, description="vCPUs to hand out for each CPU of the host.")
-    ] = 8.0
+    vcpu_overcommit: Annotated[float, Meta(gt=0, le=1000, description="vCPUs to allocate per CPU of the host.")] = 8.0
     memory_overcommit: Annotated[
-        float, Meta(gt=0, le=1000, description="Memory to hand out, as a multiple of the host's.")
+        float, Meta(gt=0, le=1000, description="Memory to allocate, as a multiple of the host's.")
     ] = 1.0
     storage_overcommit: Annotated[
         float,
         Meta(
-            gt=0, le=1000, description="Disk space to hand out, as a multiple of the pool's: disks grow as they fill."
+            gt=0, le=1000, description="Disk space to allocate, as a multiple of the pool's: disks grow as they fill."
         ),
     ] = 4.0
 
     backup_dir: Annotated[
-        Path | None, Meta(description="Folder of the backups; unset: `backups` in the data folder.")
+        Path | None, Meta(description="Directory for backups; unset: `backups` in the data directory.")
     ] = None
     backup_s3: Annotated[
-        str | None, Meta(description="Bucket, or bucket/prefix, to keep backups in instead of a folder.")
+        str | None, Meta(description="Bucket, or bucket/prefix, for backups instead of a directory.")
     ] = None
     backup_s3_endpoint: Annotated[
-        str | None, Meta(description="https://… of an S3-compatible service; unset: the one of AWS.")
+        str | None, Meta(description="https://… of an S3-compatible service; unset: AWS.")
     ] = None
-    backup_s3_region: Annotated[str | None, Meta(description="The bucket's region; unset: as boto3 finds it.")] = None
+    backup_s3_region: Annotated[str | None, Meta(description="The bucket's region; unset: boto3's default.")] = None
     backup_key_file: Annotated[
-        Path | None,
-        Meta(description="File of 64 hex digits that backups are encrypted with; unset: they are not encrypted."),
+        Path | None, Meta(description="File with a key of 64 hex digits that encrypts backups; unset: no encryption.")
     ] = None
     backup_window: Annotated[
-        str, Meta(description="When daily backups begin: HH:MM-HH:MM, in UTC; may cross midnight.")
+        str, Meta(description="When daily backups start: HH:MM-HH:MM, in UTC; may cross midnight.")
     ] = "03:00-05:00"
     backup_keep_daily: Annotated[
-        int, Meta(ge=0, le=366, description="Days that a daily backup is kept; all three 0: a calendar month.")
+        int, Meta(ge=0, le=366, description="Days to keep a daily backup; all three 0: a calendar month.")
     ] = 0
     backup_keep_weekly: Annotated[
-        int, Meta(ge=0, le=104, description="Weeks that a week's backup is kept; all three 0: a calendar month.")
+        int, Meta(ge=0, le=104, description="Weeks to keep a weekly backup; all three 0: a calendar month.")
     ] = 0
     backup_keep_monthly: Annotated[
-        int, Meta(ge=0, le=120, description="Months that a month's backup is kept; all three 0: a calendar month.")
+        int, Meta(ge=0, le=120, description="Months to keep a monthly backup; all three 0: a calendar month.")
     ] = 0
-    backups_per_server: Annotated[
-        int, Meta(ge=0, le=1000, description="Backups by hand that a server may have at a time.")
-    ] = 10
+    backups_per_server: Annotated[int, Meta(ge=0, le=1000, description="Manual backups that a server may have.")] = 10
     snapshots_per_server: Annotated[int, Meta(ge=0, le=1000, description="Snapshots that a server may have.")] = 5
 
     @property
     def url(self) -> str:
-        """Where the database is."""
+        """The database's URL."""
         return self.database_url or f"sqlite:///{self.data_dir / 'vpsd.sqlite'}"
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """`listen`, taken apart."""
+        """`listen`, as host and port."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
 
     @property
     def guest_ports(self) -> tuple[int, ...]:
-        """Ports of a guest that are forwarded, 22 first."""
+        """Forwarded ports of a guest, 22 first."""
         extra = dict.fromkeys(int(port) for port in self.forward_ports.split(",") if port.strip())
         extra.pop(22, None)
         return (22, *extra)
@@ -156,23 +153,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def backup_folder(self) -> Path:
-        """Where backups are kept unless `backup_s3` is set."""
+        """Where backups are stored unless `backup_s3` is set."""
         return self.backup_dir or self.data_dir / "backups"
 
     @property
     def backup_window_minutes(self) -> tuple[int, int]:
-        """`backup_window`, taken apart: the minute of the day (UTC) it begins at, and how many minutes it lasts."""
+        """`backup_window`: the minute of the day (UTC) it starts at, and how many minutes it lasts."""
         start, end = (int(time[:2]) * 60 + int(time[3:]) for time in self.backup_window.split("-"))
         return start, (end - start) % (24 * 60)
 
     @property
     def network(self) -> ipaddress.IPv4Network:
-        """`address_pool`, taken apart."""
+        """`address_pool`, parsed."""
         return ipaddress.IPv4Network(self.address_pool)
 
 
 def load(environment: Mapping[str, str]) -> Settings:
-    """Read the settings of an environment; raises `Misconfigured` that names the variable and what it takes."""
+    """Read the settings from an environment; raises `Misconfigured`, which names the variable and what it accepts."""
     fields = {field.name: field for field in msgspec.structs.fields(Settings)}
     values: dict[str, Any] = {}
     for variable, text in environment.items():
@@ -181,7 +178,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         name = variable.removeprefix(_PREFIX).lower()
         if name not in fields:
             known = ", ".join(_PREFIX + field.upper() for field in fields)
-            raise Misconfigured(f"{variable} is no setting of vpsd; the settings are {known}")
+            raise Misconfigured(f"{variable} is not a setting of vpsd; the settings are {known}")
         try:
             values[name] = (
                 Path(text).absolute()
@@ -201,29 +198,29 @@ def _refuse_nonsense(settings: Settings) -> None:
         if not (settings.host_port[0] and 0 <= port <= 65535):
             raise ValueError
     except ValueError:
-        raise Misconfigured(f"VPSD_LISTEN={settings.listen}: give an address and a port, like 127.0.0.1:8000") from None
+        raise Misconfigured(f"VPSD_LISTEN={settings.listen}: use an address and a port, like 127.0.0.1:8000") from None
     try:
         if not all(0 < port < 65536 for port in settings.guest_ports):
             raise ValueError
     except ValueError:
         raise Misconfigured(
-            f"VPSD_FORWARD_PORTS={settings.forward_ports}: give port numbers by commas, like 80,443"
+            f"VPSD_FORWARD_PORTS={settings.forward_ports}: use comma-separated port numbers, like 80,443"
         ) from None
     try:
         network = settings.network
     except ValueError as error:
         raise Misconfigured(f"VPSD_ADDRESS_POOL={settings.address_pool}: {error}") from None
     if not network.is_loopback or network.num_addresses < 4:
-        raise Misconfigured(f"VPSD_ADDRESS_POOL={network}: give a network inside 127.0.0.0/8, like 127.10.0.0/16")
+        raise Misconfigured(f"VPSD_ADDRESS_POOL={network}: use a network inside 127.0.0.0/8, like 127.10.0.0/16")
     _refuse_odd_money(settings)
     _refuse_odd_proxies(settings)
     _refuse_odd_backups(settings)
     url = settings.database_url
     if url is not None and not url.startswith(("postgresql://", "postgres://", "sqlite:///")):
-        # its text is no part of the error: it may hold a password
-        raise Misconfigured("VPSD_DATABASE_URL: give an address like postgresql://user@host/name; unset: SQLite")
+        # the error leaves its value out: it may contain a password
+        raise Misconfigured("VPSD_DATABASE_URL: use a URL like postgresql://user@host/name; unset: SQLite")
     if settings.role != "all" and settings.database_url is None:
-        raise Misconfigured("VPSD_ROLE: several processes need PostgreSQL; set VPSD_DATABASE_URL")
+        raise Misconfigured("VPSD_ROLE: multiple processes need PostgreSQL; set VPSD_DATABASE_URL")
 
 
 def _refuse_odd_proxies(settings: Settings) -> None:
@@ -232,16 +229,16 @@ def _refuse_odd_proxies(settings: Settings) -> None:
             ipaddress.ip_network(proxy.strip())
         except ValueError:
             raise Misconfigured(
-                f"VPSD_TRUSTED_PROXIES={settings.trusted_proxies}: give addresses or networks by commas, like 10.0.0.5"
+                f"VPSD_TRUSTED_PROXIES={settings.trusted_proxies}: use comma-separated addresses, like 10.0.0.5"
             ) from None
 
 
 def _refuse_odd_money(settings: Settings) -> None:
     if not re.fullmatch("[A-Z]{3}", settings.currency):
-        raise Misconfigured(f"VPSD_CURRENCY={settings.currency}: give a code of three capitals, like USD")
+        raise Misconfigured(f"VPSD_CURRENCY={settings.currency}: use a code of three capital letters, like USD")
     try:
         if settings.transfer_price_micros < 0:
-            raise ValueError("give a price from 0")
+            raise ValueError("use a price of 0 or more")
     except ValueError as error:
         raise Misconfigured(f"VPSD_TRANSFER_PRICE={settings.transfer_price}: {error}") from None
 
@@ -253,17 +250,17 @@ _BUCKET = "[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._
 def _refuse_odd_backups(settings: Settings) -> None:
     window = settings.backup_window
     if not re.fullmatch(f"{_TIME}-{_TIME}", window) or not settings.backup_window_minutes[1]:
-        raise Misconfigured(f"VPSD_BACKUP_WINDOW={window}: give two different times (UTC), like 03:00-05:00")
+        raise Misconfigured(f"VPSD_BACKUP_WINDOW={window}: use two different times (UTC), like 03:00-05:00")
     s3, endpoint = settings.backup_s3, settings.backup_s3_endpoint
     if s3 is None:
         for name in ("backup_s3_endpoint", "backup_s3_region"):
             if getattr(settings, name) is not None:
-                raise Misconfigured(f"VPSD_{name.upper()} means nothing without a bucket; set VPSD_BACKUP_S3")
+                raise Misconfigured(f"VPSD_{name.upper()} has no effect without a bucket; set VPSD_BACKUP_S3")
         return
     if settings.backup_dir is not None:
-        raise Misconfigured("VPSD_BACKUP_DIR and VPSD_BACKUP_S3: backups are kept in one place; set one of the two")
+        raise Misconfigured("VPSD_BACKUP_DIR and VPSD_BACKUP_S3: backups are stored in one place; set only one")
     if not re.fullmatch(_BUCKET, s3):
-        raise Misconfigured(f"VPSD_BACKUP_S3={s3}: give a bucket or bucket/prefix, like my-backups/vpsd")
+        raise Misconfigured(f"VPSD_BACKUP_S3={s3}: use a bucket or bucket/prefix, like my-backups/vpsd")
     if endpoint is not None and not re.fullmatch(r"https?://[^/@\s]+/?", endpoint):
-        # its text is no part of the error: it may hold a password
-        raise Misconfigured("VPSD_BACKUP_S3_ENDPOINT: give an address like https://s3.example.org, and nothing more")
+        # the error leaves its value out: it may contain a password
+        raise Misconfigured("VPSD_BACKUP_S3_ENDPOINT: use a URL like https://s3.example.org, with no path or login")

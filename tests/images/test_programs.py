@@ -25,7 +25,7 @@ async def test_a_failing_program_is_quoted(tmp_path: Path) -> None:
 
 async def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
     script = f"sleep 1000 & echo $! > {tmp_path}/child; wait"
-    with pytest.raises(Unavailable, match="did not end within"):
+    with pytest.raises(Unavailable, match="did not finish within"):
         await run("sh", "-c", script, log=tmp_path / "log", timeout_seconds=0.3, error=Unavailable)
     await until_gone(int((tmp_path / "child").read_text()))
 

@@ -207,7 +207,7 @@ async def test_an_import_of_another_format_is_refused(store: ImageStore, tmp_pat
 
 
 async def test_an_import_of_no_file_is_refused(store: ImageStore, tmp_path: Path) -> None:
-    with pytest.raises(Unusable, match="is no file"):
+    with pytest.raises(Unusable, match="is not a file"):
         await store.import_file("none", tmp_path / "none.img", silent)
 
 

@@ -1,4 +1,4 @@
-"""Images for the worker: an operating system of the catalogue becomes files."""
+"""Images for the worker: turns an operating system in the catalogue into files."""
 
 from vpsd.catalog.models import OperatingSystem
 from vpsd.hypervisor.protocol import Image, Progress
@@ -6,7 +6,7 @@ from vpsd.images.store import ImageStore, Recipe
 
 
 def recipe_of(system: OperatingSystem) -> Recipe:
-    """Where the catalogue says that the image comes from."""
+    """Where the image comes from, according to the catalogue."""
     return Recipe(slug=system.slug, kind=system.source, url=system.url, sha256=system.sha256, sums_url=system.sums_url)
 
 

@@ -1,4 +1,4 @@
-"""Debian 12 from packages: systemd, cloud-init and OpenSSH on a disk that boots by BIOS; no root, no loop device."""
+"""Debian 12 from packages: systemd, cloud-init and OpenSSH on a BIOS-bootable disk; no root, no loop device."""
 
 import os
 import tempfile
@@ -23,7 +23,7 @@ _ROOT_BYTES = 1536 * 1024 * 1024
 _ROOT_START_BYTES = 1024 * 1024
 _LATEST_GRUB_KNOWS = "^metadata_csum_seed,^orphan_file"
 _GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux", "normal", "configfile", "test", "echo", "ls", "serial")
-_STEPS = {  # what mmdebstrap says: how far it is
+_STEPS = {  # mmdebstrap's output: progress
     "downloading packages with apt": (0.1, "downloading packages"),
     "extracting archives": (0.2, "unpacking packages"),
     "installing remaining packages": (0.3, "installing packages"),
@@ -33,10 +33,10 @@ _STEPS = {  # what mmdebstrap says: how far it is
 
 
 async def build(work: Path, log: Path, progress: Progress) -> Parts:
-    """Build the image into the folder `work`, in minutes.
+    """Build the image in the folder `work`, which takes minutes.
 
-    Raises `Unavailable` when the packages cannot be had, `Misconfigured` when the host lacks a program or its apt has
-    no Debian 12 source.
+    Raises `Unavailable` when the packages cannot be downloaded, `Misconfigured` when the host lacks a program or its
+    apt has no Debian 12 source.
     """
     mapped = () if os.geteuid() == 0 else ("unshare", "--map-root-user", "--map-auto")
     require("mmdebstrap", "mke2fs", "tar", "qemu-img", *(("unshare", "newuidmap") if mapped else ()))
@@ -79,14 +79,14 @@ async def _bootstrap(tar: Path, sources: list[debs.Source], scratch: Path, log: 
         log=log,
         timeout_seconds=3600,
         stdout=tar,
-        # an ordinary user's data folder is out of reach for the users of the namespace
+        # users of the namespace cannot reach an ordinary user's data directory
         environment={"TMPDIR": str(scratch)} if root else {},
         on_line=follow,
     )
 
 
 async def _make_disk(tar: Path, disk: Path, mapped: tuple[str, ...], log: Path) -> None:
-    """An ext4 file system inside the disk, at the place of its partition."""
+    """Write an ext4 file system into the disk, where its partition starts."""
     script = """
         mkdir "$1.root"
         tar -C "$1.root" --numeric-owner --xattrs --xattrs-include='*' --exclude='./dev/*' -xf "$2"
@@ -104,7 +104,7 @@ async def _make_disk(tar: Path, disk: Path, mapped: tuple[str, ...], log: Path) 
 
 
 async def _make_grub(scratch: Path, log: Path) -> tuple[bytes, bytes]:
-    """GRUB's core image and boot sector, by its own tool out of its package: nothing is installed on the host."""
+    """GRUB's core image and boot sector, made by the tool in its package: nothing is installed on the host."""
     packages, core = scratch / "grub", scratch / "core.img"
     await debs.unpack(await debs.with_libraries(("grub-common", "grub-pc-bin"), log), packages, scratch, log)
     modules = packages / "usr/lib/grub/i386-pc"

@@ -1,4 +1,4 @@
-"""Debian packages from the host's own mirrors, unpacked without being installed and without privileges."""
+"""Debian packages from the host's own mirrors, unpacked without installing them and without privileges."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 async def sources(log: Path, codename: str) -> list[Source]:
-    """The host's Debian sources of one release (with its updates and security suites), as apt itself knows them.
+    """The host's Debian sources for one release (with its updates and security suites), as apt sees them.
 
     Third-party sources are left out. Raises `Misconfigured` when the host has none.
     """
@@ -43,16 +43,16 @@ async def sources(log: Path, codename: str) -> list[Source]:
 
 
 async def kernel_package(log: Path) -> str:
-    """The name of the newest cloud kernel's package."""
+    """The package name of the newest cloud kernel."""
     text = await _apt_cache("depends", "linux-image-cloud-amd64", log=log)
     names = re.findall(r"Depends: (linux-image-\S+)", text)
     if not names:
-        raise Unavailable("apt knows no linux-image-cloud-amd64; run apt-get update and try again.")
+        raise Unavailable("apt cannot find linux-image-cloud-amd64; run apt-get update and try again.")
     return str(names[0])
 
 
 async def with_libraries(names: Sequence[str], log: Path) -> list[str]:
-    """The packages and the packages of the shared libraries that they stand on."""
+    """The packages, and those of the shared libraries that they depend on."""
     exclude = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
     text = await _apt_cache("depends", "--recurse", *exclude, *names, log=log)
     needs: dict[str, list[str]] = {}
@@ -91,17 +91,17 @@ async def _apt_cache(*argv: str, log: Path) -> str:
 
 class _NoPackages(Unavailable):
     def __init__(self, text: str) -> None:
-        super().__init__(f"The Debian packages cannot be had; run apt-get update and try again. {text}")
+        super().__init__(f"The Debian packages are not available; run apt-get update and try again. {text}")
 
 
 def program(packages: Path, path: str) -> tuple[Path | str, ...]:
-    """The start of a command line that runs a program out of unpacked packages, with their own libraries."""
+    """The start of a command line that runs a program from unpacked packages with their own libraries."""
     folders = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
     return loader(packages), "--library-path", ":".join(str(packages / folder) for folder in folders), packages / path
 
 
 async def libraries(packages: Path, path: str, log: Path) -> set[Path]:
-    """The shared libraries out of unpacked packages that a program of theirs needs."""
+    """The shared libraries in unpacked packages that one of their programs needs."""
     start, *search, binary = program(packages, path)
     said = await run(start, *search, "--list", binary, log=log, timeout_seconds=10)
     return {Path(word) for word in said.split() if word.startswith(str(packages)) and ".so" in word} - {
@@ -110,5 +110,5 @@ async def libraries(packages: Path, path: str, log: Path) -> set[Path]:
 
 
 def loader(packages: Path) -> Path:
-    """The dynamic loader out of unpacked packages."""
+    """The dynamic loader in unpacked packages."""
     return packages / "lib64/ld-linux-x86-64.so.2"

@@ -1,4 +1,4 @@
-"""Debian's kernel made ready for direct boot, and the initramfs beside it."""
+"""Debian's kernel prepared for direct boot, and the initramfs that goes with it."""
 
 import gzip
 import lzma
@@ -10,14 +10,14 @@ _SIGNED = b"~Module signature appended~\n"
 
 
 async def extract_vmlinux(bzimage: Path, vmlinux: Path, unlz4: Callable[[Path, Path], Awaitable[object]]) -> bool:
-    """Write the uncompressed kernel, which QEMU starts by PVH without unpacking it inside the guest.
+    """Write the uncompressed kernel, which QEMU starts by PVH, with nothing to unpack inside the guest.
 
-    `unlz4` unpacks one file into another. Gives False for a compression that is not known here: boot the bzImage then.
+    `unlz4` unpacks one file into another. Returns False for an unknown compression: boot the bzImage then.
     """
     payload = _payload(bzimage.read_bytes())
     if payload.startswith(b"\x02\x21\x4c\x18"):
         packed = vmlinux.with_suffix(".lz4")
-        # the kernel's build appends the unpacked size: four bytes that are no LZ4 block
+        # the kernel's build appends the unpacked size: four bytes that are not an LZ4 block
         packed.write_bytes(payload[:-4])
         await unlz4(packed, vmlinux)
         packed.unlink()
@@ -48,7 +48,7 @@ def unsigned(module: bytes) -> bytes:
 
 
 def cpio(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
-    """An initramfs (cpio newc) of executable files and symbolic links, owned by root; folders are made as needed."""
+    """An initramfs (cpio newc) of executable files and symbolic links, owned by root; folders are created as needed."""
     folders = sorted({str(parent) for name in (*files, *links) for parent in Path(name).parents} - {"."})
     entries = [(folder, 0o040755, b"") for folder in folders]
     entries += [(name, 0o100755, content) for name, content in files.items()]

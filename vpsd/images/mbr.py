@@ -1,4 +1,4 @@
-"""A disk's first megabyte: boot sector, GRUB's core image behind it, and one partition."""
+"""A disk's first megabyte: boot sector, then GRUB's core image, and one partition."""
 
 import struct
 from pathlib import Path
@@ -12,7 +12,7 @@ _NO_CHS = b"\xfe\xff\xff"
 
 
 def write_mbr(disk: Path, boot: bytes, core: bytes, start_bytes: int, size_bytes: int) -> None:
-    """Make the disk boot by BIOS: `boot` and `core` are GRUB's boot.img and core.img, the partition is the only one."""
+    """Make the disk BIOS-bootable with one partition; `boot` and `core` are GRUB's boot.img and core.img."""
     if _SECTOR + len(core) > start_bytes:
         raise Unusable("GRUB's core image does not fit before the first partition.")
     where = struct.pack("<II", start_bytes // _SECTOR, size_bytes // _SECTOR)

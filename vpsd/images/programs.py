@@ -1,4 +1,4 @@
-"""Programs of the host that builds run: time-limited, logged, ended with all their children."""
+"""Runs host programs for builds: time-limited, logged, killed with all their children."""
 
 import asyncio
 import os
@@ -21,13 +21,13 @@ _PACKAGES = {
     "tar": "tar",
     "unshare": "util-linux",
 }
-_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # a vpsd that is killed leaves no build behind
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # a build dies with vpsd
 _GRACE_SECONDS = 5
 _NOTHING = Path(os.devnull)
 
 
 def require(*names: str) -> None:
-    """Raise `Misconfigured` with the line that installs what is missing on the host."""
+    """Raise `Misconfigured` with the command that installs whatever the host lacks."""
     missing = [name for name in names if shutil.which(name, path=_path()) is None]
     if missing:
         packages = " ".join(sorted({_PACKAGES[name] for name in missing}))
@@ -44,10 +44,10 @@ async def run(
     cwd: Path | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> str:
-    """Run a program and give back its standard output; what it says otherwise goes to the end of `log`.
+    """Run a program and return its standard output; its standard error is appended to `log`.
 
-    Raises `error`, quoting the last lines, when it fails or takes longer than `timeout_seconds`. When the caller is
-    cancelled, the program and its children are ended first. `on_line` sees each line of its standard error.
+    Raises `error`, quoting the last lines, when it fails or takes longer than `timeout_seconds`. If the caller is
+    cancelled, the program and its children are killed first. `on_line` gets each line of its standard error.
     """
     if "/" not in str(argv[0]):
         require(str(argv[0]))
@@ -81,16 +81,16 @@ async def run(
             async with asyncio.timeout(timeout_seconds):
                 said, text, code = await asyncio.gather(follow(process.stderr), read(process.stdout), process.wait())
         except TimeoutError:
-            raise error(f"{name} did not end within {timeout_seconds:.0f} seconds; see {log}") from None
+            raise error(f"{name} did not finish within {timeout_seconds:.0f} seconds; see {log}") from None
         finally:
             await _end(process)
     if code:
-        raise error(f"{name} failed ({code}): {' | '.join(said[-4:]) or 'it said nothing'}")
+        raise error(f"{name} failed ({code}): {' | '.join(said[-4:]) or 'no output'}")
     return text.decode(errors="replace")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ask the process group to go, then kill it: mmdebstrap cleans up when asked."""
+    """Terminate the process group, then kill it: mmdebstrap cleans up on SIGTERM."""
     if process.returncode is not None:
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -105,12 +105,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _path() -> str:
-    """PATH with the folders of system tools, which ordinary users often lack."""
+    """PATH plus the folders of system tools, which ordinary users often lack."""
     return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
 async def remove_tree(folder: Path) -> None:
-    """Delete a folder, also where a build in a user namespace left files of other users in it."""
+    """Delete a folder, even if a build in a user namespace left other users' files in it."""
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     if folder.exists() and os.geteuid() != 0:
         script = ("unshare", "--map-root-user", "--map-auto", "rm", "-rf", str(folder))

@@ -1,4 +1,4 @@
-"""Downloads over HTTP: resumed where the server allows it, verified, and put in place in one move."""
+"""Downloads over HTTP: resumed where the server allows it, verified, and moved into place atomically."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ async def pull(
     sums_url: str | None = None,
     timeout: httpx.Timeout = _TIMEOUT,
 ) -> None:
-    """Download `url` to `target`; `part` keeps what has arrived, for the next try.
+    """Download `url` to `target`; `part` keeps a partial download for the next try.
 
     Verified against `sha256`, or against the line for this file in the SHA256SUMS file at `sums_url`.
     Raises `Unavailable` where trying again may help, `Unusable` for a missing file or a wrong checksum.
@@ -39,7 +39,7 @@ async def pull(
             resumed = part.exists() and part.stat().st_size > 0
             found = await _fetch(client, url, part, progress)
             if found != wanted and resumed:
-                # the file may have changed on the server since the first half came
+                # the file may have changed on the server since the first part arrived
                 part.unlink()
                 found = await _fetch(client, url, part, progress)
         except httpx.TransportError as error:
@@ -54,7 +54,7 @@ async def pull(
 
 async def _published_sum(client: httpx.AsyncClient, url: str, sums_url: str | None) -> str:
     if sums_url is None:
-        raise Unusable(f"No checksum is known for {url}; give its SHA-256, or the address of a SHA256SUMS file.")
+        raise Unusable(f"No checksum is known for {url}; set its SHA-256, or the URL of a SHA256SUMS file.")
     content = b""
     async with client.stream("GET", sums_url) as response:
         _check(response)
@@ -71,16 +71,16 @@ async def _published_sum(client: httpx.AsyncClient, url: str, sums_url: str | No
 
 
 async def _fetch(client: httpx.AsyncClient, url: str, part: Path, progress: Progress) -> str:
-    """Download the rest of `part`, and give the SHA-256 of the whole."""
+    """Download the rest of `part` and return the SHA-256 of the whole file."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     async with client.stream("GET", url, headers=headers) as response:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return await asyncio.to_thread(lambda: _digest(part).hexdigest())  # nothing is missing, or all is wrong
+            return await asyncio.to_thread(lambda: _digest(part).hexdigest())  # either complete or corrupt
         _check(response)
         goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT and _starts_at(response, have)
         if response.status_code == httpx.codes.PARTIAL_CONTENT and not goes_on:
-            raise Unusable(f"{url} answered with another part of the file than the one asked for.")
+            raise Unusable(f"{url} returned a different part of the file than requested.")
         have = have if goes_on else 0
         digest = await asyncio.to_thread(_digest, part) if goes_on else hashlib.sha256()
         total = have + int(response.headers.get("Content-Length", 0))
@@ -98,9 +98,9 @@ async def _fetch(client: httpx.AsyncClient, url: str, part: Path, progress: Prog
 def _check(response: httpx.Response) -> None:
     status, url = response.status_code, response.request.url
     if status >= 500 or status in (408, 425, 429):
-        raise Unavailable(f"{url} answers {status} {response.reason_phrase}.")
+        raise Unavailable(f"{url} returned {status} {response.reason_phrase}.")
     if status not in (200, 206):
-        raise Unusable(f"{url} answers {status} {response.reason_phrase}.")
+        raise Unusable(f"{url} returned {status} {response.reason_phrase}.")
 
 
 def _starts_at(response: httpx.Response, position: int) -> bool:

@@ -1,4 +1,4 @@
-"""What an image is made from, what a build leaves behind, and what the store keeps of it."""
+"""What an image is made from, what a build produces, and what the store records about it."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from vpsd.hypervisor.protocol import Image, Progress
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an image comes from; `url` and one of `sha256` and `sums_url` for a pulled one."""
+    """Where an image comes from; a pulled one needs `url`, and `sha256` or `sums_url`."""
 
     slug: str
     kind: str  # tiny | debian | pull | import
@@ -19,7 +19,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """Names of an image's files in its folder; without a kernel the disk boots by itself (BIOS)."""
+    """Names of an image's files in its folder; without a kernel the disk itself boots (BIOS)."""
 
     disk: str = "disk.qcow2"
     kernel: str | None = None
@@ -27,7 +27,7 @@ class Parts(msgspec.Struct, frozen=True):
     cmdline: str = ""
 
     def names(self) -> list[str]:
-        """The files that there are."""
+        """The files that exist."""
         return [name for name in (self.disk, self.kernel, self.initrd) if name]
 
 
@@ -38,17 +38,17 @@ class StoredImage(msgspec.Struct, frozen=True):
     digest: str  # sha256 over the files
     parts: Parts
     virtual_size_bytes: int
-    size_bytes: int  # of the files
+    size_bytes: int  # of all files
     made_at: str  # UTC, ISO 8601
     source: str  # the recipe's kind, and where it came from
 
     @property
     def key(self) -> str:
-        """The name of these very bytes."""
+        """A name for exactly these bytes."""
         return f"{self.slug}-{self.digest[:12]}"
 
     def image(self, folder: Path) -> Image:
-        """The image as hypervisors take it; `folder` is the image's own."""
+        """The image in the form that hypervisors expect; `folder` holds its files."""
         parts = self.parts
         return Image(
             key=self.key,
@@ -61,4 +61,4 @@ class StoredImage(msgspec.Struct, frozen=True):
 
 
 Build = Callable[[Path, Path, Progress], Awaitable[Parts]]
-"""Called with an empty work folder that becomes the image's, a log file, and progress; gives the names of its files."""
+"""Called with an empty work folder that becomes the image's, a log file and progress; returns its files' names."""

@@ -11,7 +11,7 @@ import pycdlib
 from vpsd.errors import Unusable
 
 SEED_BYTES = 256 * 1024
-"""Size of every seed: one can take the place of another under a running guest. 64 KiB of user data fit."""
+"""Size of every seed, so that one can replace another under a running guest. 64 KiB of user data fit."""
 
 _SECTOR = 2048
 _DIRECTORY_DATE = bytes([100, 1, 1, 0, 0, 0, 0])  # 2000-01-01, ISO 9660 9.1.5
@@ -29,9 +29,9 @@ def seed_iso(
 ) -> bytes:
     """Make the seed of one server: always `SEED_BYTES` long.
 
-    `hostname` may be fully qualified. Keys, password (a crypt hash) and host keys reach the guest once for each
-    `instance_id`, the hostname at every boot. Without `mac` the network is set on the first `e*` interface.
-    `user_data` is the customer's own, in a format of cloud-init. Raises `Unusable` when it does not all fit.
+    `hostname` may be fully qualified. The guest applies keys, password (a crypt hash) and host keys once per
+    `instance_id`, the hostname on every boot. Without `mac` the network is set on the first `e*` interface.
+    `user_data` is the customer's, in a cloud-init format. Raises `Unusable` if everything does not fit.
     """
     own = _user_data(hostname, ssh_keys, password_hash)
     files = {
@@ -50,7 +50,7 @@ def _meta_data(instance_id: str, hostname: str) -> str:
 
 
 def _user_data(hostname: str, ssh_keys: Sequence[str], password_hash: str | None) -> str:
-    """One item per line: the tiny guest reads it with a shell."""
+    """One item per line: Tiny Linux reads it with a shell."""
     lines = [
         "#cloud-config",
         f"hostname: {_quote(hostname.partition('.')[0])}",
@@ -64,26 +64,26 @@ def _user_data(hostname: str, ssh_keys: Sequence[str], password_hash: str | None
         lines += ["ssh_authorized_keys:", *(f"- {_quote(key.strip())}" for key in ssh_keys)]
     if not password_hash:
         return "\n".join([*lines, "users: []", ""])
-    # hashed_passwd is set before sshd starts, chpasswd would come seconds after it
+    # hashed_passwd is set before sshd starts; chpasswd would run seconds later
     lines += ["users:", "- name: root", "  lock_passwd: false", f"  hashed_passwd: {_quote(password_hash)}"]
     lines += ["write_files:", "- path: /etc/ssh/sshd_config.d/10-vpsd.conf", '  permissions: "0644"', "  content: |"]
     lines += ["    PermitRootLogin yes", "    PasswordAuthentication yes", ""]
     return "\n".join(lines)
 
 
-# How cloud-init merges vpsd's part, which comes last: what the customer says stays, and lists are added to. As vendor
-# data it would lose: a customer's `users` or `write_files` would take the place of those that let the password work.
+# How cloud-init merges vpsd's part, which comes last: the customer's options win, and lists are appended to. As vendor
+# data it would lose: a customer's `users` or `write_files` would replace those that make the password work.
 _MERGE = 'merge_how: "list(append)+dict(no_replace,recurse_list)+str()"'
 
 
 def _together(user_data: str, own: str) -> str:
     """One MIME message of the customer's user data and vpsd's, in this order.
 
-    vpsd's part is in plain text: a tiny guest of the time before user data finds keys and password in it.
+    vpsd's part is plain text, so that an older Tiny Linux image still finds keys and password.
     """
-    boundary = f"vpsd-{hashlib.sha256(user_data.encode()).hexdigest()}"  # which no text holds of itself
+    boundary = f"vpsd-{hashlib.sha256(user_data.encode()).hexdigest()}"  # no text contains its own hash
     if user_data.lower().startswith(("mime-version:", "content-type:")):
-        part = user_data  # a message of its own, with its head
+        part = user_data  # already a MIME message with headers
     else:
         encoded = base64.encodebytes(user_data.encode()).decode()
         part = f"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64\n\n{encoded}"
@@ -95,7 +95,7 @@ def _together(user_data: str, own: str) -> str:
 def _network_config(mac: str | None) -> str:
     """QEMU's user-mode network; its addresses are QEMU's own defaults."""
     match = ["macaddress: " + _quote(mac.lower())] if mac else ['name: "e*"']
-    # a renamed interface is what cloud-init's renderers without globs (networkd, eni) can name
+    # cloud-init's renderers without globs (networkd, eni) need an interface with a known name
     rename = ["    set-name: eth0"] if mac else []
     lines = ["version: 2", "ethernets:", "  eth0:", "    match:", *(f"      {line}" for line in match), *rename]
     lines += ["    addresses:", "    - 10.0.2.15/24"]
@@ -105,7 +105,7 @@ def _network_config(mac: str | None) -> str:
 
 
 def _quote(text: str) -> str:
-    """A YAML scalar; JSON strings are one."""
+    """A YAML scalar: JSON strings are valid YAML."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -122,7 +122,7 @@ def _iso(files: dict[str, str]) -> bytes:
 
 
 def _undated(iso: bytes) -> bytes:
-    """Put a fixed date in the place of every date: pycdlib writes the present time and the local zone."""
+    """Replace every date with a fixed one: pycdlib writes the current time and the local time zone."""
     content = bytearray(iso)
     for volume in _volumes(content):
         for start in range(volume + 813, volume + 813 + 4 * 17, 17):

@@ -1,4 +1,4 @@
-"""Which function makes the image of which recipe."""
+"""Maps a recipe to the function that makes its image."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from vpsd.images.recipes import Build, Parts, Recipe
 
 
 def build_of(recipe: Recipe) -> Build:
-    """The function that builds or pulls a recipe's image; raises `Misconfigured` for one that only people can bring."""
+    """The function that builds or pulls a recipe's image; raises `Misconfigured` if it must be imported."""
     match recipe.kind:
         case "tiny":
             return tiny.build
@@ -20,16 +20,16 @@ def build_of(recipe: Recipe) -> Build:
             return debian.build
         case "pull":
             return _pull_of(recipe)
-    raise Misconfigured(f"The image {recipe.slug} has to be brought: vpsd image import {recipe.slug} FILE")
+    raise Misconfigured(f"The image {recipe.slug} has to be imported: vpsd image import {recipe.slug} FILE")
 
 
 def import_of(path: Path) -> Build:
-    """The function that takes a disk image from this machine."""
+    """The function that imports a disk image from this machine."""
 
     async def build(work: Path, log: Path, progress: Progress) -> Parts:
         require("qemu-img")
         if not path.is_file():
-            raise Unusable(f"{path} is no file.")
+            raise Unusable(f"{path} is not a file.")
         facts = await describe(path, log)
         if facts["format"] == "raw":
             require_boot_record(path)
@@ -44,13 +44,13 @@ def import_of(path: Path) -> Build:
 def _pull_of(recipe: Recipe) -> Build:
     url = recipe.url
     if url is None:
-        raise Misconfigured(f"The image {recipe.slug} has no url to be pulled from.")
+        raise Misconfigured(f"The image {recipe.slug} has no URL to pull from.")
 
     async def build(work: Path, log: Path, progress: Progress) -> Parts:
-        from vpsd.images.pull import pull  # its HTTP client is slow to import, and mostly not needed
+        from vpsd.images.pull import pull  # its HTTP client is slow to import and rarely needed
 
         require("qemu-img")
-        # outside the work folder, which does not outlive a failed build: what has arrived is kept
+        # outside the work folder, which a failed build deletes, so that the download can resume
         part = log.parent / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}.part"
         pulled, parts = work / "pulled", Parts()
         await pull(

@@ -1,8 +1,8 @@
-"""The images that this vpsd has: each in a folder of its own, whole or not at all.
+"""The images that this vpsd has: each in its own folder, complete or not there at all.
 
-<folder>/<slug>/<digest>/image.json   the manifest, beside the files that it names
-<folder>/<slug>/.work/                a build under way, or what a killed one left
-<folder>/<slug>/build.log             of the last build
+<folder>/<slug>/<digest>/image.json   the manifest, beside the files it names
+<folder>/<slug>/.work/                a build in progress, or the remains of a killed one
+<folder>/<slug>/build.log             log of the last build
 """
 
 import asyncio
@@ -35,24 +35,24 @@ class ImageStore:
     """Images in a folder; several processes may share it."""
 
     def __init__(self, folder: Path, build_of: Callable[[Recipe], Build] = sources.build_of) -> None:
-        """`build_of` gives the function that makes a recipe's image."""
+        """`build_of` returns the function that makes a recipe's image."""
         self._folder = folder
         self._build_of = build_of
 
     def available(self) -> list[StoredImage]:
-        """The newest whole image of every slug, by slug."""
+        """The newest complete image of every slug, sorted by slug."""
         slugs = sorted(path.name for path in self._folder.glob("*") if _SLUG.fullmatch(path.name))
         return [found[-1][1] for slug in slugs if (found := self._stored(slug))]
 
     def get(self, slug: str) -> Image | None:
-        """The newest image of that slug, or None."""
+        """The slug's newest image, or None."""
         found = self._stored(slug)
         return found[-1][1].image(found[-1][0]) if found else None
 
     async def ensure(self, recipe: Recipe, progress: Progress) -> Image:
-        """Have the recipe's image: built or pulled when it is missing, once, however many ask.
+        """Return the recipe's image; a missing one is built or pulled once, however many callers wait.
 
-        Raises what the build raises: `Unavailable` where trying again may help, else `Unusable` or `Misconfigured`.
+        Raises what the build raises: `Unavailable` if retrying may help, else `Unusable` or `Misconfigured`.
         """
         image = self.get(recipe.slug)
         if image is not None:
@@ -61,35 +61,35 @@ class ImageStore:
             return self.get(recipe.slug) or await self._make(recipe, self._build_of(recipe), progress)
 
     async def build(self, recipe: Recipe, progress: Progress) -> Image:
-        """Build or pull the image anew; the old one stays for those who use it, until the build after this one."""
+        """Rebuild or pull the image again; the old one stays for its users until the next build."""
         async with self._lock(recipe.slug, progress):
             return await self._make(recipe, self._build_of(recipe), progress)
 
     async def pull(self, recipe: Recipe, progress: Progress) -> Image:
-        """Download the recipe's image anew, resuming what was begun."""
+        """Download the recipe's image again, resuming a partial download."""
         return await self.build(msgspec.structs.replace(recipe, kind="pull"), progress)
 
     async def import_file(self, slug: str, path: Path, progress: Progress) -> Image:
-        """Take a qcow2 or raw disk image as that slug's; the file is copied.
+        """Import a qcow2 or raw disk image as the slug's; the file is copied.
 
-        Raises `Unusable` for one that is no such image or refers to other files.
+        Raises `Unusable` if it is neither, or refers to other files.
         """
         recipe = Recipe(slug=slug, kind="import", url=str(path))
         async with self._lock(slug, progress):
             return await self._make(recipe, sources.import_of(path), progress)
 
     async def remove(self, slug: str) -> None:
-        """Delete all images of that slug; raises `NotFound` when there is none."""
+        """Delete all images of the slug; raises `NotFound` if there are none."""
         async with self._lock(slug, lambda _fraction, _text: None):
             found = self._stored(slug)
             if not found:
-                raise NotFound(f"There is no image {slug}.")
+                raise NotFound("image", slug)
             for folder, _ in found:
                 await self._delete(folder)
             await remove_tree(self._folder / slug)
 
     def _stored(self, slug: str) -> list[tuple[Path, StoredImage]]:
-        """Whole images of a slug, oldest first."""
+        """Complete images of a slug, oldest first."""
         found = []
         for manifest in (self._folder / _checked(slug)).glob(f"*/{_MANIFEST}"):
             try:
@@ -124,7 +124,7 @@ class ImageStore:
         return stored.image(place)
 
     async def _clear(self, slug: str) -> None:
-        """Delete what a killed build left, and images that the newest one has replaced."""
+        """Delete the remains of killed builds, and images older than the newest."""
         home = self._folder / slug
         await remove_tree(home / ".work")
         stored = self._stored(slug)
@@ -150,7 +150,7 @@ class ImageStore:
 
     @asynccontextmanager
     async def _lock(self, slug: str, progress: Progress) -> AsyncIterator[None]:
-        """Be the only one who makes or removes that slug's images, among tasks and processes alike."""
+        """Lock the slug's images against other tasks and processes."""
         locks = self._folder / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / _checked(slug)).open("w") as file:
@@ -166,7 +166,7 @@ class ImageStore:
 
 def _checked(slug: str) -> str:
     if not _SLUG.fullmatch(slug):
-        raise Invalid({"slug": ["Give lower-case letters, digits, dots and hyphens, at most 63."]})
+        raise Invalid({"slug": ["Use lowercase letters, digits, dots and hyphens, at most 63."]})
     return slug
 
 
@@ -179,7 +179,7 @@ def _digest(folder: Path, parts: Parts) -> str:
 
 
 def _seal(folder: Path, stored: StoredImage) -> None:
-    """Write the manifest after all else is on the disk for good."""
+    """Write the manifest once everything else is synced to disk."""
     for name in stored.parts.names():
         (folder / name).chmod(0o644)
         _sync(folder / name)

@@ -1,4 +1,4 @@
-"""The tiny Linux: Debian's cloud kernel, busybox, dropbear and QEMU's guest agent; built in seconds, as any user."""
+"""Tiny Linux: Debian's cloud kernel, busybox, dropbear and QEMU's guest agent; built in seconds, as any user."""
 
 import shutil
 import tempfile
@@ -22,7 +22,7 @@ _PROGRAMS = {  # path in the package: path in the guest
     "usr/lib/openssh/sftp-server": "usr/lib/sftp-server",  # where dropbear looks for it
     "usr/sbin/qemu-ga": "usr/sbin/qemu-ga",
 }
-_EARLY = (  # in the order of their needs
+_EARLY = (  # dependencies first
     *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"),
     *("failover", "net_failover", "virtio_net"),
 )
@@ -44,14 +44,14 @@ _FILES = {
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
 }
 _DISK_BYTES = 48 * 1024 * 1024
-# the self-tests of ciphers cost an emulated CPU a fifth of a second
+# cipher self-tests cost an emulated CPU a fifth of a second
 _CMDLINE = "console=ttyS0 quiet panic=5 cryptomgr.notests"
 
 
 async def build(work: Path, log: Path, progress: Progress) -> Parts:
-    """Build the image into the folder `work`.
+    """Build the image in the folder `work`.
 
-    Raises `Unavailable` when the packages cannot be had, `Misconfigured` when the host lacks a program.
+    Raises `Unavailable` when the packages cannot be downloaded, `Misconfigured` when the host lacks a program.
     """
     require("apt-get", "apt-cache", "dpkg-deb", "mke2fs", "debugfs", "qemu-img")
     with tempfile.TemporaryDirectory(dir=work) as name:
@@ -68,7 +68,7 @@ async def build(work: Path, log: Path, progress: Progress) -> Parts:
         progress(0.8, "making the root file system")
         await _fill_root(packages, root, log)
         raw = scratch / "root.ext4"
-        # room for 1 TiB of group descriptors; uninit_bg lets the guest grow without writing inode tables
+        # group descriptors for up to 1 TiB; uninit_bg lets the guest grow without writing inode tables
         options = ("-O", "^metadata_csum,^64bit,uninit_bg", "-i", "32768", "-E", "lazy_itable_init=1,resize=268435456")
         await make_ext4(root, raw, _DISK_BYTES, options, log)
         progress(0.9, "making the disk image")
@@ -96,7 +96,7 @@ def _initramfs(packages: Path) -> bytes:
     init = _guest_file("initramfs-init").replace("EARLY", " ".join(_EARLY))
     links = {f"bin/{name}": "busybox" for name in ("sh", "mount", "insmod", "switch_root")}
     programs = {"init": init.encode(), "bin/busybox": (packages / "bin/busybox").read_bytes()}
-    # a folder exists where a file needs one: dev and root are mounted on
+    # .keep files create the mount points dev and root
     return cpio({**programs, **modules, "dev/.keep": b"", "root/.keep": b""}, links)
 
 
@@ -136,7 +136,7 @@ async def _install_busybox(packages: Path, root: Path, log: Path) -> None:
 
 
 async def _install_programs(packages: Path, root: Path, log: Path) -> None:
-    """Copy the programs with the shared libraries that their own loader finds for them."""
+    """Copy the programs and the shared libraries that their loader finds."""
     libraries: set[Path] = set()
     for source, target in _PROGRAMS.items():
         _copy(packages / source, root / target)
@@ -157,7 +157,7 @@ def _guest_file(name: str) -> str:
 def _one(folder: Path, pattern: str) -> Path:
     found = next(folder.rglob(pattern), None)
     if found is None:
-        raise Unusable(f"Debian's cloud kernel package has no {pattern}: this vpsd does not know its layout.")
+        raise Unusable(f"Debian's cloud kernel package has no {pattern}: vpsd does not know this layout.")
     return found
 
 
