@@ -25,9 +25,9 @@ def measure_http() -> list[http.Figure]:
 def table(
     requests: list[http.Figure],
     token_check_us: float,
-    metering: list[money.Figures],
-    guest: boot.Figures,
-    copies: backups.Figures,
+    metering: list[money.MeteringFigures],
+    guest: boot.BootFigures,
+    copies: backups.BackupFigures,
 ) -> str:
     """The figures and what they are held against, as Markdown."""
     ours, direct = statistics.median(guest.vpsd_seconds), statistics.median(guest.direct_seconds)
@@ -66,7 +66,7 @@ def table(
     return "\n".join(lines) + "\n"
 
 
-def _backup_rows(figures: backups.Figures) -> list[tuple[str, str, str]]:
+def _backup_rows(figures: backups.BackupFigures) -> list[tuple[str, str, str]]:
     full, later, packed, plain = figures.full, figures.incremental, figures.packed, figures.plain
     idle, busy = figures.idle, figures.busy
     return [

@@ -43,7 +43,7 @@ _IS_CALM = "pidof qemu-ga > /dev/null && ! pidof resize2fs > /dev/null && echo c
 _END_WRITER = "rm /root/going; until [ -s /root/longest ]; do usleep 20000; done; cat /root/longest"
 
 
-class Made(msgspec.Struct, frozen=True):
+class Cost(msgspec.Struct, frozen=True):
     """Seconds that something took, and the megabytes that it left."""
 
     seconds: float
@@ -57,19 +57,19 @@ class Pauses(msgspec.Struct, frozen=True):
     echo_seconds: float
 
 
-class Figures(msgspec.Struct, frozen=True):
+class BackupFigures(msgspec.Struct, frozen=True):
     """Medians of the rounds, and the pauses without and with a backup."""
 
-    full: Made
-    incremental: Made
-    packed: Made  # by qemu-img
-    plain: Made  # the same without compression
+    full: Cost
+    incremental: Cost
+    packed: Cost  # by qemu-img
+    plain: Cost  # the same without compression
     idle: Pauses
     busy: Pauses
     said_ms: int  # what vpsd says that the guest could not write for
 
 
-def measure() -> Figures:
+def measure() -> BackupFigures:
     """Run it all; needs root or a user with libvirt."""
     with vpsd_in_a_folder() as vpsd, vpsd.running():
         server, _ = vpsd.create(vpsd.add_key())
@@ -79,7 +79,7 @@ def measure() -> Figures:
             vpsd.delete(server)
 
 
-def _measure(vpsd: Vpsd, server: int) -> Figures:
+def _measure(vpsd: Vpsd, server: int) -> BackupFigures:
     address: str = until(lambda: vpsd.address(server), pause_seconds=0.05)
     until(lambda: vpsd.run_command(address, _IS_CALM) == "calm", pause_seconds=0.2)
     vpsd.run_command(address, "\n".join(_random_file(number) for number in range(FILES)) + "\nsync")
@@ -90,14 +90,14 @@ def _measure(vpsd: Vpsd, server: int) -> Figures:
     backup = vpsd.ask("POST", "/api/v1/backups/", {"server_id": server})
     busy = _pauses(vpsd, address, lambda: _is_whole(vpsd, backup))
     said_ms = vpsd.ask("GET", f"/api/v1/backups/{backup['id']}/")["paused_ms"]
-    return Figures(full, incremental, packed, plain, idle, busy, said_ms)
+    return BackupFigures(full, incremental, packed, plain, idle, busy, said_ms)
 
 
 def _random_file(number: int) -> str:
     return f"head -c {FILE_MB * _MB} /dev/urandom > /root/file{number}"
 
 
-def _round(vpsd: Vpsd, server: int, address: str, number: int) -> tuple[Made, Made, Made, Made]:
+def _round(vpsd: Vpsd, server: int, address: str, number: int) -> tuple[Cost, Cost, Cost, Cost]:
     """One of each, in turn; no backup is left, so that the next round begins with a full one."""
     full, whole = _back_up(vpsd, server)
     plain = _convert(vpsd, server)
@@ -114,7 +114,7 @@ def _round(vpsd: Vpsd, server: int, address: str, number: int) -> tuple[Made, Ma
     return full, incremental, packed, plain
 
 
-def _back_up(vpsd: Vpsd, server: int) -> tuple[Made, Any]:
+def _back_up(vpsd: Vpsd, server: int) -> tuple[Cost, Any]:
     """A backup, from POST to completed; and what the API says of it."""
     before = _stored(vpsd)
     began = time.monotonic()
@@ -122,7 +122,7 @@ def _back_up(vpsd: Vpsd, server: int) -> tuple[Made, Any]:
     until(lambda: _is_whole(vpsd, backup), pause_seconds=0.05)
     seconds = time.monotonic() - began
     until(lambda: _is_at_rest(vpsd, server), pause_seconds=0.05)  # it still lets go of the copy on the host
-    return Made(seconds, (_stored(vpsd) - before) / _MB), vpsd.ask("GET", f"/api/v1/backups/{backup['id']}/")
+    return Cost(seconds, (_stored(vpsd) - before) / _MB), vpsd.ask("GET", f"/api/v1/backups/{backup['id']}/")
 
 
 def _is_whole(vpsd: Vpsd, backup: Any) -> bool:
@@ -143,7 +143,7 @@ def _stored(vpsd: Vpsd) -> int:
     return sum(path.stat().st_size for path in (vpsd.data / "backups").rglob("*") if path.is_file())
 
 
-def _convert(vpsd: Vpsd, server: int, *options: str) -> Made:
+def _convert(vpsd: Vpsd, server: int, *options: str) -> Cost:
     (disk,) = vpsd.disks(server)
     made = vpsd.folder / "converted.qcow2"
     began = time.monotonic()
@@ -152,15 +152,15 @@ def _convert(vpsd: Vpsd, server: int, *options: str) -> Made:
     seconds = time.monotonic() - began
     size_mb = _allocated_mb(made)
     made.unlink()
-    return Made(seconds, size_mb)
+    return Cost(seconds, size_mb)
 
 
 def _allocated_mb(path: Path) -> float:
     return path.stat().st_blocks * 512 / _MB
 
 
-def _median(made: tuple[Made, ...]) -> Made:
-    return Made(statistics.median(one.seconds for one in made), statistics.median(one.size_mb for one in made))
+def _median(made: tuple[Cost, ...]) -> Cost:
+    return Cost(statistics.median(one.seconds for one in made), statistics.median(one.size_mb for one in made))
 
 
 def _pauses(vpsd: Vpsd, address: str, done: Callable[[], bool]) -> Pauses:
@@ -187,7 +187,7 @@ def main() -> None:
     """Measure and print."""
     figures = measure()
     for name in ("full", "incremental", "packed", "plain"):
-        made: Made = getattr(figures, name)
+        made: Cost = getattr(figures, name)
         print(f"{name:12}{made.seconds:8.2f} s{made.size_mb:8.1f} MB")
     for name in ("idle", "busy"):
         pauses: Pauses = getattr(figures, name)

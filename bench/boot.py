@@ -21,7 +21,7 @@ _MEMORY_MB = 256  # of the Nano VPS
 _DISK_GB = 2
 
 
-class Figures(msgspec.Struct, frozen=True):
+class BootFigures(msgspec.Struct, frozen=True):
     """Seconds, and megabytes."""
 
     vpsd_seconds: list[float]
@@ -35,7 +35,7 @@ class Figures(msgspec.Struct, frozen=True):
         return statistics.median(self.vpsd_seconds) / statistics.median(self.direct_seconds)
 
 
-def measure() -> Figures:
+def measure() -> BootFigures:
     """Run it all; needs root or a user with libvirt."""
     with vpsd_in_a_folder() as vpsd:
         with vpsd.running():
@@ -53,7 +53,7 @@ def measure() -> Figures:
         with vpsd.running() as (pid, health_seconds):
             until(lambda: vpsd.ask("GET", "/health")["hypervisor"]["status"] == "ok", pause_seconds=0.1)
             memory_mb = _memory_mb(pid)
-    return Figures(ours, direct, health_seconds, memory_mb)
+    return BootFigures(ours, direct, health_seconds, memory_mb)
 
 
 def _direct(vpsd: Vpsd, image: Image) -> float:

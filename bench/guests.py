@@ -76,8 +76,8 @@ class Vpsd:
     def create(self, key_id: int) -> tuple[int, float]:
         """Make a server: its id, and the seconds until a command ran in it."""
         began = time.monotonic()
-        wish = {"name": "bench", "plan_id": 4, "os_id": 1, "location": "us-west", "ssh_key_id": key_id}
-        server: int = self.ask("POST", "/api/v1/servers/", wish)["id"]
+        order = {"name": "bench", "plan_id": 4, "os_id": 1, "location": "us-west", "ssh_key_id": key_id}
+        server: int = self.ask("POST", "/api/v1/servers/", order)["id"]
         address: str = until(lambda: self.address(server), pause_seconds=0.05)
         self.run_command(address)
         return server, time.monotonic() - began

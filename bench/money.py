@@ -19,13 +19,13 @@ from tests.postgres import running_postgres
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.accounts.models import accounts as account_rows
-from vpsd.billing import prices
 from vpsd.billing.models import Charge, charges, rentals
 from vpsd.core import db
 from vpsd.core.clock import FakeClock
 from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.db import Statement
 from vpsd.core.ids import Ids
+from vpsd.core.units import HOUR_MS
 from vpsd.servers.models import servers
 from vpsd.settings import Settings
 from vpsd.worker.metering import charge_due
@@ -43,7 +43,7 @@ _ADD_CHARGE = Statement(insert(charges), [column.name for column in charges.c if
 _CHARGES = Statement(select(charges), into=Charge)
 
 
-class Figures(msgspec.Struct, frozen=True):
+class MeteringFigures(msgspec.Struct, frozen=True):
     """Seconds to charge everything, and to insert the same rows alone."""
 
     database: str
@@ -82,7 +82,7 @@ async def _open(database_url: str, clock: FakeClock, ids: Ids) -> Transactions:
     return Transactions(database=await db.connect(database_url), clock=clock, ids=ids, settings=Settings())
 
 
-def measure_metering() -> list[Figures]:
+def measure_metering() -> list[MeteringFigures]:
     """One hour of 100,000 servers of 1,000 accounts, on each kind of database."""
     found = []
     for name, place in (("SQLite", _sqlite), ("PostgreSQL", _postgresql)):
@@ -103,7 +103,7 @@ def _postgresql() -> Iterator[str]:
         yield url.format("postgres")
 
 
-async def _metering(name: str, database_url: str) -> Figures:
+async def _metering(name: str, database_url: str) -> MeteringFigures:
     await http.seed(database_url, known=0)
     clock = FakeClock(_START_MS)
     transactions = await _open(database_url, clock, Ids(random.Random(3)))
@@ -116,7 +116,7 @@ async def _metering(name: str, database_url: str) -> Figures:
         raise RuntimeError(f"{len(charged)} accounts were charged instead of {ACCOUNTS}")
     rows_seconds = await _rows_alone(transactions)
     await transactions.database.close()
-    return Figures(name, seconds, rows_seconds)
+    return MeteringFigures(name, seconds, rows_seconds)
 
 
 async def _rows_alone(transactions: Transactions) -> float:
@@ -125,8 +125,7 @@ async def _rows_alone(transactions: Transactions) -> float:
     if len(made) != SERVERS:
         raise RuntimeError(f"{len(made)} charges were made instead of {SERVERS}")
     later = [
-        {**msgspec.structs.asdict(charge), "from_ms": charge.to_ms, "to_ms": charge.to_ms + prices.HOUR_MS}
-        for charge in made
+        {**msgspec.structs.asdict(charge), "from_ms": charge.to_ms, "to_ms": charge.to_ms + HOUR_MS} for charge in made
     ]
     async with transactions.rolled_back() as ctx:
         began = time.perf_counter()

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 import msgspec
-from sqlalchemy import bindparam
 
+from tests.api.tables import change
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.accounts.models import Account
@@ -26,9 +26,10 @@ from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.core.clock import FakeClock
 from vpsd.core.context import OPERATOR, Actor, Ctx
-from vpsd.core.db import Database, Statement
+from vpsd.core.db import Database
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
+from vpsd.hosts import service as hosts
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import disk_name, guest_name
 from vpsd.hypervisor.simulator import Hook, Simulator
@@ -55,7 +56,7 @@ async def never_ticks(seconds: float) -> None:
     await asyncio.Event().wait()
 
 
-class RecordingTarget(Directory):
+class WatchedDirectory(Directory):
     """A target in a folder that records its calls, with a hook before each."""
 
     def __init__(self, path: Path) -> None:
@@ -90,9 +91,6 @@ class RecordingTarget(Directory):
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
 
 
-_SET_STATUS = Statement(servers.update().where(servers.c.id == bindparam("id")), ("status",))
-
-
 class Cloud:
     """vpsd, and short words for what tests do with it."""
 
@@ -102,7 +100,7 @@ class Cloud:
         self.database = database
         self.settings = settings
         self.hypervisor = Simulator(clock=self.clock)
-        self.target = RecordingTarget(settings.backup_folder)
+        self.target = WatchedDirectory(settings.backup_folder)
         self.runtime: Runtime
         self.http: httpx.AsyncClient
         self.tokens: dict[str, str] = {}
@@ -176,6 +174,13 @@ class Cloud:
         async with self.writing() as ctx:
             await catalog.apply(ctx, msgspec.structs.replace(self.offered, plans=[*self.offered.plans, more]))
 
+    async def have_host(self, **facts: Any) -> str:
+        """A host that the worker has seen, with some of its facts changed; its name."""
+        seen = msgspec.structs.replace(await self.hypervisor.facts(), **facts)
+        async with self.writing() as ctx:
+            await hosts.record_facts(ctx, seen)
+        return seen.name
+
     async def close(self) -> None:
         await self.http.aclose()
         await self.hypervisor.close()
@@ -241,11 +246,15 @@ class Cloud:
             await self.post(f"/api/v1/servers/{server_id}/stop/", who=who)
             await self.work()
         elif status is not Status.ACTIVE:
-            async with self.database.write() as tx:
-                await tx.run(_SET_STATUS, id=server_id, status=status)
+            await self.force_status(server_id, status)
         assert await self.status(server_id) == status
         self.clock.advance(1)
         return server_id
+
+    async def force_status(self, server_id: int, status: Status) -> None:
+        """Have a server in a status past every rule, as if it had come to rest there now."""
+        async with self.database.write() as tx:
+            await change(tx, servers, server_id, status=status, error=None, updated_at_ms=self.clock.now_ms())
 
     async def have_copy(self, server_id: int, what: str = "backup", who: str = "alice") -> dict[str, Any]:
         """A completed backup or snapshot of a server: what the API says of it."""

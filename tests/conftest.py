@@ -20,7 +20,7 @@ from vpsd.settings import Settings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--quick`: without guests, without PostgreSQL, without building images."""
+    """`--quick`: without guests, without PostgreSQL, without tests that start a vpsd of their own."""
     parser.addoption("--quick", action="store_true", help="leave out what needs guests, PostgreSQL or minutes")
 
 
@@ -34,8 +34,10 @@ def _is_quick(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
     if callspec is not None and "postgresql" in callspec.params.values():
         return False
-    needs = {"postgres", "postgres_template"} & set(getattr(item, "fixturenames", ())) if callspec is None else set()
-    return not needs and item.get_closest_marker("guest") is None and "tests/guests/" not in item.nodeid
+    fixtures = set(getattr(item, "fixturenames", ()))
+    needs = {"postgres", "postgres_template"} & fixtures if callspec is None else set()
+    starts_vpsd = "vpsd" in fixtures and not item.nodeid.startswith("tests/cli/")  # those share one
+    return not needs and not starts_vpsd and item.get_closest_marker("guest") is None
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Which tests go to the same worker: those with real guests to one, each of the others to whichever is free.
+"""Which tests go to the same worker: those of a room with real guests to one, each of the others to whichever is free.
 
 xdist's own `loadgroup` does the same by marks, but with pytest 9.2 its marks reach nobody (pytest-xdist 3.8.0, issue
 1386): then every worker would start a vpsd with guests.
@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-_TOGETHER = ("tests/guests/", "tests/hypervisor/")
+# Each has a libvirtd, a pool and addresses of its own, so they run beside each other.
+_ROOMS = ("tests/guests/", "tests/hypervisor/")
 
 
 class ByRoom(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Work units: the rooms with real guests are one, which is given out first; any other test is one of its own."""
+    """Work units: a room with real guests is one, any other test is one of its own; the largest are given out first."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "guests" if nodeid.startswith(_TOGETHER) else nodeid
+        return next((room for room in _ROOMS if nodeid.startswith(room)), nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)

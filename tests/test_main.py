@@ -107,11 +107,11 @@ def test_no_secret_is_in_anything_that_is_logged(talkative: Vpsd, tmp_path: Path
     http = httpx.Client(
         base_url=f"http://{talkative.listen}/api/v1/", headers={"Authorization": f"Bearer {talkative.token}"}
     )
-    wish = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"}
+    order = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"}
     secrets, answers = [talkative.token], []
     for number in range(2):
         for _ in range(2):  # the second is answered from what is kept of the first
-            answer = http.post("servers/", json=wish, headers={"Idempotency-Key": f"order-{number}"})
+            answer = http.post("servers/", json=order, headers={"Idempotency-Key": f"order-{number}"})
             assert answer.status_code == 201
         answers.append(answer.text)
         secrets.append(answer.json()["password"])
@@ -120,13 +120,13 @@ def test_no_secret_is_in_anything_that_is_logged(talkative: Vpsd, tmp_path: Path
         answers.append(made.text)
         secrets.append(made.json()["token"])
     http.post("ssh-keys/", json={"name": "laptop", "public_key": PUBLIC_KEY})
-    http.post("servers/", json={**wish, "password": "my-own-password"})  # there is no such field
+    http.post("servers/", json={**order, "password": "my-own-password"})  # there is no such field
     secrets += ["vps_mistyped", "vps_in-the-query", "my-own-password", "basic-secret"]
     for header in ("Bearer vps_mistyped", "Basic basic-secret", "basic-secret", "Bearer vps_mistyped\x7f"):
         refused = http.get("servers/", headers={"Authorization": header})
         assert refused.status_code == (400 if "\x7f" in header else 401)  # that one is no HTTP
     for path in ("servers/", "nowhere/", "servers/?dry_run=maybe&", "account/usage/"):
-        http.request("POST" if "dry" in path else "GET", f"{path}?token=vps_in-the-query", json=wish)
+        http.request("POST" if "dry" in path else "GET", f"{path}?token=vps_in-the-query", json=order)
     assert http.post("servers/1/stop/", headers={"Idempotency-Key": "stop"}).status_code in (200, 400)
 
     def at_rest() -> bool:

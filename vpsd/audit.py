@@ -9,17 +9,17 @@ from functools import partial
 
 import msgspec
 
-from vpsd.core.context import Ctx
+from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.hypervisor.protocol import Volumes, disk_name, guest_name
-from vpsd.lifecycle import AT_REST, Command, Status
+from vpsd.lifecycle import AT_REST, FOUND, Command, Status
 from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
 from vpsd.operations import service as operations
 from vpsd.runtime import Runtime
 from vpsd.servers import commands
 from vpsd.servers import queries as servers
-from vpsd.servers.models import Server
+from vpsd.servers.models import LockedServer, Server
 from vpsd.servers.transitions import found, transition
 
 Repair = Callable[[], Awaitable[bool | None]]
@@ -122,9 +122,9 @@ class Audit:
             await report(idle, "set to error; start goes on", partial(self._set_error, server, reason))
         elif server.provisioned_at_ms is not None and not has_disk:
             repair = partial(self._set_error, server, "The server's disk is gone from the host.")
-            rests = server.status in (Status.ERROR, Status.DELETED)
+            rests = Status.ERROR not in FOUND.get(Status(server.status), ())
             fixed = "set to error; restore the disk, or delete the server"
-            await report("has no disk on the host", fixed, None if rests else repair)
+            await report("has no disk on the host", *((None, None) if rests else (fixed, repair)))
         elif server.status == Status.ACTIVE and not has_guest:
             repair = partial(self._enqueue, server, Command.RECOVER)
             await report("has no guest on the host", "its making anew is queued", repair)
@@ -133,14 +133,14 @@ class Audit:
             await report(f"does not hold its address {server.ip_address}", "held again", repair)
 
     async def _enqueue(self, server: Server, command: Command) -> bool:
-        async with self._runtime.write() as ctx:
+        async with self._runtime.write(OPERATOR) as ctx:
             locked = await _lock_idle(ctx, server)
             if locked is not None:
                 await commands.enqueue(ctx, locked, command, detail="by vpsd check")
             return locked is not None
 
     async def _set_error(self, server: Server, reason: str) -> bool:
-        async with self._runtime.write() as ctx:
+        async with self._runtime.write(OPERATOR) as ctx:
             locked = await _lock_idle(ctx, server)
             if locked is not None:
                 await transition(ctx, locked, Status.ERROR, found(reason), error=reason)
@@ -148,14 +148,14 @@ class Audit:
 
     async def _hold(self, server: Server, address: str) -> bool:
         try:
-            async with self._runtime.write() as ctx:
+            async with self._runtime.write(OPERATOR) as ctx:
                 await addresses.hold(ctx, address, server.id)
         except UniqueViolation:
             return False  # another server has it by now; the next boot gives this one a new address
         return True
 
 
-async def _lock_idle(ctx: Ctx, server: Server) -> Server | None:
+async def _lock_idle(ctx: Ctx, server: Server) -> LockedServer | None:
     """The server's row, locked; None where something has begun since the look."""
     locked = await servers.lock(ctx, server.id)
     has_begun = locked.status != server.status or await operations.open_operation(ctx, server.id) is not None

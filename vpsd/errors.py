@@ -55,15 +55,21 @@ class KeyReused(VpsdError):
 
     code = "idempotency_key_reused"
 
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key came with another request before. Use a new key for a new request.")
+
 
 class StillRunning(VpsdError):
     """The first request with this idempotency key has not ended yet."""
 
     code = "still_running"
 
+    def __init__(self) -> None:
+        super().__init__("The first request with this Idempotency-Key is still in progress. Try again in a moment.")
+
 
 class NotFound(VpsdError):
-    """The thing does not exist, or is none of the caller's business: both read the same."""
+    """The thing does not exist, or belongs to another account: callers cannot tell which."""
 
     code = "not_found"
 

@@ -70,10 +70,11 @@ class Rule(msgspec.Struct, frozen=True):
     failure: Status | None
     minutes: int | None  # until it is given up; None: tried until it is done
     given_by: Giver = Giver.VPSD
-    message: str | None = None  # what whoever gives it is told
+    message: str = ""  # what whoever gives it is told
     supersedes: frozenset[Command] = _GIVES_WAY  # open commands that it pushes aside
     moves_disks: bool = False  # may take hours, and whatever its end, a worker has to clean up behind it
     at_once: Mapping[Status, frozenset[Status]] = {}  # where it leads without any work on the host, and from where
+    needs_credit: bool = False  # when a customer gives it: the server runs in the end
 
 
 def _from(*statuses: Status) -> frozenset[Status]:
@@ -89,11 +90,13 @@ _BY_VPSD = Giver.VPSD
 RULES: dict[Command, Rule] = {
     # may begin from, while working, on success, on failure, minutes; given by, message, pushes aside
     _C.CREATE: Rule(
-        *(_from(), _S.PROVISIONING, _S.ACTIVE, _S.ERROR, 60, _BY_VPSD),
+        *(_from(), _S.PROVISIONING, _S.ACTIVE, _S.ERROR, 60, _BY_CUSTOMER),
         "Server is being provisioned. This may take 2-5 minutes.",
     ),
     _C.START: Rule(
-        *(_from(_S.STOPPED, _S.ERROR), _S.STARTING, _S.ACTIVE, _S.ERROR, 60, _BY_CUSTOMER), "Server is starting"
+        *(_from(_S.STOPPED, _S.ERROR), _S.STARTING, _S.ACTIVE, _S.ERROR, 60, _BY_CUSTOMER),
+        "Server is starting",
+        needs_credit=True,
     ),
     _C.STOP: Rule(
         *(_from(_S.ACTIVE), _S.STOPPING, _S.STOPPED, _S.ACTIVE, 15, _BY_CUSTOMER),
@@ -105,7 +108,11 @@ RULES: dict[Command, Rule] = {
         "Server is being powered off",
         _GIVES_WAY | {_C.STOP},  # who asked a guest to stop may lose patience
     ),
-    _C.REBOOT: Rule(*(_from(_S.ACTIVE), _S.REBOOTING, _S.ACTIVE, _S.ERROR, 30, _BY_CUSTOMER), "Server is rebooting"),
+    _C.REBOOT: Rule(
+        *(_from(_S.ACTIVE), _S.REBOOTING, _S.ACTIVE, _S.ERROR, 30, _BY_CUSTOMER),
+        "Server is rebooting",
+        needs_credit=True,
+    ),
     _C.RESIZE: Rule(
         *(_REST, _S.RESIZING, _S.ACTIVE, _S.ERROR, 30, _BY_CUSTOMER), "Server is being resized. It reboots once."
     ),
@@ -116,19 +123,31 @@ RULES: dict[Command, Rule] = {
     _C.REBUILD: Rule(
         *(_REST, _S.REBUILDING, _S.ACTIVE, _S.ERROR, 60, _BY_CUSTOMER),
         "Server is being rebuilt. This may take 2-5 minutes.",
+        needs_credit=True,
     ),
-    _C.BACKUP: Rule(_REST, None, None, None, 1440, _BY_CUSTOMER, supersedes=frozenset(), moves_disks=True),
+    _C.BACKUP: Rule(
+        *(_REST, None, None, None, 1440, _BY_CUSTOMER),
+        "{noun} is being created. This may take 3-10 minutes depending on server size.",
+        frozenset(),
+        moves_disks=True,
+    ),
     _C.BACKUP_DAILY: Rule(
         _from(_S.ACTIVE, _S.STOPPED), None, None, None, 1440, supersedes=frozenset(), moves_disks=True
     ),
-    _C.RESTORE: Rule(_REST, _S.RESTORING, _S.ACTIVE, _S.ERROR, 1440, _BY_CUSTOMER, moves_disks=True),
+    _C.RESTORE: Rule(
+        *(_REST, _S.RESTORING, _S.ACTIVE, _S.ERROR, 1440, _BY_CUSTOMER),
+        "Server is being restored from {noun}. This may take 5-15 minutes.",
+        moves_disks=True,
+        needs_credit=True,
+    ),
     _C.DELETE: Rule(_ANY, _S.DELETING, _S.DELETING, _S.DELETING, None, _BY_CUSTOMER, supersedes=frozenset(Command)),
     _C.UNDELETE: Rule(
         *(_from(_S.DELETING, _S.DELETED), _S.STARTING, _S.ACTIVE, _S.ERROR, 60, _BY_CUSTOMER),
         "Server is being brought back",
         _GIVES_WAY | {_C.SOFT_DELETE},
         # One that did not run before is where it was, or comes to rest there when it has gone down.
-        at_once={_S.DELETED: _OFF, _S.DELETING: _from(_S.STOPPING)},
+        at_once={_S.DELETED: _OFF, _S.DELETING: _OFF | {_S.STOPPING}},
+        needs_credit=True,
     ),
     _C.SOFT_DELETE: Rule(
         *(_ANY, _S.DELETING, _S.DELETED, _S.DELETED, None),
@@ -153,7 +172,7 @@ FOUND: Mapping[Status, frozenset[Status]] = {
     _S.ACTIVE: frozenset({_S.STOPPED, _S.ERROR}),
 }
 
-AT_REST = frozenset({_S.ACTIVE, _S.STOPPED, _S.SUSPENDED, _S.DELETED, _S.ERROR})
+AT_REST = frozenset(Status) - {rule.working for rule in RULES.values()}
 """Statuses in which nothing is under way."""
 
 

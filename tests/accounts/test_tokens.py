@@ -28,8 +28,8 @@ SHAPE = re.compile(r"vps_[2-9a-zA-Z]{40}")
 DAY = 86_400
 
 
-async def make(cloud: Cloud, who: str = "alice", **wish: Any) -> dict[str, Any]:
-    answer = await cloud.post(TOKENS, {"name": "backup", "permissions": ["servers:read"], **wish}, who=who)
+async def make(cloud: Cloud, who: str = "alice", **options: Any) -> dict[str, Any]:
+    answer = await cloud.post(TOKENS, {"name": "backup", "permissions": ["servers:read"], **options}, who=who)
     assert answer.status_code == 201, answer.text
     made: dict[str, Any] = answer.json()
     cloud.tokens[made["name"]] = made["token"]
@@ -268,9 +268,9 @@ async def test_the_domain_refuses_what_the_form_lets_by(cloud: Cloud) -> None:
             ({"expires_in_days": 0}, "expires_in_days"),
             ({"expires_in_days": 3661}, "expires_in_days"),
         ):
-            wish: dict[str, Any] = {"name": "n", **wrong}
+            options: dict[str, Any] = {"name": "n", **wrong}
             with pytest.raises(Invalid) as caught:
-                await tokens.add(ctx, **wish)
+                await tokens.add(ctx, **options)
             assert list(caught.value.fields) == [field]
     with pytest.raises(Unauthenticated):
         async with cloud.reading() as ctx:

@@ -88,7 +88,7 @@ def test_a_route_that_forgot_to_say_what_it_needs_makes_no_application(monkeypat
     async def forgotten() -> None:
         """Anybody's."""
 
-    monkeypatch.setattr(api, "health", forgotten)
+    monkeypatch.setattr(api, "health_of", lambda _: forgotten)
     with pytest.raises(TypeError, match="which permission it needs"):
         openapi_json()
 
@@ -147,8 +147,8 @@ async def test_lists_show_ones_own_things_only(cloud: Cloud) -> None:
 
 async def test_anothers_key_cannot_be_installed(cloud: Cloud) -> None:
     key = (await cloud.post("/api/v1/ssh-keys/", {"name": "laptop", "public_key": PUBLIC_KEY})).json()
-    wish = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west", "ssh_key_id": key["id"]}
-    answer = await cloud.post("/api/v1/servers/", wish, who="charlie")
+    order = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west", "ssh_key_id": key["id"]}
+    answer = await cloud.post("/api/v1/servers/", order, who="charlie")
     assert answer.status_code == 400
     assert set(answer.json()) == {"ssh_key_id"}
 

@@ -66,6 +66,15 @@ async def test_what_is_wrong_is_named(cloud: Cloud, path: str, body: dict[str, A
     assert (await cloud.get(BACKUPS)).json()["count"] == (await cloud.get(SNAPSHOTS)).json()["count"] == 0
 
 
+async def test_one_answer_names_what_the_wire_and_the_service_find_wrong(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    for _ in range(cloud.settings.snapshots_per_server):
+        await cloud.have_copy(server, "snapshot")
+    answer = await cloud.post(SNAPSHOTS, {"server_id": server, "name": "before update", "size": 1})
+    assert answer.status_code == 400
+    assert set(answer.json()) == {"server_id", "name", "size"}
+
+
 async def test_the_official_clients_forms_take_a_label_or_nothing_at_all(cloud: Cloud) -> None:
     server = await cloud.have_server()
     for body, name, description in (

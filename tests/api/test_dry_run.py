@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-import msgspec
 import pytest
 
 from tests.api.tables import dump
@@ -14,7 +13,6 @@ from tests.api.test_access import ROUTES
 from tests.cloud import Cloud
 from tests.idempotency.posts import POSTS, SERVERS, WEB, ready
 from vpsd.accounts import service as accounts
-from vpsd.hosts import service as hosts
 from vpsd.lifecycle import Status
 
 BEGINS_FROM = {"start": Status.STOPPED, "stop": Status.ACTIVE, "reboot": Status.ACTIVE}
@@ -27,14 +25,6 @@ CAN_BE_TRIED = [
 
 def test_whatever_makes_or_moves_a_server_can_be_tried() -> None:
     assert set(CAN_BE_TRIED) == {name for name in POSTS if name.startswith("server_") or name.endswith("_restore")}
-
-
-async def have_host(cloud: Cloud, **facts: Any) -> str:
-    """A host that the worker has seen; its name."""
-    seen = msgspec.structs.replace(await cloud.hypervisor.facts(), **facts)
-    async with cloud.writing() as ctx:
-        await hosts.record_facts(ctx, seen)
-    return seen.name
 
 
 @asynccontextmanager
@@ -70,7 +60,7 @@ async def test_it_changes_nothing_and_wakes_nobody(cloud: Cloud, database_url: s
 
 
 async def test_of_a_create_it_shows_answer_price_and_place(cloud: Cloud) -> None:
-    host = await have_host(cloud)
+    host = await cloud.have_host()
     tried = await cloud.post(f"{SERVERS}?dry_run=1", {**WEB, "plan_id": 3, "hostname": "web.example.com"})
     assert '"monthly":5.00,"hourly":0.007,' in tried.text
     shown = tried.json()
@@ -107,7 +97,7 @@ async def _limit(cloud: Cloud, **limits: int) -> None:
         await accounts.set_limits(ctx, await cloud.account(), dict(limits))
 
 
-async def test_it_meets_the_errors_that_the_wish_would_meet(cloud: Cloud) -> None:
+async def test_it_meets_the_errors_that_the_request_would_meet(cloud: Cloud) -> None:
     active, stopped = await cloud.have_server("active"), await cloud.have_server("stopped", Status.STOPPED)
     foreign = await cloud.have_server("foreign", who="charlie")
 
@@ -132,7 +122,7 @@ async def test_it_meets_the_errors_that_the_wish_would_meet(cloud: Cloud) -> Non
     await _limit(cloud, max_servers=2)
     await meets(SERVERS, WEB, 403, "over_quota")
     await _limit(cloud, max_servers=9)
-    await have_host(cloud, memory_mb=800)
+    await cloud.have_host(memory_mb=800)
     await meets(SERVERS, WEB, 503, "unavailable")
     await meets(f"{SERVERS}{active}/resize/", {"plan_id": 3}, 503, "unavailable")
     await meets(f"{SERVERS}{active}/resize/", {"plan_id": 4}, 400, "plan_id")
@@ -143,7 +133,7 @@ async def test_it_meets_the_errors_that_the_wish_would_meet(cloud: Cloud) -> Non
     await meets(f"{SERVERS}{stopped}/start/", None, 402, "payment_required")
 
 
-async def test_a_wish_that_is_neither_is_refused_by_the_parameters_name(cloud: Cloud) -> None:
+async def test_a_value_that_is_neither_is_refused_by_the_parameters_name(cloud: Cloud) -> None:
     for operation in CAN_BE_TRIED:
         path, body = await ready(cloud, operation)
         before = await dump(cloud.database)

@@ -1,23 +1,13 @@
 """Plans: what they are, what they cost, and where there is room for them."""
 
 import re
-from typing import Any
-
-import msgspec
 
 from tests.cloud import Cloud
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
-from vpsd.hosts import service as hosts
 
 PLANS = "/api/v1/plans/"
 EVERYWHERE = ["us-west", "us-east", "eu-central"]
-
-
-async def _have_host(cloud: Cloud, **facts: Any) -> None:
-    seen = msgspec.structs.replace(await cloud.hypervisor.facts(), **facts)
-    async with cloud.writing() as ctx:
-        await hosts.record_facts(ctx, seen)
 
 
 async def test_a_plan_has_these_fields_and_exact_prices(cloud: Cloud) -> None:
@@ -51,7 +41,7 @@ async def test_the_list_and_the_detail_say_the_same(cloud: Cloud) -> None:
 async def test_a_location_narrows_the_list_to_what_there_is_room_for(cloud: Cloud) -> None:
     for code in EVERYWHERE:
         assert (await cloud.get(f"{PLANS}?location={code}")).json()["count"] == 4
-    await _have_host(cloud, memory_mb=3000)
+    await cloud.have_host(memory_mb=3000)
     assert [plan["id"] for plan in (await cloud.get(f"{PLANS}?location=us-west")).json()["results"]] == [3, 4]
     listed = (await cloud.get(PLANS)).json()["results"]
     assert [(plan["available"], plan["locations"]) for plan in listed] == [(False, [])] * 2 + [(True, EVERYWHERE)] * 2

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Literal
 
+from tests.killed import Killed
 from vpsd.backups.repository import BackupRef, Manifest, Repository
 from vpsd.backups.targets import Missing
 from vpsd.backups.transfer import StoreResult, chunk_numbers, store, stream_contents
@@ -26,10 +27,6 @@ def quiet(fraction: float, text: str) -> None:
     """Progress that nobody watches."""
 
 
-class Killed(Exception):
-    """What a process feels that is killed: it gets no further."""
-
-
 class RecordingTarget:
     """A target in memory; every object that is put, read or deleted, and every listing, is a step that may fail."""
 
@@ -41,7 +38,7 @@ class RecordingTarget:
         self.reads: list[str] = []
         self.steps_left: int | None = None
         self.dies: Literal["before", "after"] = "before"
-        self.failure: Exception = Killed()
+        self.failure: BaseException = Killed()
 
     async def put(self, key: str, data: bytes) -> None:
         await self._step(lambda: self.objects.update({key: data}))

@@ -12,13 +12,13 @@ from tests.backups.recording_target import (
     KEY,
     SERVER,
     Disk,
-    Killed,
     RecordingTarget,
     backup_ref,
     chain,
     keep,
     restored,
 )
+from tests.killed import Killed
 from vpsd.backups.repository import BackupRef, Damaged, Manifest, Repository, WrongKey, new_key, read_key
 from vpsd.backups.targets import Missing
 from vpsd.errors import Misconfigured, Unusable
@@ -78,7 +78,7 @@ async def test_with_a_key_nothing_of_the_disk_can_be_read_off_the_target(target:
     )  # nor who has the same as another
 
 
-async def test_what_is_sealed_twice_looks_different_each_time(target: RecordingTarget) -> None:
+async def test_what_is_encrypted_twice_looks_different_each_time(target: RecordingTarget) -> None:
     repository = Repository(target, "0a1b2c3d", KEY, CHUNK)
     seen: set[bytes] = set()
     for _ in range(3):

@@ -27,7 +27,7 @@ def test_a_vpsd_keeps_its_backups_in_a_bucket_and_brings_a_server_back(bucket: t
         assert [one["incremental"] for one in made] == [False, True]
         assert all(key.startswith("vpsd/") for key in keys())
         assert vpsd.ask("DELETE", f"backups/{made[0]['id']}/").status_code == 204
-        until(lambda: not any(key.endswith(f"{made[0]['uuid']}/manifest") for key in keys()), "it to be swept")
+        until(lambda: not any(key.endswith(f"{made[0]['uuid']}/manifest") for key in keys()), "it to be deleted")
         vpsd.post(f"backups/{made[1]['id']}/restore/")
         vpsd.until_status(server, "active")
         (found,) = vpsd.run_json("backup", "verify")

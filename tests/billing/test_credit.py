@@ -28,7 +28,7 @@ async def test_credit_adds_up_and_may_be_taken_back(cloud: Cloud) -> None:
 async def test_a_reference_is_booked_once_in_an_account(cloud: Cloud) -> None:
     await add(cloud, 5 * MICROS, "INV-17")
     for micros in (5 * MICROS, 7 * MICROS):
-        with pytest.raises(Invalid, match="INV-17 was booked for 'alice' already; nothing was added"):
+        with pytest.raises(Invalid, match="INV-17 has already been booked for 'alice'; nothing was added"):
             await add(cloud, micros, "INV-17")
     assert await cloud.balance() == 1005 * MICROS
     await add(cloud, 5 * MICROS, "INV-17", who="charlie")

@@ -88,8 +88,8 @@ async def live(cloud: Cloud, offered: Catalog, history: list[Step]) -> None:
     moved, price = 0, 2
     for what, value in history:
         if what == "create":
-            wish = {"name": "web", "plan_id": value, "os_id": 1, "location": "us-west"}
-            answer = await cloud.post("/api/v1/servers/", wish)
+            order = {"name": "web", "plan_id": value, "os_id": 1, "location": "us-west"}
+            answer = await cloud.post("/api/v1/servers/", order)
             made += [answer.json()["id"]] if answer.status_code == 201 else []
         elif what in ("delete", "stop", "start", "rebuild") or what.startswith("resize"):
             if value < len(made):

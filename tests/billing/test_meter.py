@@ -24,10 +24,12 @@ from tests.billing.books import (
     until_hour,
 )
 from tests.cloud import Cloud
+from tests.killed import Killed
 from vpsd.billing import meter, prices
 from vpsd.billing.models import Charge, rentals
 from vpsd.core.ids import Ids
 from vpsd.core.money import MICROS
+from vpsd.core.units import HOUR_MS
 from vpsd.hypervisor.protocol import GuestStats
 from vpsd.lifecycle import Status
 from vpsd.metrics.models import traffic
@@ -86,7 +88,7 @@ async def test_a_day_of_downtime_costs_what_a_day_costs_and_not_more(cloud: Clou
     cloud.clock.advance(DAY)
     assert await charge(cloud) == {1}
     made = await charges_of(cloud, server)
-    assert [entry.from_ms for entry in made[1:]] == [begin_ms + hour * prices.HOUR_MS for hour in range(24)]
+    assert [entry.from_ms for entry in made[1:]] == [begin_ms + hour * HOUR_MS for hour in range(24)]
     assert await spent(cloud, server) == cost(NANO, cloud.clock.now_ms() - made[0].from_ms)
     assert await spent(cloud, server) - before in (71428, 71429)  # 24 times 2.00 / 672
     await assert_right(cloud)
@@ -131,7 +133,7 @@ async def test_many_workers_at_once_charge_once_and_do_not_stumble_over_each_oth
     for server in servers:
         made = await charges_of(cloud, server)
         assert sum(entry.amount_micros for entry in made) == cost(NANO, made[-1].to_ms - made[0].from_ms)
-        assert made[-1].to_ms == cloud.clock.now_ms() // prices.HOUR_MS * prices.HOUR_MS
+        assert made[-1].to_ms == cloud.clock.now_ms() // HOUR_MS * HOUR_MS
     assert "could not be charged" not in caplog.text  # nobody was saved by the unique index alone
     await assert_right(cloud)
 
@@ -142,12 +144,8 @@ async def test_small_batches_leave_nobody_out(cloud: Cloud, monkeypatch: pytest.
     cloud.clock.advance(9 * HOUR)
     assert await charge(cloud) == {1, 2}
     for server in servers:
-        assert (await charges_of(cloud, server))[-1].to_ms == cloud.clock.now_ms() // prices.HOUR_MS * prices.HOUR_MS
+        assert (await charges_of(cloud, server))[-1].to_ms == cloud.clock.now_ms() // HOUR_MS * HOUR_MS
     await assert_right(cloud)
-
-
-class Killed(BaseException):
-    """The process is gone."""
 
 
 class Doomed(Ids):
@@ -179,7 +177,7 @@ async def test_a_worker_that_dies_halfway_leaves_the_rest_to_the_next_one(cloud:
     for server in (first, second):
         made = await charges_of(cloud, server)
         assert sum(entry.amount_micros for entry in made) == cost(NANO, made[-1].to_ms - made[0].from_ms)
-        assert made[-1].to_ms == cloud.clock.now_ms() // prices.HOUR_MS * prices.HOUR_MS
+        assert made[-1].to_ms == cloud.clock.now_ms() // HOUR_MS * HOUR_MS
     await assert_right(cloud)
 
 
@@ -202,7 +200,7 @@ async def test_a_place_that_was_set_back_charges_nothing_twice(cloud: Cloud, hou
     await charge(cloud)
     had, balance = await charges_of(cloud, server), await cloud.balance()
     (rental,) = await rentals_of(cloud, server)
-    back_ms = max(rental.from_ms, rental.charged_until_ms - hours * prices.HOUR_MS)
+    back_ms = max(rental.from_ms, rental.charged_until_ms - hours * HOUR_MS)
     await change(cloud, update(rentals), ("charged_until_ms",), charged_until_ms=back_ms)
     cloud.clock.advance(HOUR)
     await charge(cloud)  # the index has the last word, and the whole lot is undone
@@ -249,7 +247,7 @@ async def test_the_last_part_of_an_hour_is_charged_as_soon_as_the_server_is_dele
     assert await charge(cloud) == {1}
     made = await charges_of(cloud, server)
     assert made[-1].to_ms == cloud.clock.now_ms()
-    assert made[-1].quantity == prices.HOUR_MS // 4
+    assert made[-1].quantity == HOUR_MS // 4
     await assert_right(cloud)
 
 

@@ -27,6 +27,7 @@ from vpsd.billing.models import Charge
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.core.money import MICROS
+from vpsd.core.units import HOUR_MS
 from vpsd.errors import Invalid
 from vpsd.worker.repricing import apply_catalog
 
@@ -85,7 +86,7 @@ async def test_a_new_price_for_a_day_that_is_over_is_refused(cloud: Cloud, offer
     server = await cloud.have_server()
     cloud.clock.advance(DAY)
     for seconds in (-DAY, 0):
-        with pytest.raises(Invalid, match="is over"):
+        with pytest.raises(Invalid, match="is in the past"):
             await announce(cloud, offered, DEARER, _in(cloud, seconds))
     (rental,) = await rentals_of(cloud, server)
     assert (rental.price_monthly_micros, rental.to_ms) == (NANO, None)
@@ -121,7 +122,7 @@ async def test_each_account_is_told_once(cloud: Cloud, offered: Catalog) -> None
         events = (await cloud.get("/api/v1/account/events/?page_size=100", who=who)).json()["results"]
         assert [event["detail"] for event in reversed(events) if event["action"] == "plan.price"] == [
             "Nano VPS: 3.00 a month from 2025-06-16T15:06:44Z",
-            "Nano VPS: the announced price is taken back",
+            "Nano VPS: the announced price is withdrawn",
         ]
 
 
@@ -283,7 +284,7 @@ async def test_at_a_clock_that_was_set_back_a_resize_charges_nothing_twice(
     await charge(cloud)
     made = await charges_of(cloud, server)
     assert made[: len(had)] == had
-    assert made[-1].to_ms == cloud.clock.now_ms() // prices.HOUR_MS * prices.HOUR_MS
+    assert made[-1].to_ms == cloud.clock.now_ms() // HOUR_MS * HOUR_MS
     await assert_right(cloud)
 
 
@@ -299,8 +300,22 @@ async def test_a_day_that_came_and_was_undone_by_the_clock_is_not_charged_twice(
     await charge(cloud)
     made = await charges_of(cloud, server)
     assert made[: len(had)] == had
-    assert made[-1].to_ms == cloud.clock.now_ms() // prices.HOUR_MS * prices.HOUR_MS
+    assert made[-1].to_ms == cloud.clock.now_ms() // HOUR_MS * HOUR_MS
     await assert_right(cloud)
+
+
+@pytest.mark.parametrize("ahead", [HOUR / 2, 40 * DAY])
+async def test_a_deleted_server_is_not_rented_again_by_a_clock_that_was_set_back(
+    cloud: Cloud, offered: Catalog, ahead: float
+) -> None:
+    server = await cloud.have_server()
+    cloud.clock.advance(5 * HOUR)
+    await charge(cloud)
+    cloud.clock.advance(-3 * HOUR)  # its rental ends where it was charged, later than now
+    assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+    await cloud.settle()
+    assert await announce(cloud, offered, DEARER, _in(cloud, ahead)) == 0
+    assert all(rental.to_ms is not None for rental in await rentals_of(cloud, server))
 
 
 async def test_processes_that_start_with_a_new_price_at_once_raise_it_once(cloud: Cloud, offered: Catalog) -> None:
@@ -361,10 +376,10 @@ async def test_the_catalogue_file_says_from_when(cloud: Cloud, tmp_path: Path) -
     path.write_text(text.replace("price_monthly = 3.00", day))
     assert await apply_catalog(cloud.runtime, path) == [
         "plans 4: changed",
-        "plans 4: the price to come of 1 servers is changed",
+        "plans 4: the future price of 1 servers is changed",
     ]
     assert await apply_catalog(cloud.runtime, path) == []
     old, new = await rentals_of(cloud, server)
     assert (old.price_monthly_micros, new.price_monthly_micros) == (NANO, DEARER)
-    assert old.to_ms == new.from_ms == prices.month_named("2999-01").start_ms - prices.HOUR_MS
+    assert old.to_ms == new.from_ms == prices.month_named("2999-01").start_ms - HOUR_MS
     await assert_right(cloud)

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from vpsd.billing import prices
 from vpsd.billing.models import Charge, Rental
-from vpsd.billing.prices import FULL_MONTH_MS, GB, HOUR_MS, Month, Span
+from vpsd.billing.prices import FULL_MONTH_MS, Month, Span
 from vpsd.core import money
-
-DAY_MS = 24 * HOUR_MS
+from vpsd.core.units import DAY_MS, GIB, HOUR_MS
 
 
 def _ms(year: int, month: int, day: int = 1, hour: int = 0, minute: int = 0) -> int:
@@ -246,7 +245,7 @@ def test_a_month_that_is_none_is_refused() -> None:
     ("price", "shown"), [("5.00", "0.007"), ("10.00", "0.015"), ("20.00", "0.03"), ("2.00", "0.003"), ("0", "0.00")]
 )
 def test_the_hours_price_is_shown_to_a_thousandth_as_its_source_shows_it(price: str, shown: str) -> None:
-    assert money.parse(money.text(prices.price_hourly(money.parse(price)))) == money.parse(shown)
+    assert money.parse(money.decimal(prices.price_hourly(money.parse(price)))) == money.parse(shown)
 
 
 def test_an_hour_of_5_00_a_month_is_charged_by_672nds_and_not_as_shown() -> None:
@@ -293,20 +292,20 @@ def test_the_larger_of_in_and_out_counts_beyond_the_plans_share(
     over = prices.transfer_over(had, month, month.end_ms, received, sent)
     assert over == max(0, max(received, sent) - included)
     assert over == prices.transfer_over(had, month, month.end_ms, sent, received)
-    assert included <= max(rental.bandwidth_gb for rental in had) * GB
-    assert 0 <= prices.transfer_cost(over, price) <= Fraction(over * price, GB)
-    assert prices.transfer_cost(over, price) > Fraction(over * price, GB) - 1
+    assert included <= max(rental.bandwidth_gb for rental in had) * GIB
+    assert 0 <= prices.transfer_cost(over, price) <= Fraction(over * price, GIB)
+    assert prices.transfer_cost(over, price) > Fraction(over * price, GIB) - 1
 
 
 def test_a_gb_beyond_what_half_a_months_plan_includes_costs_a_hundredth() -> None:
     month = prices.month_named("2026-11")
     first, last = month.start_ms, month.start_ms + FULL_MONTH_MS // 2
     had = [Rental(1, 1, 1, 3, 5_000_000, 1024, first, last, first, first)]
-    assert prices.transfer_over(had, month, month.end_ms, 512 * GB, 0) == 0
-    over = prices.transfer_over(had, month, month.end_ms, 100 * GB, 513 * GB)
-    assert over == GB
+    assert prices.transfer_over(had, month, month.end_ms, 512 * GIB, 0) == 0
+    over = prices.transfer_over(had, month, month.end_ms, 100 * GIB, 513 * GIB)
+    assert over == GIB
     assert prices.transfer_cost(over, 10_000) == money.parse("0.01")
     assert prices.transfer_cost(over // 2, 10_000) == money.parse("0.005")
     whole = [msgspec.structs.replace(had[0], to_ms=None)]
-    assert prices.transfer_over(whole, month, month.end_ms, 1024 * GB, 0) == 0  # 30 days include no more than the plan
-    assert prices.transfer_over(whole, month, month.end_ms, 1024 * GB + 1, 0) == 1
+    assert prices.transfer_over(whole, month, month.end_ms, 1024 * GIB, 0) == 0  # 30 days include no more than the plan
+    assert prices.transfer_over(whole, month, month.end_ms, 1024 * GIB + 1, 0) == 1

@@ -24,6 +24,7 @@ from vpsd.billing import prices
 from vpsd.billing.models import Charge, charges, ledger, rentals
 from vpsd.catalog.service import Catalog
 from vpsd.core.money import MICROS
+from vpsd.core.units import HOUR_MS
 from vpsd.metrics.models import traffic
 from vpsd.servers.models import servers
 
@@ -120,14 +121,14 @@ async def test_an_hour_that_the_meter_passed_over_is_found(cloud: Cloud) -> None
     server = await _charged(cloud)
     (rental,) = await rentals_of(cloud, server)
     skipped_ms = rental.charged_until_ms
-    await change(cloud, update(rentals), ("charged_until_ms",), charged_until_ms=skipped_ms + prices.HOUR_MS)
+    await change(cloud, update(rentals), ("charged_until_ms",), charged_until_ms=skipped_ms + HOUR_MS)
     found = await checked(cloud)
     assert found.difference_micros in (2976, 2977)  # 2.00 / 672 more than was charged
     assert found.problems == [f"server {server}: the meter does not stand where its charges end"]
     cloud.clock.advance(3 * HOUR)
     await charge(cloud)
     found = await checked(cloud)
-    assert f"server {server}: charged from {skipped_ms + prices.HOUR_MS}, and before that until {skipped_ms}" in (
+    assert f"server {server}: charged from {skipped_ms + HOUR_MS}, and before that until {skipped_ms}" in (
         found.problems
     )
 
@@ -136,7 +137,7 @@ async def test_an_hour_that_the_meter_passed_over_is_found(cloud: Cloud) -> None
 async def test_a_place_that_was_set_back_is_found(cloud: Cloud, hours: int) -> None:
     server = await _charged(cloud)
     (rental,) = await rentals_of(cloud, server)
-    back_ms = max(rental.from_ms, rental.charged_until_ms - hours * prices.HOUR_MS)
+    back_ms = max(rental.from_ms, rental.charged_until_ms - hours * HOUR_MS)
     await change(cloud, update(rentals), ("charged_until_ms",), charged_until_ms=back_ms)
     found = await checked(cloud)
     assert found.difference_micros < 0
@@ -151,14 +152,14 @@ async def test_a_changed_place_in_an_earlier_rental_is_found_too(cloud: Cloud, h
     await charge(cloud)
     await assert_right(cloud)
     earlier, _ = await rentals_of(cloud, server)
-    values = {"charged_until_ms": earlier.charged_until_ms + hours * prices.HOUR_MS}
+    values = {"charged_until_ms": earlier.charged_until_ms + hours * HOUR_MS}
     await change(cloud, update(rentals).where(rentals.c.id == earlier.id), tuple(values), **values)
     assert (await checked(cloud)).problems != []
 
 
 async def test_a_rental_with_a_gap_is_found(cloud: Cloud, offered: Catalog) -> None:
     server = await _charged(cloud)
-    await announce(cloud, offered, 3 * MICROS, cloud.clock.now_ms() + 10 * prices.HOUR_MS)
+    await announce(cloud, offered, 3 * MICROS, cloud.clock.now_ms() + 10 * HOUR_MS)
     earlier, later = await rentals_of(cloud, server)
     assert earlier.to_ms is not None
     values = {"from_ms": later.from_ms + 60_000, "charged_until_ms": later.from_ms + 60_000}
@@ -170,7 +171,7 @@ async def test_a_rental_with_a_gap_is_found(cloud: Cloud, offered: Catalog) -> N
 
 async def test_rentals_that_overlap_are_found(cloud: Cloud, offered: Catalog) -> None:
     server = await _charged(cloud)
-    await announce(cloud, offered, 3 * MICROS, cloud.clock.now_ms() + 10 * prices.HOUR_MS)
+    await announce(cloud, offered, 3 * MICROS, cloud.clock.now_ms() + 10 * HOUR_MS)
     _, later = await rentals_of(cloud, server)
     values = {"from_ms": later.from_ms - 1, "charged_until_ms": later.from_ms - 1}
     await change(cloud, update(rentals).where(rentals.c.id == later.id), tuple(values), **values)
@@ -210,12 +211,11 @@ async def test_another_price_than_was_charged_is_found(cloud: Cloud, price: int)
 async def test_a_server_that_is_said_to_be_older_than_its_charges_is_found(cloud: Cloud) -> None:
     server = await _charged(cloud)
     (rental,) = await rentals_of(cloud, server)
-    await change(cloud, update(rentals), ("from_ms",), from_ms=rental.from_ms - prices.HOUR_MS)
+    await change(cloud, update(rentals), ("from_ms",), from_ms=rental.from_ms - HOUR_MS)
     found = await checked(cloud)
     assert found.difference_micros > 0
-    assert (
-        f"server {server}: charged from {rental.from_ms}, and before that until {rental.from_ms - prices.HOUR_MS}"
-        in (found.problems)
+    assert f"server {server}: charged from {rental.from_ms}, and before that until {rental.from_ms - HOUR_MS}" in (
+        found.problems
     )
 
 

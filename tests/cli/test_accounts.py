@@ -21,7 +21,7 @@ def test_a_new_token_speaks_for_its_account_until_it_is_revoked(vpsd: Vpsd) -> N
 
 
 def test_for_people_a_token_is_one_line_to_copy_and_an_account_says_what_comes_next(vpsd: Vpsd) -> None:
-    assert "`vpsd token add people` makes a token" in vpsd.run("account", "add", "people").stdout
+    assert "`vpsd token add people` creates a token" in vpsd.run("account", "add", "people").stdout
     said = vpsd.run("token", "add", "people").stdout
     assert vpsd.ask("GET", "servers/", token=said.strip()).status_code == 200
     assert "people" in vpsd.run("account", "list").stdout
@@ -30,7 +30,7 @@ def test_for_people_a_token_is_one_line_to_copy_and_an_account_says_what_comes_n
 
 def test_a_name_that_is_taken_and_an_account_that_there_is_not_are_said_in_a_line(vpsd: Vpsd) -> None:
     for arguments, text in (
-        (("account", "add", "default"), "There is an account 'default' already."),
+        (("account", "add", "default"), "There is already an account 'default'."),
         (("token", "add", "nobody"), "There is no account 'nobody'"),
         (("token", "revoke", "4711"), "There is no valid token 4711"),
     ):
@@ -46,7 +46,7 @@ def test_people_come_and_go_and_their_tokens_with_them(vpsd: Vpsd, command: Comm
     invited = command.json("account", "invite", "family", "bob@family.example", "--role", "read-only")
     assert (invited["email"], invited["role"], invited["account"]) == ("bob@family.example", "read-only", "family")
     assert (
-        "carl@family.example belongs to family as member."
+        "carl@family.example now has the role member in family."
         in command(
             *("account", "invite", "family", "carl@family.example", "--first-name", "Carl", "--last-name", "C")
         ).stdout
@@ -70,7 +70,7 @@ def test_people_come_and_go_and_their_tokens_with_them(vpsd: Vpsd, command: Comm
     assert command.json("account", "role", "family", "BOB@family.example", "member")["role"] == "member"
     assert vpsd.ask("POST", "servers/", {}, token=token).status_code == 400
     assert command("account", "role", "family", "bob@family.example", "read-only").stdout == (
-        "bob@family.example belongs to family as read-only.\n"
+        "bob@family.example now has the role read-only in family.\n"
     )
     assert vpsd.ask("POST", "servers/", {}, token=token).status_code == 403
     assert vpsd.ask("GET", "account/me/", token=token).json()["token"]["person"] == "bob@family.example"
@@ -88,22 +88,22 @@ def test_limits_are_set_shown_kept_and_taken_away(vpsd: Vpsd, command: Command) 
     limited = command.json("account", "limit", "bounded", *limits)
     names = ("credit_limit", "max_servers", "max_vcpus", "max_memory_mb", "max_storage_gb")
     assert [limited[name] for name in names] == ["25.50", 0, 2, 4096, 80]
-    wish = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"}
-    refused = vpsd.ask("POST", "servers/?dry_run=1", wish, token=token)
+    order = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"}
+    refused = vpsd.ask("POST", "servers/?dry_run=1", order, token=token)
     assert (refused.status_code, refused.json()["code"]) == (403, "over_quota")
     said = command("account", "limit", "bounded", "--servers", "none", "--credit", "none").stdout
     assert said == (
         "Limits of bounded: credit_limit none, max_servers none, max_vcpus 2, max_memory_mb 4096, max_storage_gb 80.\n"
     )
-    assert vpsd.ask("POST", "servers/?dry_run=1", wish, token=token).status_code == 200
+    assert vpsd.ask("POST", "servers/?dry_run=1", order, token=token).status_code == 200
     (listed,) = [account for account in command.json("account", "list") if account["name"] == "bounded"]
     assert listed == {**limited, "credit_limit": None, "max_servers": None}
 
 
 def test_a_token_has_the_permissions_and_the_end_that_were_said(vpsd: Vpsd, command: Command) -> None:
     command.json("account", "add", "careful")
-    wish = ("--permission", "servers:read", "--permission", "billing:read", "--expires-in-days", "90")
-    made = command.json("token", "add", "careful", "--name", "monitoring", *wish)
+    options = ("--permission", "servers:read", "--permission", "billing:read", "--expires-in-days", "90")
+    made = command.json("token", "add", "careful", "--name", "monitoring", *options)
     assert set(made) == {"id", "account", "name", "permissions", "token"}
     assert made["permissions"] == ["servers:read", "billing:read"]
     assert vpsd.ask("GET", "account/balance/", token=made["token"]).status_code == 200
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_in_a_line_that_names_it(command: Command) -> None
             "There is no person 'bob@picky.example'; `vpsd account show ACCOUNT` lists",
         ),
         (("account", "role", "nobody", "ann@picky.example", "owner"), "There is no account 'nobody'"),
-        (("account", "add", "picky"), "name: There is an account 'picky' already."),
+        (("account", "add", "picky"), "name: There is already an account 'picky'."),
         (("account", "add", "picky-2", "--email", "nonsense"), "email: 'nonsense' is not an e-mail address."),
         (("account", "show", "nobody"), "There is no account 'nobody'; `vpsd account list` shows them."),
         (("account", "limit", "nobody", "--servers", "1"), "There is no account 'nobody'"),
@@ -171,14 +171,14 @@ def test_what_is_wrong_is_said_in_a_line_that_names_it(command: Command) -> None
         (("account", "limit", "picky", "--vcpus", str(2**31)), "max_vcpus: Give a number"),
         (("account", "limit", "picky", "--storage-gb", ""), "max_storage_gb: Give a whole number"),
         (("account", "limit", "picky", "--credit", "-1"), "credit_limit_micros: Give a number from 0"),
-        (("account", "limit", "picky", "--credit", "much"), "credit: much is no amount"),
+        (("account", "limit", "picky", "--credit", "much"), "credit: much is not an amount"),
         (("account", "invite", "nobody", "bob@picky.example"), "There is no account 'nobody'"),
         (("account", "invite", "picky", "bob"), "email: 'bob' is not an e-mail address."),
         (("account", "invite", "picky", "b b@picky.example"), "is not an e-mail address."),
         (("account", "invite", "picky", "a" * 250 + "@x.example"), "is not an e-mail address."),
         (
             ("account", "invite", "picky", "ANN@picky.example"),
-            "email: ann@picky.example belongs to the account already.",
+            "email: ann@picky.example already belongs to the account.",
         ),
         (("account", "invite", "picky", "b@picky.example", "--last-name", "n" * 256), "first_name: Give at most 255"),
         (
@@ -220,8 +220,8 @@ def test_a_name_does_not_write_on_the_operators_terminal(vpsd: Vpsd, command: Co
     name = "clear\x1b[2Jscreen"
     command.json("account", "add", "sly")
     token = command.json("token", "add", "sly")["token"]
-    wish = {"name": name, "permissions": ["*:read"]}
-    assert vpsd.ask("POST", "account/tokens/", wish, token=token).status_code == 400
+    body = {"name": name, "permissions": ["*:read"]}
+    assert vpsd.ask("POST", "account/tokens/", body, token=token).status_code == 400
     assert "name: " in command.refused("token", "add", "sly", "--name", name)
     assert "note: " in command.refused("credit", "add", "sly", "1", "--note", name)
     command.json("account", "add", "old", data_dir=tmp_path)

@@ -18,7 +18,7 @@ def test_a_backup_is_listed_and_verified_and_damage_is_found(vpsd: Vpsd, command
     assert str(made["id"]) in command("backup", "list").stdout
     (verified,) = command.json("backup", "verify", str(made["id"]))
     assert (verified["error"], verified["bytes"] > 0) == (None, True)
-    assert "whole" in command("backup", "verify").stdout
+    assert "intact" in command("backup", "verify").stdout
     chunk = next(path for path in (vpsd.data / "backups").rglob(f"{made['uuid']}/*") if path.name != "manifest")
     good = chunk.read_bytes()
     chunk.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))

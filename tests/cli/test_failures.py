@@ -76,5 +76,5 @@ def test_where_no_libvirt_can_be_had_it_says_what_to_install(tmp_path: Path) -> 
 def test_without_libvirt_the_doctor_tells_and_the_simulator_plays(tmp_path: Path) -> None:
     done = run_without_libvirt("doctor", data=tmp_path)
     assert done.returncode == 1
-    assert "no servers can be made: There is no usable libvirt" in done.stdout
+    assert "no servers can be created: There is no usable libvirt" in done.stdout
     assert run_without_libvirt("doctor", data=tmp_path, hypervisor="simulator").returncode == 0

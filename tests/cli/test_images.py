@@ -64,8 +64,8 @@ def on_terminal(vpsd: Vpsd, *arguments: str) -> str:
             ("image", "import", "hurd", "/nowhere/disk.qcow2"),
             "There is no operating system 'hurd'; `vpsd catalog show` lists them.",
         ),
-        (("image", "pull", "tiny"), "tiny comes by `vpsd image build`."),
-        (("image", "build", "ubuntu-22.04"), "ubuntu-22.04 comes by `vpsd image pull`."),
+        (("image", "pull", "tiny"), "to get tiny, use `vpsd image build`."),
+        (("image", "build", "ubuntu-22.04"), "to get ubuntu-22.04, use `vpsd image pull`."),
     ],
 )
 def test_what_cannot_be_had_is_said_in_a_line(vpsd: Vpsd, arguments: tuple[str, ...], text: str) -> None:

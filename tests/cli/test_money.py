@@ -15,7 +15,10 @@ from tests.running import Vpsd
 
 def test_credit_is_booked_shown_and_taken_back(command: Command) -> None:
     command.json("account", "add", "saver")
-    assert command("credit", "list", "saver").stdout == "No rows; `vpsd credit add saver AMOUNT` books some credit.\n"
+    assert (
+        command("credit", "list", "saver").stdout
+        == "The ledger is empty; `vpsd credit add saver AMOUNT` adds credit.\n"
+    )
     booked = command.json("credit", "add", "saver", "12.5", "--note", "paid by card", "--reference", "INV-17")
     assert booked == {"account": "saver", "added": "12.50", "balance": "12.50"}
     assert command.json("credit", "add", "saver", "-2.25", "--note", "refunded") == {
@@ -24,7 +27,7 @@ def test_credit_is_booked_shown_and_taken_back(command: Command) -> None:
         "balance": "10.25",
     }
     assert command("credit", "add", "saver", "0.000001").stdout == (
-        "0.000001 were booked; the balance of saver is 10.250001.\n"
+        "Booked 0.000001; the balance of saver is 10.250001.\n"
     )
     assert command.json("credit", "add", "saver", "-20")["balance"] == "-9.749999"
     listed = command.json("credit", "list", "saver")
@@ -48,7 +51,7 @@ def test_a_reference_is_booked_once_in_an_account(command: Command) -> None:
         assert command.json("credit", "add", name, "50", "--reference", "INV-1")["balance"] == "50.00"
     for amount in ("50", "-50", "7"):
         refused = command.refused("credit", "add", "payer", amount, "--reference", "INV-1")
-        assert refused == "vpsd: reference: INV-1 was booked for 'payer' already; nothing was added."
+        assert refused == "vpsd: reference: INV-1 has already been booked for 'payer'; nothing was added."
     assert command.json("credit", "add", "payer", "1", "--reference", "INV-2")["balance"] == "51.00"
     assert len(command.json("credit", "list", "payer")) == 2
 
@@ -74,22 +77,22 @@ async def test_a_reference_that_is_too_long_is_refused_by_name(
     cloud: Cloud, database_url: str, command: Command, tmp_path: Path
 ) -> None:
     settings = {"data_dir": tmp_path, "database_url": database_url}
-    wish = ("credit", "add", "alice", "5", "--reference", "r" * 256)
-    assert "reference" in await asyncio.to_thread(command.refused, *wish, **settings)
+    arguments = ("credit", "add", "alice", "5", "--reference", "r" * 256)
+    assert "reference" in await asyncio.to_thread(command.refused, *arguments, **settings)
     assert await cloud.balance() == 1000_000_000
 
 
 def test_credit_is_what_a_create_needs(vpsd: Vpsd, command: Command) -> None:
     command.json("account", "add", "newcomer")
     token = command.json("token", "add", "newcomer")["token"]
-    wish = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"}
-    refused = vpsd.ask("POST", "servers/?dry_run=1", wish, token=token)
+    order = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"}
+    refused = vpsd.ask("POST", "servers/?dry_run=1", order, token=token)
     assert (refused.status_code, refused.json()["code"]) == (402, "payment_required")
     assert "0.071429 USD are missing" in refused.json()["detail"]  # 24 / 672 * 2.00
     command.json("credit", "add", "newcomer", "0.071428")
-    assert vpsd.ask("POST", "servers/?dry_run=1", wish, token=token).status_code == 402
+    assert vpsd.ask("POST", "servers/?dry_run=1", order, token=token).status_code == 402
     command.json("credit", "add", "newcomer", "0.000001")
-    assert vpsd.ask("POST", "servers/?dry_run=1", wish, token=token).status_code == 200
+    assert vpsd.ask("POST", "servers/?dry_run=1", order, token=token).status_code == 200
     balance = vpsd.ask("GET", "account/balance/", token=token)
     assert '"balance":0.071429,' in balance.text
 
@@ -102,7 +105,7 @@ def test_the_books_of_a_running_vpsd_agree(vpsd: Vpsd, command: Command) -> None
     assert all(verdict["balance"] == verdict["recomputed"] for verdict in found)
     said = command("billing", "verify")
     assert said.returncode == 0
-    assert said.stdout.endswith("Every balance is what follows from what happened.\n")
+    assert said.stdout.endswith("Every balance is correct.\n")
     assert set(command.json("billing", "charge")) == {"accounts_charged"}
     assert command("billing", "charge").stdout.startswith("Accounts charged: ")
     assert command("billing", "verify").returncode == 0

@@ -27,7 +27,7 @@ def test_check_finds_what_has_no_owner_and_mends_it_when_told_to(vpsd: Vpsd) -> 
     (fixed,) = vpsd.run_json("check", "--fix")
     assert fixed["fixed"] == "removed from the host"
     done = vpsd.run("check")
-    assert (done.returncode, done.stdout) == (0, "Everything has its owner.\n")
+    assert (done.returncode, done.stdout) == (0, "No inconsistencies.\n")
 
 
 async def leave_behind(vpsd: Vpsd, name: str) -> None:

@@ -33,7 +33,7 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 def test_a_line_for_programs_has_time_level_logger_message_and_what_was_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    logs.set_up("info", "json")
+    logs.configure("info", "json")
     logging.getLogger("vpsd.test").info("It is %s.", 'a "line"\nor two', extra={"count": 3, "path": logs})
     logging.getLogger("vpsd.test").debug("not this one")
     (line,) = _lines(capsys)
@@ -49,7 +49,7 @@ def test_a_line_for_programs_has_time_level_logger_message_and_what_was_given(
 
 
 def test_an_error_for_programs_is_one_line_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.set_up("info", "json")
+    logs.configure("info", "json")
     try:
         raise KeyError("lost")
     except KeyError:
@@ -61,7 +61,7 @@ def test_an_error_for_programs_is_one_line_with_its_traceback(capsys: pytest.Cap
 
 
 def test_a_line_for_people_has_the_requests_id_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.set_up("warning", "text")
+    logs.configure("warning", "text")
     log = logging.getLogger("vpsd.test")
     log.warning("outside")
     token = logs.request_id.set("abc")
@@ -76,7 +76,7 @@ def test_a_line_for_people_has_the_requests_id_where_there_is_one(capsys: pytest
 async def test_every_request_has_a_line_with_its_id_method_path_and_status(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.set_up("info", "json")
+    logs.configure("info", "json")
     me = (await cloud.get("/api/v1/account/me/")).json()["token"]["id"]
     capsys.readouterr()
     asked: list[tuple[str, str, str | None, Any, int]] = [
@@ -106,7 +106,7 @@ async def test_every_request_has_a_line_with_its_id_method_path_and_status(
 async def test_an_error_of_vpsds_own_is_logged_in_full_under_the_id_that_was_answered(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.set_up("info", "json")
+    logs.configure("info", "json")
     await cloud.database.close()
     answer = await cloud.get(SERVERS)
     error, access = _lines(capsys)
@@ -117,7 +117,7 @@ async def test_an_error_of_vpsds_own_is_logged_in_full_under_the_id_that_was_ans
 
 async def test_the_query_is_in_no_line(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
     for form in ("json", "text"):
-        logs.set_up("debug", form)
+        logs.configure("debug", form)
         for path in (SERVERS, "/nowhere", "/api/v1/account/me/"):
             await cloud.get(f"{path}?token=sesame&page=x")
         shown = capsys.readouterr().err
@@ -127,7 +127,7 @@ async def test_the_query_is_in_no_line(cloud: Cloud, capsys: pytest.CaptureFixtu
 
 async def test_a_path_cannot_begin_a_line_of_its_own(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
     for form in ("json", "text"):
-        logs.set_up("info", form)
+        logs.configure("info", form)
         await cloud.get("/%0A2026-01-01%20INFO%20vpsd:%20all%20is%20well%0D%1B[2J")
         shown = capsys.readouterr().err
         assert shown.count("\n") == 1

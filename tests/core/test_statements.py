@@ -14,14 +14,14 @@ from sqlalchemy.sql import Delete, Insert, Select, Update, visitors
 import vpsd
 from vpsd.core import db
 from vpsd.core.db import Statement
+from vpsd.core.pages import PagedList
 
 # Statements that change or lock rows of any account, and may: what workers do with ids that they found themselves, and
 # what runs before it is known who asks.
 ANY_ACCOUNT = {
-    "vpsd.accounts.tokens._USED",  # of the token that was just looked up by its hash
     "vpsd.backups.queries._LATEST",
     "vpsd.billing.meter._MOVE",
-    "vpsd.servers.queries._LOCK",
+    "vpsd.servers.queries._LOCK_ANY",
 }
 # Modules that change rows which whoever calls them has locked: there is no other way in.
 LOCKED_BEFORE = (
@@ -39,10 +39,14 @@ def _modules() -> Iterator[Any]:
 
 
 def _statements() -> Iterator[tuple[str, Statement[Any]]]:
-    """With where they stand; those of a dict by their keys."""
+    """With where they stand; those of a dict by their keys, those of a list by what they read."""
     for module in _modules():
         for name, value in vars(module).items():
-            group = {f"{name}[{key}]": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+            group = {name: value}
+            if isinstance(value, dict):
+                group = {f"{name}[{key}]": one for key, one in value.items()}
+            elif isinstance(value, PagedList):
+                group = {f"{name}.page": value.page, f"{name}.count": value.count}
             for label, statement in group.items():
                 if isinstance(statement, Statement):
                     yield f"{module.__name__}.{label}", statement
@@ -52,7 +56,7 @@ STATEMENTS = dict(_statements())
 
 
 def test_the_statements_are_found() -> None:
-    assert {"vpsd.accounts.tokens._REVOKE", "vpsd.billing.ledger._BALANCE", "vpsd.events.service._PAGE"} <= {
+    assert {"vpsd.accounts.tokens._REVOKE", "vpsd.billing.ledger._BALANCE", "vpsd.events.service._LIST.page"} <= {
         *STATEMENTS
     }
 

@@ -91,8 +91,8 @@ def test_a_debian_that_lost_everything_is_put_back_and_is_the_same_machine(vpsd:
 
 
 def test_a_new_server_of_a_backup_has_what_was_there_and_is_a_machine_of_its_own(vpsd: Vpsd, backed: Backed) -> None:
-    wish = {"name": "second", "plan_id": STARTER, "location": "us-west"}
-    made = vpsd.post("servers/", {**wish, "backup_id": backed.full["id"]})
+    order = {"name": "second", "plan_id": STARTER, "location": "us-west"}
+    made = vpsd.post("servers/", {**order, "backup_id": backed.full["id"]})
     detail = vpsd.until_status(made["id"], "active")
     login = _log_in(detail, made["password"])
     _holds(login, 1)

@@ -1,7 +1,7 @@
 """One vpsd with real guests for all tests of this room, as `make run` starts it.
 
-The room runs in one worker (`xdist_group`). Debian 12 is ordered at the beginning: its image is built and it boots
-beside the other tests.
+The room runs in one worker (see `tests/scheduling.py`). Debian 12 is ordered at the beginning: its image is built and
+it boots beside the other tests.
 """
 
 import json

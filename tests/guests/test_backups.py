@@ -14,7 +14,7 @@ from tests.guests.test_first_server import root_size_mb
 from tests.guests.writing import start_writer, whole_lines, written
 from tests.running import Vpsd, until
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 def test_a_backup_of_a_guest_that_writes_has_no_torn_line_and_boots(
@@ -52,7 +52,7 @@ def test_a_chain_of_five_without_its_middle_is_restored_in_place_and_to_a_new_se
     assert [copy["incremental"] for copy in chain] == [False, True, True, True, True]
     assert all(copy["sent_mb"] < chain[0]["sent_mb"] / 2 for copy in chain[1:])
     assert vpsd.ask("DELETE", f"snapshots/{chain[2]['id']}/").status_code == 204
-    until(lambda: not list((vpsd.data / "backups").rglob(f"{chain[2]['uuid']}/manifest")), "it to be swept")
+    until(lambda: not list((vpsd.data / "backups").rglob(f"{chain[2]['uuid']}/manifest")), "it to be deleted")
     login.run("rm /root/*")
     vpsd.post(f"snapshots/{chain[3]['id']}/restore/")
     made = vpsd.post(

@@ -8,7 +8,7 @@ from tests.guests.login import Login
 from tests.guests.test_first_server import memory_mb, root_size_mb
 from tests.running import Vpsd, until
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 def test_a_resized_server_has_more_memory_and_a_larger_disk_with_what_was_on_it(

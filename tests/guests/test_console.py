@@ -9,7 +9,7 @@ from tests.guests.host import Host
 from tests.guests.login import Login
 from vpsd.hypervisor.libvirt.console import Console
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 async def test_the_serial_console_takes_the_password_and_no_other(host: Host, first: Any, first_login: Login) -> None:

@@ -5,16 +5,16 @@ import pytest
 from tests.guests.login import Login
 from tests.running import Vpsd, until
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 def test_a_server_without_credit_is_suspended_and_comes_back_with_its_disk_and_address(vpsd: Vpsd) -> None:
     vpsd.run_json("account", "add", "prepaid", "--email", "pat@prepaid.example")
     token = vpsd.run_json("token", "add", "prepaid")["token"]
-    wish = {"name": "paid-for", "plan_id": 4, "os_id": 1, "location": "us-west"}
-    assert vpsd.ask("POST", "servers/", wish, token=token).status_code == 402
+    order = {"name": "paid-for", "plan_id": 4, "os_id": 1, "location": "us-west"}
+    assert vpsd.ask("POST", "servers/", order, token=token).status_code == 402
     vpsd.run_json("credit", "add", "prepaid", "10")
-    created = vpsd.ask("POST", "servers/", wish, token=token).json()
+    created = vpsd.ask("POST", "servers/", order, token=token).json()
     path = f"servers/{created['id']}/"
 
     def until_status(status: str) -> dict[str, str]:
@@ -43,8 +43,9 @@ def test_a_server_without_credit_is_suspended_and_comes_back_with_its_disk_and_a
     assert Login(after["ssh"], password=created["password"]).run("cat /root/note") == "precious"
     actions = [event["action"] for event in vpsd.ask("GET", "account/events/", token=token).json()["results"]]
     assert [action for action in reversed(actions) if action.startswith(("credit", "server"))] == [
-        *("credit.add", "server.create", "credit.add", "credit.exhausted", "server.suspend"),
-        *("credit.add", "credit.restored", "server.resume"),
+        *("credit.add", "server.create", "server.status"),
+        *("credit.add", "credit.exhausted", "server.suspend", "server.status"),
+        *("credit.add", "credit.restored", "server.resume", "server.status"),
     ]
     assert vpsd.ask("DELETE", path, token=token).status_code == 204
     vpsd.run_json("billing", "charge")

@@ -13,7 +13,7 @@ import pytest
 from tests.guests.login import Login
 from tests.running import Vpsd, until
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 def test_the_first_start_shows_the_token_and_keeps_it_to_itself(vpsd: Vpsd, first_words: str) -> None:

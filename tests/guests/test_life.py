@@ -13,7 +13,7 @@ from tests.guests.host import Host
 from tests.guests.login import Login
 from tests.running import Vpsd, until
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 @pytest.fixture(scope="module")

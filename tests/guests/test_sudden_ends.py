@@ -14,7 +14,7 @@ from tests.running import Vpsd, until
 from vpsd.flows.table import FLOWS
 from vpsd.lifecycle import Command
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 SEED = 7
 # Stopping and starting for another reason: an account's affair (test_credit), and a setting's (test_undelete).

@@ -9,7 +9,7 @@ from tests.guests.host import Host
 from tests.guests.login import Login
 from tests.running import Vpsd, run, until
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 def test_a_restart_of_vpsd_disturbs_no_guest(

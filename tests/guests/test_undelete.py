@@ -9,7 +9,7 @@ from tests.guests.host import Host
 from tests.guests.login import Login
 from tests.running import Vpsd
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 @pytest.fixture

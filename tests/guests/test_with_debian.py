@@ -8,7 +8,7 @@ from tests.guests.login import Login
 from tests.guests.test_first_server import memory_mb, root_size_mb
 from tests.running import Vpsd
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guests")]
+pytestmark = pytest.mark.guest
 
 
 def test_debian_is_built_boots_and_is_as_large_as_its_plan(vpsd: Vpsd, debian: Any) -> None:

@@ -8,9 +8,7 @@ import pytest
 from tests.billing.books import have_connections
 from tests.cloud import TINY, Cloud
 from vpsd.catalog.models import Plan
-from vpsd.hosts import service as hosts
 from vpsd.hosts.service import Capacity
-from vpsd.hypervisor.protocol import HostFacts
 from vpsd.servers import queries
 
 SERVERS = "/api/v1/servers/"
@@ -20,42 +18,35 @@ LARGER = msgspec.structs.replace(PLAN, id=3, vcpus=2, memory_mb=512)
 EXACTLY = {"vcpus": 1, "memory_mb": 256, "storage_gb": 2}
 
 
-async def have_host(cloud: Cloud, cpus: int = 100, memory_mb: int = 10**6, storage_gb: int | None = None) -> None:
-    """A host that has said what it has."""
-    facts = HostFacts("simulator", "simulator:", "none", "", "1", "here", cpus, memory_mb, storage_gb)
-    async with cloud.writing() as ctx:
-        await hosts.record_facts(ctx, facts)
-
-
 async def free(cloud: Cloud) -> Capacity:
     async with cloud.reading() as ctx:
         return await queries.free_capacity(ctx)
 
 
 def test_nothing_is_lacking_where_it_fits_to_the_last_bit() -> None:
-    assert Capacity("here", **EXACTLY).lacks(PLAN) == []
+    assert Capacity("simulator", **EXACTLY).lacks(PLAN) == []
 
 
 @pytest.mark.parametrize("name", EXACTLY)
 def test_what_is_too_little_is_named_and_nothing_else(name: str) -> None:
-    assert Capacity("here", **{**EXACTLY, name: EXACTLY[name] - 1}).lacks(PLAN) == [name]
-    assert Capacity("here", **{**EXACTLY, name: -5}).lacks(PLAN) == [name]
+    assert Capacity("simulator", **{**EXACTLY, name: EXACTLY[name] - 1}).lacks(PLAN) == [name]
+    assert Capacity("simulator", **{**EXACTLY, name: -5}).lacks(PLAN) == [name]
 
 
 def test_all_that_is_too_little_is_named() -> None:
-    assert Capacity("here", 0, 0, 0).lacks(PLAN) == ["vcpus", "memory_mb", "storage_gb"]
+    assert Capacity("simulator", 0, 0, 0).lacks(PLAN) == ["vcpus", "memory_mb", "storage_gb"]
 
 
 def test_what_is_not_known_is_not_lacking() -> None:
     assert Capacity().lacks(PLAN) == []
-    assert Capacity("here", 1, 256, None).lacks(PLAN) == []
-    assert Capacity("here", None, 255, None).lacks(PLAN) == ["memory_mb"]
+    assert Capacity("simulator", 1, 256, None).lacks(PLAN) == []
+    assert Capacity("simulator", None, 255, None).lacks(PLAN) == ["memory_mb"]
 
 
 def test_what_a_server_gives_back_is_not_asked_for_twice() -> None:
-    assert Capacity("here", 1, 256, 0).lacks(LARGER, instead_of=PLAN) == []
-    assert Capacity("here", 0, 255, 0).lacks(LARGER, instead_of=PLAN) == ["vcpus", "memory_mb"]
-    assert Capacity("here", -9, -9, -9).lacks(PLAN, instead_of=LARGER) == []  # smaller is always possible
+    assert Capacity("simulator", 1, 256, 0).lacks(LARGER, instead_of=PLAN) == []
+    assert Capacity("simulator", 0, 255, 0).lacks(LARGER, instead_of=PLAN) == ["vcpus", "memory_mb"]
+    assert Capacity("simulator", -9, -9, -9).lacks(PLAN, instead_of=LARGER) == []  # smaller is always possible
 
 
 async def test_before_a_host_has_spoken_there_is_room_for_everything(cloud: Cloud) -> None:
@@ -64,23 +55,23 @@ async def test_before_a_host_has_spoken_there_is_room_for_everything(cloud: Clou
 
 
 async def test_what_a_host_says_is_recorded_and_its_next_word_replaces_it(cloud: Cloud) -> None:
-    await have_host(cloud, 4, 8000, 100)
-    assert await free(cloud) == Capacity("here", 32, 8000, 400)  # vCPUs and disks are overcommitted, memory is not
-    await have_host(cloud, 2, 4000, None)
-    assert await free(cloud) == Capacity("here", 16, 4000, None)
+    await cloud.have_host(cpus=4, memory_mb=8000, storage_gb=100)
+    assert await free(cloud) == Capacity("simulator", 32, 8000, 400)  # vCPUs and disks are overcommitted, memory is not
+    await cloud.have_host(cpus=2, memory_mb=4000, storage_gb=None)
+    assert await free(cloud) == Capacity("simulator", 16, 4000, None)
 
 
 async def test_two_workers_may_record_the_same_host_at_once(cloud: Cloud) -> None:
     await have_connections(cloud)
-    await asyncio.gather(*(have_host(cloud, 4, 8000, 100) for _ in range(4)))
-    assert await free(cloud) == Capacity("here", 32, 8000, 400)
+    await asyncio.gather(*(cloud.have_host(cpus=4, memory_mb=8000, storage_gb=100) for _ in range(4)))
+    assert await free(cloud) == Capacity("simulator", 32, 8000, 400)
 
 
 async def test_servers_hold_their_share_until_nothing_of_them_is_left(cloud: Cloud) -> None:
-    await have_host(cloud, 4, 8000, 100)
+    await cloud.have_host(cpus=4, memory_mb=8000, storage_gb=100)
     server = await cloud.create()
     await cloud.create("other", who="charlie", plan_id=3)
-    held = Capacity("here", 32 - 2, 8000 - 256 - 2048, 400 - 2 - 40)
+    held = Capacity("simulator", 32 - 2, 8000 - 256 - 2048, 400 - 2 - 40)
     assert await free(cloud) == held
     await cloud.work()
     await cloud.post(f"{SERVERS}{server}/stop/")
@@ -89,7 +80,7 @@ async def test_servers_hold_their_share_until_nothing_of_them_is_left(cloud: Clo
     await cloud.ask("DELETE", f"{SERVERS}{server}/")
     assert await free(cloud) == held  # its disk is still there
     await cloud.settle()
-    assert await free(cloud) == Capacity("here", 31, 8000 - 2048, 400 - 40)
+    assert await free(cloud) == Capacity("simulator", 31, 8000 - 2048, 400 - 40)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +90,7 @@ async def test_servers_hold_their_share_until_nothing_of_them_is_left(cloud: Clo
 async def test_a_create_without_room_is_a_503_that_says_what_is_lacking(
     cloud: Cloud, has: dict[str, int], lacking: str
 ) -> None:
-    await have_host(cloud, **has)
+    await cloud.have_host(**has)
     answer = await cloud.post(SERVERS, NANO)
     assert answer.status_code == 503
     assert answer.json()["code"] == "unavailable"
@@ -107,8 +98,8 @@ async def test_a_create_without_room_is_a_503_that_says_what_is_lacking(
     assert (await cloud.get(SERVERS)).json()["count"] == 0
 
 
-async def test_room_is_handed_out_to_the_last_mb_and_given_back(cloud: Cloud) -> None:
-    await have_host(cloud, memory_mb=512)
+async def test_capacity_is_handed_out_to_the_last_mb_and_given_back(cloud: Cloud) -> None:
+    await cloud.have_host(memory_mb=512)
     servers = [await cloud.create(f"web-{number}") for number in range(2)]
     assert (await cloud.post(SERVERS, NANO)).status_code == 503
     await cloud.ask("DELETE", f"{SERVERS}{servers[0]}/")
@@ -119,7 +110,7 @@ async def test_room_is_handed_out_to_the_last_mb_and_given_back(cloud: Cloud) ->
 
 async def test_plans_tell_whether_and_where_there_is_room_for_one(cloud: Cloud) -> None:
     places = ["us-west", "us-east", "eu-central"]
-    await have_host(cloud, memory_mb=3000)
+    await cloud.have_host(memory_mb=3000)
     plans = {plan["id"]: plan for plan in (await cloud.get("/api/v1/plans/")).json()["results"]}
     assert {number: plan["available"] for number, plan in plans.items()} == {1: False, 2: False, 3: True, 4: True}
     assert {number: plan["locations"] for number, plan in plans.items()} == {1: [], 2: [], 3: places, 4: places}
@@ -132,26 +123,26 @@ async def test_plans_tell_whether_and_where_there_is_room_for_one(cloud: Cloud) 
 
 
 async def test_a_plan_that_is_said_to_be_available_can_be_had_and_another_cannot(cloud: Cloud) -> None:
-    await have_host(cloud, cpus=1, memory_mb=5000, storage_gb=30)
+    await cloud.have_host(cpus=1, memory_mb=5000, storage_gb=30)
     for plan in (await cloud.get("/api/v1/plans/")).json()["results"]:
         answer = await cloud.post(f"{SERVERS}?dry_run=1", {**NANO, "plan_id": plan["id"]})
         assert answer.status_code == (200 if plan["available"] else 503), plan
 
 
 async def test_a_resize_without_room_is_a_503_and_changes_nothing(cloud: Cloud) -> None:
-    await have_host(cloud, memory_mb=2047 + 256)
+    await cloud.have_host(memory_mb=2047 + 256)
     server = await cloud.have_server()
     await cloud.create("other")
     answer = await cloud.post(f"{SERVERS}{server}/resize/", {"plan_id": 3})
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert (await cloud.row(server)).plan_id == 4
     assert await cloud.status(server) == "active"
-    await have_host(cloud, memory_mb=2048 + 256)
+    await cloud.have_host(memory_mb=2048 + 256)
     assert (await cloud.post(f"{SERVERS}{server}/resize/", {"plan_id": 3})).status_code == 200
 
 
 async def test_creates_at_once_cannot_share_the_last_room(cloud: Cloud) -> None:
-    await have_host(cloud, memory_mb=300)
+    await cloud.have_host(memory_mb=300)
     await have_connections(cloud)
     for _ in range(3):
         asked = [(who, cloud.post(SERVERS, NANO, who=who)) for who in ("alice", "charlie")]  # no account in common

@@ -189,9 +189,10 @@ async def prepare(rig: Rig) -> None:
 
 
 async def boot(rig: Rig) -> None:
-    """Power on and wait for SSH."""
+    """Power on, and wait for SSH and the agent: an export that meets an agent which only starts waits for seconds."""
     await rig.hypervisor.power_on(NAME)
     await until(lambda: rig.hypervisor.is_up(NAME))
+    await rig.until_agent()
 
 
 async def power(rig: Rig) -> PowerState | None:
@@ -240,9 +241,9 @@ class Picture:
         copied = await host.block_map(NAME)
         self.size_bytes = copied.size_bytes
         for extent in copied.extents:
-            content = (
+            content = memoryview(
                 bytes(extent.length) if extent.zero else await host.read_export(NAME, extent.offset, extent.length)
-            )
+            )  # so that taking the rest of it copies nothing
             at = extent.offset
             while content:
                 number, start = divmod(at, self.CHUNK_BYTES)

@@ -215,7 +215,7 @@ async def test_a_copy_begins_anew_as_often_as_wanted_and_misses_nothing(rig: Rig
         await host.block_map(NAME)
     assert (await copy(rig, "m-3", "m-1")).since_checkpoint == "m-1"  # the one before came to nothing
     await picture.lay(host)
-    assert (await copy(rig, "m-4", "m-0")).since_checkpoint is None  # a mark that the host does not know
+    assert (await copy(rig, "m-4", "m-0")).since_checkpoint is None  # a checkpoint that the host does not know
     assert await power(rig) is PowerState.RUNNING
     await picture.write(host, f"{NAME}.6")
     await boot_from(rig, f"{NAME}.6")
@@ -258,7 +258,7 @@ async def test_a_copy_after_a_crash_misses_nothing(rig: Rig) -> None:
     assert rig.read_note(f"{NAME}.5") == "one"
 
 
-async def test_a_disk_grows_although_its_guest_has_died_with_a_mark_on_it(rig: Rig) -> None:
+async def test_a_disk_grows_although_its_guest_has_died_with_a_checkpoint_on_it(rig: Rig) -> None:
     host = rig.hypervisor
     await prepare(rig)
     await boot(rig)

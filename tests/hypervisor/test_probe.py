@@ -39,8 +39,8 @@ def test_a_child_that_dies_means_emulation(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "cpuid" in reason
 
 
-async def test_the_real_machine_gives_one_of_two_answers_with_a_reason() -> None:
-    kind, reason = await probe.probe_kvm_async()
+def test_the_real_machine_gives_one_of_two_answers_with_a_reason() -> None:
+    kind, reason = probe.probe_kvm()
     assert kind in ("kvm", "qemu")
     assert reason
 

@@ -61,10 +61,6 @@ async def count(cloud: Cloud, table: str) -> int:
     return len(await rows(cloud.database, table))
 
 
-class Killed(BaseException):
-    """The process is gone: nothing catches it, nothing is saved after it."""
-
-
 class Stumbling:
     """A database that is as good as another, except that something happens at one of its transactions."""
 

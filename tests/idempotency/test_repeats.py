@@ -16,12 +16,12 @@ from tests.idempotency.posts import (
     WEB,
     WORK,
     Gate,
-    Killed,
     Stumbling,
     api_on,
     count,
     ready,
 )
+from tests.killed import Killed
 from vpsd.idempotency.service import KEPT_HOURS, LEASE_SECONDS
 
 JSON = {"Content-Type": "application/json"}

@@ -35,11 +35,11 @@ async def test_a_cancelled_program_is_ended_with_its_children(tmp_path: Path) ->
     script = "sleep 1000 & echo $! >&2; wait"
     children: list[int] = []
 
-    def note(line: str) -> None:
+    def record(line: str) -> None:
         children.append(int(line))
         begun.set()
 
-    task = asyncio.create_task(run("sh", "-c", script, log=tmp_path / "log", timeout_seconds=60, on_line=note))
+    task = asyncio.create_task(run("sh", "-c", script, log=tmp_path / "log", timeout_seconds=60, on_line=record))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

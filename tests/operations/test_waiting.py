@@ -20,7 +20,7 @@ async def _claim(cloud: Cloud, owner: str) -> Operation:
 
 async def _enqueue(cloud: Cloud, server_id: int, command: Command) -> Operation:
     async with cloud.writing() as ctx:
-        return await operations.enqueue(ctx, server_id, command)
+        return await operations.add(ctx, server_id, command)
 
 
 async def test_what_supersedes_a_leased_operation_has_an_id_at_once_and_is_not_claimed(cloud: Cloud) -> None:
@@ -34,7 +34,9 @@ async def test_what_supersedes_a_leased_operation_has_an_id_at_once_and_is_not_c
     ]
     async with cloud.writing() as ctx:
         assert await operations.claim(ctx, "second") is None
-        begun = await operations.hand_over(ctx, Lease.of(first), delete)
+        await operations.hand_over(ctx, Lease.of(first), delete)
+        begun = await operations.open_operation(ctx, server_id)
+    assert begun is not None
     assert (begun.id, begun.waits_for) == (delete.id, None)
     assert (await _claim(cloud, "second")).id == delete.id
 
@@ -87,6 +89,8 @@ async def test_the_time_limit_of_a_waiting_one_begins_when_it_does(cloud: Cloud)
     hard = await _enqueue(cloud, server_id, Command.HARD_STOP)
     cloud.clock.advance(10)
     async with cloud.writing() as ctx:
-        begun = await operations.hand_over(ctx, Lease.of(stop), hard)
+        await operations.hand_over(ctx, Lease.of(stop), hard)
+        begun = await operations.open_operation(ctx, server_id)
+    assert begun is not None
     assert begun.deadline_at_ms == cloud.clock.now_ms() + 15 * 60_000
     assert begun.run_at_ms == cloud.clock.now_ms()

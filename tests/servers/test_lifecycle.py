@@ -54,7 +54,7 @@ def test_customers_may_do_what_the_api_offers_them() -> None:
     customers = {command for command, rule in RULES.items() if rule.given_by is Giver.CUSTOMER}
     assert customers == {
         *(Command.START, Command.STOP, Command.HARD_STOP, Command.REBOOT, Command.RESIZE, Command.REBUILD),
-        *(Command.BACKUP, Command.RESTORE, Command.DELETE, Command.UNDELETE),
+        *(Command.CREATE, Command.BACKUP, Command.RESTORE, Command.DELETE, Command.UNDELETE),
     }
     assert {Command.BACKUP, Command.RESTORE} <= set(allowed(Status.ACTIVE))
 

@@ -6,7 +6,6 @@ from typing import Any
 from sqlalchemy import update
 
 from tests.cloud import Cloud
-from tests.worker.forcing import force_status
 from vpsd.core.db import Statement
 from vpsd.errors import Unavailable
 from vpsd.lifecycle import Status
@@ -120,11 +119,11 @@ async def test_a_backup_waits_for_what_is_under_way(cloud: Cloud) -> None:
 
 async def test_a_suspended_servers_backup_is_made_up_for_when_it_is_back(cloud: Cloud) -> None:
     server = await _enabled(cloud)
-    await force_status(cloud, server, Status.SUSPENDED)
+    await cloud.force_status(server, Status.SUSPENDED)
     cloud.clock.advance(3 * DAY)
     await cloud.backup_scheduler().schedule()
     assert await _backups(cloud) == []
-    await force_status(cloud, server, Status.ACTIVE)
+    await cloud.force_status(server, Status.ACTIVE)
     await cloud.backup_scheduler().schedule()
     await cloud.work()
     assert [one["status"] for one in await _backups(cloud)] == ["completed"]

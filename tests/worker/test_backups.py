@@ -10,10 +10,12 @@ import pytest
 from sqlalchemy import update
 
 from tests.cloud import TINY, Cloud
+from tests.killed import Killed
 from vpsd.audit import Audit
 from vpsd.backups import queries
 from vpsd.backups.repository import Repository
 from vpsd.backups.targets import Directory, TargetFull
+from vpsd.core.clock import FakeClock
 from vpsd.core.db import Statement
 from vpsd.core.money import MICROS
 from vpsd.errors import Unavailable
@@ -401,7 +403,7 @@ async def test_restoring_a_stopped_server_needs_credit(cloud: Cloud) -> None:
     assert await cloud.status(server) == "active"
 
 
-async def test_a_backup_is_sealed_where_the_operator_has_a_key(cloud: Cloud) -> None:
+async def test_a_backup_is_encrypted_where_the_operator_has_a_key(cloud: Cloud) -> None:
     repository = Repository(cloud.target, cloud.instance, b"k" * 32)
     cloud.runtime = msgspec.structs.replace(cloud.runtime, repository=repository)
     server = await cloud.have_server()
@@ -432,7 +434,7 @@ async def test_what_was_made_under_another_key_or_elsewhere_is_refused_in_words(
     assert await cloud.status(server) == "active"
 
 
-async def test_one_mark_is_kept_on_the_host_and_none_of_a_disk_that_is_gone(cloud: Cloud) -> None:
+async def test_one_checkpoint_is_kept_on_the_host_and_none_of_a_disk_that_is_gone(cloud: Cloud) -> None:
     server = await cloud.have_server()
     backups = [await cloud.have_copy(server) for _ in range(3)]
     assert cloud.hypervisor.checkpoints(cloud.guest(server)) == {backups[-1]["uuid"]}
@@ -440,7 +442,7 @@ async def test_one_mark_is_kept_on_the_host_and_none_of_a_disk_that_is_gone(clou
     assert cloud.hypervisor.checkpoints(cloud.guest(server)) == set()
 
 
-async def test_a_mark_of_another_disk_is_not_gone_on_from(cloud: Cloud) -> None:
+async def test_a_checkpoint_of_another_disk_is_no_base_for_the_next_backup(cloud: Cloud) -> None:
     server = await cloud.have_server()
     backup = await cloud.have_copy(server)
     cloud.hypervisor.keeps_all_checkpoints = True
@@ -460,10 +462,6 @@ async def test_a_disk_that_is_smaller_than_the_one_before_is_backed_up(cloud: Cl
     assert (await cloud.post(f"/api/v1/servers/{server}/rebuild/", {"os_id": 1})).status_code == 200
     await cloud.work()
     assert (await cloud.have_copy(server))["status"] == "completed"
-
-
-class Killed(BaseException):
-    """The process is gone."""
 
 
 def _die_at(call: str) -> Callable[[str], None]:
@@ -624,7 +622,7 @@ async def test_a_lost_manifest_costs_one_backup_and_not_those_that_follow(cloud:
     assert await cloud.status(server) == "active"
 
 
-async def test_failed_backups_leave_no_marks_behind(cloud: Cloud) -> None:
+async def test_failed_backups_leave_no_checkpoints_behind(cloud: Cloud) -> None:
     server = await cloud.have_server()
     whole = await cloud.have_copy(server)
 
@@ -641,6 +639,13 @@ async def test_failed_backups_leave_no_marks_behind(cloud: Cloud) -> None:
     assert (await cloud.have_copy(server))["incremental"]
 
 
+class UnhurriedClock(FakeClock):
+    """A clock that stands still, and on which sleeping takes a real moment: no lease runs out meanwhile."""
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0.01)
+
+
 async def test_backups_leave_worker_slots_free_for_what_customers_wait_for(cloud: Cloud) -> None:
     gate = asyncio.Event()
 
@@ -654,16 +659,18 @@ async def test_backups_leave_worker_slots_free_for_what_customers_wait_for(cloud
         await cloud.post(f"/api/v1/servers/{server}/backup/")
     await cloud.post(f"/api/v1/servers/{servers[3]}/stop/")
     cloud.set(workers=2)
+    cloud.runtime = msgspec.structs.replace(cloud.runtime, clock=UnhurriedClock(cloud.clock.now_ms()))
     running = asyncio.create_task(cloud.runner().run())
     async with asyncio.timeout(60):
         while await cloud.status(servers[3]) != "stopped":
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
     assert not gate.is_set()
     gate.set()
     async with asyncio.timeout(60):
         while (await cloud.get("/api/v1/backups/")).json()["results"][0]["status"] != "completed":
             await asyncio.sleep(0.01)
     running.cancel()
+    await asyncio.wait({running})
 
 
 async def test_a_backup_waits_for_no_turn_that_another_may_take(cloud: Cloud) -> None:
@@ -696,12 +703,12 @@ async def test_a_backup_is_either_restored_or_deleted(cloud: Cloud) -> None:
 async def test_of_commands_at_once_one_is_carried_out(cloud: Cloud) -> None:
     server = await cloud.have_server()
     backup = await cloud.have_copy(server)
-    wishes = [
+    requests = [
         *(cloud.post(f"/api/v1/servers/{server}/{command}/") for command in ("backup", "snapshot", "reboot")),
         cloud.post(f"/api/v1/backups/{backup['id']}/restore/"),
         cloud.post(f"/api/v1/servers/{server}/rebuild/", {"os_id": 1}),
     ]
-    answers = await asyncio.gather(*wishes)
+    answers = await asyncio.gather(*requests)
     assert sorted(answer.status_code for answer in answers)[1:] == [400] * 4
     assert sum(answer.is_success for answer in answers) == 1
     await cloud.settle()

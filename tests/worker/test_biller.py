@@ -9,7 +9,6 @@ import pytest
 from tests.billing.books import DAY, HOUR, assert_right, charge, charges_of, have_connections
 from tests.cloud import Cloud
 from tests.idempotency.posts import Stumbling
-from tests.worker.forcing import force_status
 from vpsd.accounts import service as accounts
 from vpsd.core.clock import iso_utc
 from vpsd.hypervisor.protocol import PowerState
@@ -171,7 +170,7 @@ async def test_no_server_starts_without_credit(cloud: Cloud, status: Status) -> 
         await suspend(cloud)
     else:
         await run_out(cloud)
-        await force_status(cloud, server, status)
+        await cloud.force_status(server, status)
     for path, body in (("start", None), ("rebuild", {"os_id": 3})):  # what is rebuilt runs in the end
         answer = await cloud.post(f"{SERVERS}{server}/{path}/", body)
         assert answer.status_code == 402

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cloud import Cloud
+from tests.killed import Killed
 from vpsd.audit import Audit
 from vpsd.core.money import MICROS
 from vpsd.lifecycle import Command, Status
@@ -18,10 +19,6 @@ TOLD = {
     Command.GROW: ("resize", {"plan_id": 5}),
     Command.REBUILD: ("rebuild", {"os_id": 3}),
 }
-
-
-class Killed(BaseException):
-    """The process is gone: nothing catches it, nothing is saved after it."""
 
 
 def kill_at(number: int) -> Callable[[str], None]:

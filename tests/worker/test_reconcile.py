@@ -104,7 +104,7 @@ async def test_an_operation_that_began_since_the_look_is_left_its_server(cloud: 
     cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     async with cloud.writing() as ctx:
-        await operations.enqueue(ctx, server, Command.CONFIGURE)
+        await operations.add(ctx, server, Command.CONFIGURE)
     await cloud.reconciler().correct(server, guest, cloud.clock.now_ms())
     assert await cloud.status(server) == "active"
 
@@ -112,7 +112,7 @@ async def test_an_operation_that_began_since_the_look_is_left_its_server(cloud: 
 async def test_a_hostname_changed_while_another_operation_was_open_reaches_the_seed_afterwards(cloud: Cloud) -> None:
     server = await cloud.have_server()
     async with cloud.writing() as ctx:
-        await operations.enqueue(ctx, server, Command.RECOVER)
+        await operations.add(ctx, server, Command.RECOVER)
         await operations.claim(ctx, "busy")
     await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "late.example.com"})
     async with cloud.reading() as ctx:

@@ -41,8 +41,8 @@ async def test_a_lease_that_ran_out_is_taken_over_and_its_old_holder_cannot_save
         lambda ctx: operations.save_step(ctx, stale, "power_on", 0.5),
         lambda ctx: operations.report(ctx, stale, 0.5, "still here"),
         lambda ctx: operations.renew(ctx, stale),
-        lambda ctx: operations.hold(ctx, stale),
-        lambda ctx: operations.release(ctx, stale, "sorry", 0),
+        lambda ctx: operations.hold_lease(ctx, stale),
+        lambda ctx: operations.reschedule(ctx, stale, "sorry", 0),
         lambda ctx: operations.finish(ctx, stale, None, None),
     ]
     for save in saves:
@@ -369,15 +369,15 @@ class _Late:
 async def test_only_one_operation_can_be_open_on_a_server(cloud: Cloud) -> None:
     server = await cloud.have_server()
     async with cloud.writing() as ctx:
-        await operations.enqueue(ctx, server, Command.STOP)
+        await operations.add(ctx, server, Command.STOP)
     with pytest.raises(Busy):
         async with cloud.writing() as ctx:
-            await operations.enqueue(ctx, server, Command.REBOOT)
+            await operations.add(ctx, server, Command.REBOOT)
     # The index says so too, to those who come at the same moment.
     with pytest.raises(Busy):
         async with cloud.writing() as ctx:
             late = msgspec.structs.replace(ctx, tx=_Late(ctx.tx))
-            await operations.enqueue(late, server, Command.REBOOT)
+            await operations.add(late, server, Command.REBOOT)
 
 
 async def test_a_used_up_address_pool_is_said_and_waits_for_an_address(cloud: Cloud) -> None:

@@ -10,7 +10,8 @@ from sqlalchemy import update
 from tests.api.tables import rows
 from tests.billing.books import assert_right, have_connections
 from tests.cloud import Cloud
-from tests.idempotency.posts import Killed, Stumbling
+from tests.idempotency.posts import Stumbling
+from tests.killed import Killed
 from vpsd.audit import Audit
 from vpsd.core.clock import iso_utc
 from vpsd.core.db import Statement
@@ -282,7 +283,7 @@ async def test_without_a_time_to_undo_a_delete_is_final(cloud: Cloud) -> None:
     assert (await cloud.get(f"{SERVERS}{server}/")).status_code == 404
 
 
-async def test_when_the_time_is_over_it_vanishes_and_is_paid_until_then_and_not_a_second_sooner(cloud: Cloud) -> None:
+async def test_when_the_time_is_over_it_is_purged_and_paid_until_then_and_not_a_second_sooner(cloud: Cloud) -> None:
     server = await deleted(cloud)
     end_ms = (await cloud.row(server)).purge_due_at_ms or 0
     cloud.clock.advance((end_ms - cloud.clock.now_ms()) / 1000 - 1)
@@ -373,7 +374,7 @@ async def test_a_guest_that_somebody_starts_is_shut_down_again(cloud: Cloud) -> 
     assert await cloud.status(server) == "stopped"
 
 
-async def test_it_counts_against_quota_and_room_until_it_is_gone(cloud: Cloud) -> None:
+async def test_it_counts_against_quota_and_capacity_until_it_is_gone(cloud: Cloud) -> None:
     await deleted(cloud)
     assert (await cloud.get(SERVERS)).json()["count"] == 1
     usage = (await cloud.get("/api/v1/account/usage/")).json()
@@ -393,3 +394,15 @@ async def test_check_knows_a_deleted_server_and_mends_one_that_nothing_shuts_dow
     cloud.hypervisor.loses_disk(cloud.guest(server))
     (found,) = await Audit(cloud.runtime, fix=True).run()
     assert (found.text, await cloud.status(server)) == ("has no disk on the host", "deleted")
+
+
+@pytest.mark.parametrize("before", [Status.STOPPED, Status.SUSPENDED, Status.ERROR])
+async def test_one_that_was_left_deleting_with_nothing_under_way_is_where_it_was(cloud: Cloud, before: Status) -> None:
+    cloud.set(undelete_hours=1)
+    server = await cloud.have_server(status=before)
+    assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+    await cloud.force_status(server, Status.DELETING)
+    answer = await cloud.post(f"/api/v1/servers/{server}/undelete/")
+    assert (answer.status_code, answer.json()["server"]["status"]) == (200, before)
+    assert answer.json()["operation"] is None
+    assert await cloud.status(server) == before

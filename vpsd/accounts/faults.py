@@ -1,4 +1,4 @@
-"""What can be wrong with accounts, people and tokens: kinds with parameters, and plain words for each."""
+"""Faults of accounts, people and tokens."""
 
 from vpsd.accounts.permissions import KNOWN
 from vpsd.core.clock import iso_utc
@@ -11,11 +11,11 @@ class AccountTaken(Fault, frozen=True):
     name: str
 
     def __str__(self) -> str:
-        return f"There is an account {self.name!r} already."
+        return f"There is already an account {self.name!r}."
 
 
 class NotPrintable(Fault, frozen=True):
-    """A text is too long, too short, or has characters that cannot be printed."""
+    """A text is too long, too short, or has unprintable characters."""
 
     at_least: int
     at_most: int
@@ -48,7 +48,7 @@ class PersonTaken(Fault, frozen=True):
     email: str
 
     def __str__(self) -> str:
-        return f"{self.email} belongs to the account already."
+        return f"{self.email} already belongs to the account."
 
 
 class UnknownPermissions(Fault, frozen=True):
@@ -62,7 +62,7 @@ class UnknownPermissions(Fault, frozen=True):
 
 
 class DaysOutOfRange(Fault, frozen=True):
-    """A token is to last for less than a day, or for too many."""
+    """A token's lifetime is less than a day, or too long."""
 
     at_most: int
 
@@ -71,18 +71,18 @@ class DaysOutOfRange(Fault, frozen=True):
 
 
 class Outlives(Fault, frozen=True):
-    """A token would outlive the one that makes it, which has that many whole days left."""
+    """A token would outlive the one that creates it, which has that many whole days left."""
 
     ends_at_ms: int
     most_days: int
 
     def __str__(self) -> str:
         ends_at = iso_utc(self.ends_at_ms)
-        return f"This token ends at {ends_at}, and one that it makes cannot outlive it: at most {self.most_days}."
+        return f"This token expires at {ends_at}, and none that it creates can outlive it: at most {self.most_days}."
 
 
 class CannotHandOn(Forbidden):
-    """A token lacks a permission that the one it makes is to have."""
+    """A token lacks a permission that it was to grant to another."""
 
     def __init__(self, permission: str) -> None:
         super().__init__(f"This token lacks the permission {permission}, so it cannot hand it on.")

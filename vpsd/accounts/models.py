@@ -21,12 +21,12 @@ accounts = Table(
     identity(),
     Column("uuid", String(36), nullable=False, unique=True),
     Column("name", String(255), nullable=False, unique=True),  # the company
-    Column("credit_limit_micros", BigInteger),  # how far below zero the balance may go; None: as far as it likes
+    Column("credit_limit_micros", BigInteger),  # how far below zero the balance may go; None: no limit
     Column("max_servers", Integer),  # None: as many as there is room for
     Column("max_vcpus", Integer),
     Column("max_memory_mb", Integer),
     Column("max_storage_gb", Integer),
-    Column("exhausted_at_ms", BigInteger),  # since when there is no credit left
+    Column("exhausted_at_ms", BigInteger),  # since when there has been no credit left
     Column("created_at_ms", BigInteger, nullable=False),
     sqlite_autoincrement=True,
 )
@@ -51,11 +51,11 @@ tokens = Table(
     identity(),
     Column("uuid", String(36), nullable=False, unique=True),
     Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False, index=True),
-    Column("person_id", BigInteger, ForeignKey("people.id")),  # whose role bounds it
+    Column("person_id", BigInteger, ForeignKey("people.id")),  # whose role limits it
     Column("name", String(255), nullable=False),
     Column("lookup", String(16), nullable=False, index=True),  # the hash's first digits; the rest is compared in Python
     Column("hash", String(64), nullable=False, unique=True),
-    Column("permissions", String(1000), nullable=False),  # by spaces
+    Column("permissions", String(1000), nullable=False),  # separated by spaces
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger),
     Column("last_used_at_ms", BigInteger),  # to the minute
@@ -65,7 +65,7 @@ tokens = Table(
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Who owns servers and keys, and pays for them; field for column."""
+    """An account, which owns servers and keys, and pays for them; a row of `accounts`."""
 
     id: int
     uuid: str
@@ -80,7 +80,7 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Person(msgspec.Struct, frozen=True):
-    """Somebody who belongs to an account."""
+    """A person who belongs to an account."""
 
     id: int
     account: str
@@ -107,7 +107,7 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """Who is asking: the account, the token with what it may do in the end, and its person or else the first owner."""
+    """A caller: account, token with its effective permissions, and its person or else the first owner."""
 
     account: Account
     token: Token
@@ -115,7 +115,7 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class Caller(Actor, frozen=True, kw_only=True):
-    """Who is asking over the API."""
+    """The caller of an API request."""
 
     kind: str = "token"
     token_id: int

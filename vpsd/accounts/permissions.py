@@ -1,7 +1,7 @@
-"""What a token may do: names like the official client's, and what each role may at most.
+"""Permissions of tokens, named as in the official client, and the most that each role allows.
 
-A permission is `section:what`: `servers:read`, `servers:*`, `*:*`. What a request may is what its token names and,
-where the token is a person's, what the person's role allows: both have to say yes.
+A permission is `section:what`: `servers:read`, `servers:*`, `*:*`. A request may do what its token permits and, if the
+token belongs to a person, only what that person's role allows.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ KNOWN = ("*:*", "*:read", *(f"{section}:{what}" for section in SECTIONS for what
 
 
 class Role(StrEnum):
-    """What a person is in an account."""
+    """A person's role in an account."""
 
     OWNER = "owner"
     MEMBER = "member"
@@ -38,7 +38,7 @@ def unknown(names: Collection[str]) -> list[str]:
 
 
 def may(held: Collection[str], role: Role | None, needed: str) -> bool:
-    """Whether both what a token names and its person's role allow it."""
+    """Whether both the token's permissions and its person's role allow it."""
     return covers(held, needed) and (role is None or covers(OF_ROLE[role], needed))
 
 

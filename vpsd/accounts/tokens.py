@@ -1,4 +1,4 @@
-"""Tokens: who may ask, and what for. A value is shown once; what is stored is its hash."""
+"""API tokens. The value of a token is shown once; only its hash is stored."""
 
 import hmac
 from collections.abc import Collection
@@ -14,19 +14,19 @@ from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.core.ids import token_hash
-from vpsd.core.pages import Page
+from vpsd.core.pages import Page, PagedList
+from vpsd.core.units import DAY_MS, MINUTE_MS
 from vpsd.errors import Invalid, NotFound, Unauthenticated
 from vpsd.events import service as events
 
 LONGEST_DAYS = 3660
 
-_USED_EVERY_MS = 60_000  # how exactly the last use is recorded
+_USED_EVERY_MS = MINUTE_MS  # the last use is recorded at most this often
 _LOOKUP_DIGITS = 16
-_DAY_MS = 86_400_000
 
 
 class NewToken(msgspec.Struct, frozen=True):
-    """A token to make; what was not sent, or could not be read, is unset. `expires_in_days` None: never."""
+    """A token to create; what was not sent or could not be read is unset. `expires_in_days` None: never."""
 
     name: str | UnsetType = UNSET
     permissions: list[str] | UnsetType = UNSET
@@ -34,14 +34,14 @@ class NewToken(msgspec.Struct, frozen=True):
 
 
 class NewTokenValue(msgspec.Struct, frozen=True):
-    """A token that was made, and its value, which is to be seen only now."""
+    """A new token and its value, which is not stored."""
 
     id: int
     value: str
 
 
 class Login(msgspec.Struct, frozen=True):
-    """A caller, and whether the use of the token is to be recorded."""
+    """A caller, and whether the use of the token should be recorded."""
 
     caller: Caller
     record_use: bool
@@ -58,7 +58,7 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 class _Maker(msgspec.Struct, frozen=True):
-    """The token that makes another."""
+    """The token that creates another."""
 
     person_id: int | None
     expires_at_ms: int | None
@@ -67,7 +67,7 @@ class _Maker(msgspec.Struct, frozen=True):
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A `Token` as the database has it: permissions by spaces."""
+    """A `Token` as it is stored: permissions separated by spaces."""
 
     id: int
     uuid: str
@@ -84,12 +84,15 @@ class _Row(msgspec.Struct, frozen=True):
         return Token(**{**msgspec.structs.asdict(self), "permissions": self.permissions.split()})
 
 
-class _Named(msgspec.Struct, frozen=True):
+class _TokenName(msgspec.Struct, frozen=True):
     id: int
     name: str
 
 
 _t = tokens.c
+_OWN = _t.account_id == bindparam("account_id")
+_VALID = and_(_OWN, _t.revoked_at_ms.is_(None))
+_ID = _t.id == bindparam("id")
 _with_people = tokens.outerjoin(people, people.c.id == _t.person_id)
 _CALLER = Statement(
     select(
@@ -101,13 +104,10 @@ _CALLER = Statement(
     into=_Found,
 )
 _USED = Statement(
-    update(tokens).where(
-        _t.id == bindparam("used_id"),
-        or_(_t.last_used_at_ms.is_(None), _t.last_used_at_ms < bindparam("used_before_ms")),
-    ),
+    update(tokens).where(_OWN, _ID, or_(_t.last_used_at_ms.is_(None), _t.last_used_at_ms < bindparam("before_ms"))),
     ("last_used_at_ms",),
 )
-_LIST = (
+_ROWS = (
     select(
         *(_t.id, _t.uuid, accounts.c.name.label("account"), people.c.email.label("person"), _t.name, _t.permissions),
         *(_t.created_at_ms, _t.expires_at_ms, _t.last_used_at_ms, _t.revoked_at_ms),
@@ -115,14 +115,10 @@ _LIST = (
     .select_from(tokens.join(accounts).outerjoin(people, people.c.id == _t.person_id))
     .order_by(_t.id)
 )
-_OWN = _t.account_id == bindparam("own_account_id")
-_VALID = and_(_OWN, _t.revoked_at_ms.is_(None))
-_OWN_ID = _t.id == bindparam("own_id")
-_EVERY = Statement(_LIST, into=_Row)
-_PAGE = Statement(_LIST.where(_VALID).limit(bindparam("limit")).offset(bindparam("offset")), into=_Row)
-_COUNT = Statement(select(func.count()).select_from(tokens).where(_VALID), into=int)
-_ONE = Statement(_LIST.where(_OWN, _OWN_ID), into=_Row)
-_NAMES = Statement(select(_t.id, _t.name).where(_OWN), into=_Named)
+_ALL = Statement(_ROWS, into=_Row)
+_LIST = PagedList(_ROWS.where(_VALID), into=_Row)
+_ONE = Statement(_ROWS.where(_OWN, _ID), into=_Row)
+_NAMES = Statement(select(_t.id, _t.name).where(_OWN), into=_TokenName)
 _ADD = Statement(
     insert(tokens).returning(_t.id),
     ("uuid", "account_id", "person_id", "name", "lookup", "hash", "permissions", "created_at_ms", "expires_at_ms"),
@@ -131,19 +127,19 @@ _ADD = Statement(
 _MAKER = Statement(
     select(_t.person_id, _t.expires_at_ms, _t.permissions, people.c.role)
     .select_from(_with_people)
-    .where(_VALID, _OWN_ID)
+    .where(_VALID, _ID)
     .with_for_update(key_share=True, of=tokens),
     into=_Maker,
 )
-_ACCOUNT_OF = Statement(select(_t.account_id).where(_OWN_ID, _t.revoked_at_ms.is_(None)), into=int)
-_REVOKE = Statement(update(tokens).where(_VALID, _OWN_ID), ("revoked_at_ms",))
+_ACCOUNT_OF = Statement(select(_t.account_id).where(_ID, _t.revoked_at_ms.is_(None)), into=int)
+_REVOKE = Statement(update(tokens).where(_VALID, _ID), ("revoked_at_ms",))
 _ANY = Statement(select(func.count()).select_from(tokens), into=int)
 
 
 async def authenticate(ctx: Ctx, token: str, address: str | None, request_id: str | None) -> Login:
-    """Find who a token speaks for; raises `Unauthenticated`.
+    """Find the caller of a token; raises `Unauthenticated`.
 
-    The database looks for 64 bits of the hash; the whole is compared here, in constant time.
+    The database compares 64 bits of the hash; all of it is compared here, in constant time.
     """
     digest, now = token_hash(token), ctx.now_ms
     for found in await ctx.tx.all(_CALLER, lookup=digest[:_LOOKUP_DIGITS]):
@@ -160,38 +156,37 @@ async def authenticate(ctx: Ctx, token: str, address: str | None, request_id: st
             request_id=request_id,
         )
         return Login(caller, found.last_used_at_ms is None or found.last_used_at_ms < now - _USED_EVERY_MS)
-    raise Unauthenticated("This token is not valid. Check that it was copied whole and was not revoked.")
+    raise Unauthenticated("This token is not valid. Check that it was copied in full and was not revoked.")
 
 
 async def record_use(ctx: Ctx, token_id: int) -> None:
     """Record that a token was used, at most once a minute."""
     now = ctx.now_ms
-    await ctx.tx.run(_USED, used_id=token_id, used_before_ms=now - _USED_EVERY_MS, last_used_at_ms=now)
+    await ctx.tx.run(_USED, account_id=ctx.account_id, id=token_id, before_ms=now - _USED_EVERY_MS, last_used_at_ms=now)
 
 
 async def list_all(ctx: Ctx) -> list[Token]:
-    """The tokens of all accounts, oldest first, revoked ones included; never their values."""
-    return [row.token() for row in await ctx.tx.all(_EVERY)]
+    """The tokens of all accounts, oldest first, including revoked ones; never their values."""
+    return [row.token() for row in await ctx.tx.all(_ALL)]
 
 
 async def list_tokens(ctx: Ctx, page: Page) -> tuple[int, list[Token]]:
     """How many tokens the account has that were not revoked, and a page of them, oldest first."""
-    count = await ctx.tx.first(_COUNT, own_account_id=ctx.account_id)
-    rows = await ctx.tx.all(_PAGE, own_account_id=ctx.account_id, limit=page.size, offset=page.offset)
-    return count or 0, [row.token() for row in rows]
+    count, rows = await _LIST.read(ctx, page)
+    return count, [row.token() for row in rows]
 
 
 async def get(ctx: Ctx, token_id: int) -> Token:
     """A token of the account, revoked or not; raises `NotFound`."""
-    row = await ctx.tx.first(_ONE, own_account_id=ctx.account_id, own_id=token_id)
+    row = await ctx.tx.first(_ONE, account_id=ctx.account_id, id=token_id)
     if row is None:
         raise NotFound("token", token_id)
     return row.token()
 
 
 async def names(ctx: Ctx) -> dict[int, str]:
-    """What the account's tokens are called, by id, revoked ones included."""
-    return {token.id: token.name for token in await ctx.tx.all(_NAMES, own_account_id=ctx.account_id)}
+    """The names of the account's tokens by id, including revoked ones."""
+    return {token.id: token.name for token in await ctx.tx.all(_NAMES, account_id=ctx.account_id)}
 
 
 async def add(
@@ -202,7 +197,7 @@ async def add(
     expires_in_days: int | None = None,
     person_id: int | None = None,
 ) -> NewTokenValue:
-    """Make a token for the account; raises `Invalid`."""
+    """Create a token for the account; raises `Invalid`."""
     if not permissions or unknown(permissions):
         raise Invalid({"permissions": [UnknownPermissions(unknown(permissions))]})
     if not 0 < len(name) <= 255 or not name.isprintable():
@@ -221,7 +216,7 @@ async def add(
         hash=digest,
         permissions=" ".join(dict.fromkeys(permissions)),
         created_at_ms=now,
-        expires_at_ms=None if expires_in_days is None else now + expires_in_days * _DAY_MS,
+        expires_at_ms=None if expires_in_days is None else now + expires_in_days * DAY_MS,
     )
     assert token_id is not None
     await events.record(ctx, "token.create", "token", token_id, f"{name}: {' '.join(permissions)}")
@@ -229,46 +224,46 @@ async def add(
 
 
 async def create(ctx: Ctx, new: NewToken, faults: Faults) -> NewTokenValue:
-    """Make a token for the caller, who can hand on no more than they hold.
+    """Create a token that can do no more, and lasts no longer, than the caller's own.
 
-    Raises `Invalid`, `CannotHandOn`, or `Unauthenticated` where the caller's own token is worth nothing any more.
+    Raises `Invalid`, `CannotHandOn`, or `Unauthenticated` if the caller's own token is no longer valid.
     """
     wanted = new.permissions or []
     if unknown(wanted):
         faults.add("permissions", UnknownPermissions(unknown(wanted)))
     faults.check()
-    # Read again and kept: the token may have been revoked, or its person's role changed, since the request began.
-    maker = await ctx.tx.first(_MAKER, own_account_id=ctx.account_id, own_id=ctx.actor.token_id)
+    # Read again and locked: the token may have been revoked, or its person's role changed, since the request began.
+    maker = await ctx.tx.first(_MAKER, account_id=ctx.account_id, id=ctx.actor.token_id)
     if maker is None:
-        raise Unauthenticated("This token is not valid any more.")
+        raise Unauthenticated("This token is no longer valid.")
     role = None if maker.role is None else Role(maker.role)
     for permission in wanted:
         if not may(maker.permissions.split(), role, permission):
             raise CannotHandOn(permission)
     days, ends_at_ms = None if new.expires_in_days is UNSET else new.expires_in_days, maker.expires_at_ms
-    if ends_at_ms is not None and (days is None or ctx.now_ms + days * _DAY_MS > ends_at_ms):
-        most_days = max(0, (ends_at_ms - ctx.now_ms) // _DAY_MS)
+    if ends_at_ms is not None and (days is None or ctx.now_ms + days * DAY_MS > ends_at_ms):
+        most_days = max(0, (ends_at_ms - ctx.now_ms) // DAY_MS)
         raise Invalid({"expires_in_days": [Outlives(ends_at_ms, most_days)]})
     assert new.name is not UNSET
     return await add(ctx, new.name, wanted, expires_in_days=days, person_id=maker.person_id)
 
 
 async def revoke(ctx: Ctx, token_id: int) -> None:
-    """Make a token of the account worthless from now on; raises `NotFound`."""
-    if not await ctx.tx.run(_REVOKE, own_account_id=ctx.account_id, own_id=token_id, revoked_at_ms=ctx.now_ms):
+    """Revoke a token of the account; raises `NotFound`."""
+    if not await ctx.tx.run(_REVOKE, account_id=ctx.account_id, id=token_id, revoked_at_ms=ctx.now_ms):
         raise NotFound("token", token_id)
     await events.record(ctx, "token.revoke", "token", token_id)
 
 
 async def account_of(ctx: Ctx, token_id: int) -> int:
     """For the operator: the account of a token that is not revoked; raises `NotFound`."""
-    found = await ctx.tx.first(_ACCOUNT_OF, own_id=token_id)
+    found = await ctx.tx.first(_ACCOUNT_OF, id=token_id)
     if found is None:
         raise NotFound("valid token", token_id)
     return found
 
 
 async def any_token(ctx: Ctx) -> bool:
-    """Whether a token was ever made."""
+    """Whether a token was ever created."""
     count = await ctx.tx.first(_ANY)
     return bool(count)

@@ -6,24 +6,17 @@ from litestar.middleware import DefineMiddleware
 
 from vpsd.api.http.authentication import PUBLIC, BearerToken, needed
 from vpsd.api.http.errors import LARGEST_BODY_BYTES, handlers
-from vpsd.api.http.health import health
+from vpsd.api.http.health import health_of
 from vpsd.api.http.middleware import Asgi, RequestMiddleware
 from vpsd.api.http.openapi import describe
 from vpsd.api.http.requests import ApiRequest
 from vpsd.api.vps_org import account, backups, catalog, servers, ssh_keys
 from vpsd.api.vps_org.description import DESCRIPTION
 from vpsd.api.vps_org.texts import text
+from vpsd.hosts.status import HostStatus
 from vpsd.runtime import Runtime
 
-_SECTIONS = (
-    servers.router,
-    backups.of_servers,
-    backups.backups,
-    backups.snapshots,
-    ssh_keys.router,
-    catalog.router,
-    account.router,
-)
+_SECTIONS = (servers.router, *backups.routers, ssh_keys.router, catalog.router, account.router)
 
 
 @get(
@@ -52,6 +45,7 @@ def openapi_json() -> bytes:
 
 
 def _make_litestar(runtime: Runtime | None) -> Litestar:
+    health = health_of(runtime.host if runtime else HostStatus())
     app = Litestar(
         route_handlers=[health, Router("/api/v1", route_handlers=[*_SECTIONS, openapi])],
         request_class=ApiRequest,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from sqlalchemy import bindparam, insert, update
 
 from vpsd.backups import queries, retention
@@ -20,23 +21,24 @@ from vpsd.backups.faults import (
 )
 from vpsd.backups.models import Backup, BackupStatus, Kind, backups
 from vpsd.backups.queries import NamedBackup, noun
-from vpsd.billing import credit
 from vpsd.core.clock import iso_utc
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
-from vpsd.errors import Invalid, NotFound
+from vpsd.core.faults import Faults
+from vpsd.core.units import DAY_MS, MINUTE_MS
+from vpsd.errors import NotFound
 from vpsd.events import service as events
-from vpsd.lifecycle import RULES, Command, Status
+from vpsd.lifecycle import RULES, Command
 from vpsd.operations.models import Operation
 from vpsd.servers import commands as servers
 from vpsd.servers import queries as server_queries
 from vpsd.servers import updates
 from vpsd.servers.commands import Accepted
-from vpsd.servers.models import LockedServer, Server
+from vpsd.servers.models import LockedServer
 from vpsd.servers.schedule import next_backup_slot_ms
 
-_FAILED_SHOWN_MS = 7 * 24 * 3600 * 1000
-_DAILY_AGAIN_MS = 30 * 60 * 1000
+_FAILED_SHOWN_MS = 7 * DAY_MS
+_DAILY_AGAIN_MS = 30 * MINUTE_MS
 
 _c = backups.c
 _ONE = update(backups).where(_c.id == bindparam("backup_id"))
@@ -57,7 +59,7 @@ _SET_FAILED = Statement(_MADE, ("status", "error", "expires_at_ms"))
 _DELETE = Statement(_ONE.where(_c.deleted_at_ms.is_(None)), ("deleted_at_ms",))
 _HIDE_FAILED = Statement(
     update(backups).where(
-        _c.server_id == bindparam("of_server"),
+        _c.server_id == bindparam("server_id"),
         _c.kind == Kind.AUTOMATIC,
         _c.deleted_at_ms.is_(None),
         _c.status == BackupStatus.FAILED,
@@ -68,9 +70,12 @@ _SET_PURGED = Statement(_ONE, ("purged_at_ms",))
 
 
 class NewBackup(msgspec.Struct, frozen=True):
-    """A backup or snapshot to make. A snapshot without a name is named after its description."""
+    """A backup or snapshot to make. A snapshot without a name is named after its description.
 
-    server_id: int
+    What was not sent, or cannot be read, is unset.
+    """
+
+    server_id: int | UnsetType = UNSET
     name: str | None = None
     description: str | None = None
 
@@ -83,16 +88,24 @@ class CreatedBackup(msgspec.Struct, frozen=True):
     message: str
 
 
-async def create(ctx: Ctx, kind: Kind, new: NewBackup) -> CreatedBackup:
+async def create(ctx: Ctx, kind: Kind, new: NewBackup, faults: Faults) -> CreatedBackup:
     """Have a server backed up while it runs; raises `Invalid`, `NotFound`, `WrongStatus` or `Busy`."""
-    server = await server_queries.lock_server(ctx, new.server_id)
-    servers.check_status(server, Command.BACKUP)
-    if server.provisioned_at_ms is None:
-        raise NoDiskYet
+    if new.server_id is UNSET:
+        faults.check()
+    assert new.server_id is not UNSET
+    try:
+        server = await server_queries.lock_server(ctx, new.server_id)
+    except NotFound:
+        faults.check()  # what is wrong with the other fields is said first
+        raise
     what, settings = noun((kind,)), ctx.settings
     limit = settings.snapshots_per_server if kind is Kind.SNAPSHOT else settings.backups_per_server
     if await queries.count(ctx, server.id, kind) >= limit:
-        raise Invalid({"server_id": [TooManyBackups(what, limit)]})
+        faults.add("server_id", TooManyBackups(what, limit))
+    faults.check()
+    servers.check_status(server, Command.BACKUP)
+    if server.provisioned_at_ms is None:
+        raise NoDiskYet
     name = new.name
     if kind is Kind.SNAPSHOT and name is None:
         now = iso_utc(ctx.now_ms).replace(":", "").removesuffix("Z")
@@ -100,8 +113,8 @@ async def create(ctx: Ctx, kind: Kind, new: NewBackup) -> CreatedBackup:
     backup = await _add(ctx, server, kind, name, new.description)
     operation = await servers.enqueue(ctx, server, Command.BACKUP, backup.id)
     await events.record(ctx, f"{what}.create", what, backup.id, f"of server {server.id}")
-    message = f"{what.capitalize()} is being created. This may take 3-10 minutes depending on server size."
-    return CreatedBackup(NamedBackup(**msgspec.structs.asdict(backup), server_name=server.name), operation, message)
+    named = NamedBackup(**msgspec.structs.asdict(backup), server_name=server.name)
+    return CreatedBackup(named, operation, RULES[Command.BACKUP].message.format(noun=what.capitalize()))
 
 
 async def create_daily(ctx: Ctx, server_id: int) -> None:
@@ -111,7 +124,7 @@ async def create_daily(ctx: Ctx, server_id: int) -> None:
         return
     if server.provisioned_at_ms is None or server.status not in RULES[Command.BACKUP_DAILY].begins_from:
         return  # it stays due, and is made up for as soon as it can be
-    await ctx.tx.run(_HIDE_FAILED, of_server=server_id, deleted_at_ms=ctx.now_ms)  # there is a new try
+    await ctx.tx.run(_HIDE_FAILED, server_id=server_id, deleted_at_ms=ctx.now_ms)  # there is a new try
     backup = await _add(ctx, server, Kind.AUTOMATIC, None, "Automatic daily backup")
     await servers.enqueue(ctx, server, Command.BACKUP_DAILY, backup.id)
     await updates.set_next_backup(ctx, server_id, next_backup_slot_ms(ctx.settings, server.uuid, ctx.now_ms))
@@ -125,9 +138,7 @@ async def make_daily_due(ctx: Ctx, server_id: int) -> None:
     await updates.set_next_backup(ctx, server_id, ctx.now_ms)
 
 
-async def _add(
-    ctx: Ctx, server: LockedServer | Server, kind: Kind, name: str | None, description: str | None
-) -> Backup:
+async def _add(ctx: Ctx, server: LockedServer, kind: Kind, name: str | None, description: str | None) -> Backup:
     backup = await ctx.tx.first(
         _ADD,
         uuid=ctx.ids.uuid(),
@@ -155,17 +166,10 @@ async def restore(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> tuple[Name
     backup = await queries.lock(ctx, kinds, backup_id)  # after the server, as everywhere
     if backup.status != BackupStatus.COMPLETED:
         raise NotRestorable(what, backup_id, backup.error)
-    await credit.check_start(ctx, runs=server.status == Status.ACTIVE)  # it runs in the end
     detail = f"from {what} {backup_id}"
     operation = await servers.enqueue(ctx, server, Command.RESTORE, backup_id, event="server.restore", detail=detail)
-    accepted = Accepted(
-        server_id=server.id,
-        name=server.name,
-        status=Status.RESTORING,
-        message=f"Server is being restored from {what}. This may take 5-15 minutes.",
-        operation=operation,
-    )
-    return backup, accepted
+    accepted = servers.accepted(server, Command.RESTORE, operation)
+    return backup, msgspec.structs.replace(accepted, message=accepted.message.format(noun=what))
 
 
 async def delete(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> None:

@@ -3,6 +3,15 @@
 from vpsd.errors import Busy, Fault, WrongStatus
 
 
+class OneSource(Fault, frozen=True):
+    """A new server is to begin with more than one thing; `fields` are what it can begin with."""
+
+    fields: list[str]
+
+    def __str__(self) -> str:
+        return f"Give one of {', '.join(self.fields)}."
+
+
 class NoSuchBackup(Fault, frozen=True):
     """The account has none with this id."""
 

@@ -1,17 +1,19 @@
 """Backups and snapshots, read: scoped to the account of the context for customers, and of all accounts for workers."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
+from msgspec import UNSET, UnsetType
+from sqlalchemy import and_, bindparam, exists, func, or_, select
 
-from vpsd.backups.faults import NoSuchBackup, NotCompleted
+from vpsd.accounts import service as accounts
+from vpsd.backups.faults import NoSuchBackup, NotCompleted, OneSource
 from vpsd.backups.models import Backup, BackupStatus, Kind, backups
+from vpsd.backups.repository import BackupRef
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
-from vpsd.core.faults import Faults
-from vpsd.core.pages import Page
+from vpsd.core.faults import Faults, Required
+from vpsd.core.pages import Page, PagedList
 from vpsd.errors import NotFound
 from vpsd.lifecycle import RULES
 from vpsd.operations.models import operations
@@ -26,6 +28,17 @@ class NamedBackup(Backup, frozen=True):
     """A backup and its server's name."""
 
     server_name: str
+
+
+class StoredBackup(Backup, frozen=True):
+    """A completed backup and the UUID of its server."""
+
+    server_uuid: str
+
+    @property
+    def ref(self) -> BackupRef:
+        """Where it is on its target."""
+        return BackupRef(self.server_uuid, self.uuid)
 
 
 def noun(kinds: Sequence[Kind]) -> str:
@@ -44,6 +57,8 @@ _OWN = and_(
     or_(*(_c.kind == bindparam(name) for name in ("first_kind", "last_kind"))),
 )
 _NAMED = select(backups, servers.c.name.label("server_name")).join_from(backups, servers)
+_LIST = PagedList(_NAMED.where(_OWN).order_by(_c.id.desc()), into=NamedBackup)
+_LIST_OF_SERVER = PagedList(_NAMED.where(_OWN, _OF_SERVER).order_by(_c.id.desc()), into=NamedBackup)
 _ONE = Statement(_NAMED.where(_OWN, _BACKUP), into=NamedBackup)
 _LOCK = Statement(_NAMED.where(_OWN, _BACKUP).with_for_update(of=backups), into=NamedBackup)
 _ROW = Statement(select(backups).where(_BACKUP), into=Backup)
@@ -96,6 +111,10 @@ _OTHERS = Statement(
     .order_by(_c.id),
     into=Backup,
 )
+_STORED = Statement(
+    select(backups, servers.c.uuid.label("server_uuid")).join_from(backups, servers).where(_COMPLETED).order_by(_c.id),
+    into=StoredBackup,
+)
 _PRESENT = Statement(select(backups).where(_c.purged_at_ms.is_(None)).order_by(_c.id), into=Backup)
 _USED_BY = Statement(
     select(servers.c.id)
@@ -119,21 +138,6 @@ _USED_BY = Statement(
 )
 
 
-def _narrowed(statement: Select[Any], by_server: bool) -> Select[Any]:
-    return statement.where(_OWN, _OF_SERVER) if by_server else statement.where(_OWN)
-
-
-@cache
-def _count(by_server: bool) -> Statement[int]:
-    return Statement(_narrowed(select(func.count()).select_from(backups), by_server), into=int)
-
-
-@cache
-def _page(by_server: bool) -> Statement[NamedBackup]:
-    found = _narrowed(_NAMED, by_server).order_by(_c.id.desc())
-    return Statement(found.limit(bindparam("limit")).offset(bindparam("offset")), into=NamedBackup)
-
-
 def _own(ctx: Ctx, kinds: Sequence[Kind]) -> dict[str, Any]:
     return {"account_id": ctx.account_id, "first_kind": kinds[0], "last_kind": kinds[-1]}
 
@@ -142,9 +146,8 @@ async def list_backups(
     ctx: Ctx, kinds: Sequence[Kind], page: Page, server_id: int | None = None
 ) -> tuple[int, list[NamedBackup]]:
     """How many of these kinds the account has, of all its servers or of one, and a page of them, newest first."""
-    by_server, values = server_id is not None, {**_own(ctx, kinds), "server_id": server_id}
-    count = await ctx.tx.first(_count(by_server), **values) or 0
-    return count, await ctx.tx.all(_page(by_server), **values, limit=page.size, offset=page.offset)
+    found = _LIST if server_id is None else _LIST_OF_SERVER
+    return await found.read(ctx, page, **_own(ctx, kinds), server_id=server_id)
 
 
 async def get(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> NamedBackup:
@@ -164,17 +167,36 @@ async def _find(ctx: Ctx, statement: Statement[NamedBackup], kinds: Sequence[Kin
     return found
 
 
-async def lock_source(
-    ctx: Ctx, kinds: Sequence[Kind], backup_id: int, field: str, faults: Faults
+async def choose_source(
+    ctx: Ctx,
+    os_id: int | UnsetType,
+    backup_id: int | UnsetType,
+    snapshot_id: int | UnsetType,
+    faults: Faults,
 ) -> BackupSource | None:
-    """What a new server can be made from, locked so that it stays until that is written down; else adds a fault."""
+    """The backup or snapshot that a new server begins with, locked so that it stays until that is written down.
+
+    None where it begins with an operating system. Adds a fault where not exactly one is given, and for one that cannot
+    be used.
+    """
+    sources = {"os_id": os_id, "backup_id": backup_id, "snapshot_id": snapshot_id}
+    given = [field for field, source_id in sources.items() if source_id is not UNSET]
+    if len(given) != 1:
+        if not faults.has(*sources):
+            faults.add("os_id", OneSource(list(sources)) if given else Required())
+        return None
+    field, source_id = given[0], sources[given[0]]
+    if field == "os_id" or source_id is UNSET:
+        return None
+    kinds = BACKUPS if field == "backup_id" else SNAPSHOTS
+    await accounts.lock_account(ctx, ctx.account_id)  # first, as everywhere: its credit is looked at next
     try:
-        backup = await lock(ctx, kinds, backup_id)
+        backup = await lock(ctx, kinds, source_id)
     except NotFound:
-        faults.add(field, NoSuchBackup(noun(kinds), backup_id))
+        faults.add(field, NoSuchBackup(noun(kinds), source_id))
         return None
     if backup.status != BackupStatus.COMPLETED:
-        faults.add(field, NotCompleted(noun(kinds), backup_id, backup.status))
+        faults.add(field, NotCompleted(noun(kinds), source_id, backup.status))
         return None
     return BackupSource(backup.id, backup.os_id, backup.disk_bytes, noun(kinds))
 
@@ -192,6 +214,19 @@ async def count(ctx: Ctx, server_id: int, kind: Kind) -> int:
 async def find(ctx: Ctx, backup_id: int) -> Backup | None:
     """A backup of any account, deleted or not."""
     return await ctx.tx.first(_ROW, backup_id=backup_id)
+
+
+async def get_any(ctx: Ctx, backup_id: int) -> Backup:
+    """For the operator: one of any account that is not deleted; raises `NotFound`."""
+    backup = await find(ctx, backup_id)
+    if backup is None or backup.deleted_at_ms is not None:
+        raise NotFound("backup or snapshot", backup_id)
+    return backup
+
+
+async def stored(ctx: Ctx) -> list[StoredBackup]:
+    """For the operator: the completed ones of all accounts, oldest first."""
+    return await ctx.tx.all(_STORED)
 
 
 async def row(ctx: Ctx, backup_id: int) -> Backup:

@@ -32,15 +32,16 @@ from msgspec import Meta
 
 from vpsd.backups.concurrency import map_ordered, run_in_thread
 from vpsd.backups.targets import Missing, Target
+from vpsd.core.units import GIB, MIB
 from vpsd.errors import Misconfigured, Unusable
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1024 * 1024
+CHUNK_BYTES = MIB
 KEY_BYTES = 32
 
 _FORMAT = 1  # of manifests
-_MANIFEST_BYTES = 1 << 30  # enough for a disk of some ten TB; a larger one is not ours
+_MANIFEST_BYTES = GIB  # enough for a disk of some ten TB; a larger one is not ours
 _MANIFEST = "manifest"
 _DELETED = "deleted"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -121,6 +122,11 @@ class Repository:
     def target_name(self) -> str:
         """The name of the target, for people."""
         return self._target.name
+
+    def check_target(self, name: str | None) -> None:
+        """Raise `Unusable` for a backup that is on another target than vpsd is configured for."""
+        if name != self._target.name:
+            raise Unusable(f"it is in {name}, and vpsd is configured for {self._target.name}")
 
     @property
     def key_id(self) -> str | None:

@@ -23,7 +23,6 @@ class StoreResult(msgspec.Struct, frozen=True):
 
     chunks: int  # that are not all zeros
     data_bytes: int  # of the disk, in those
-    new_bytes: int  # of these, in chunks that the parent does not have at the same offset
     sent_bytes: int  # that this call put on the target, compressed and encrypted
 
 
@@ -79,12 +78,9 @@ async def store(
     own = {ref[1] for ref in refs if ref and ref[0] == backup.backup}
     # Left by an earlier attempt with another export; after the manifest, since that attempt may have written one.
     await repository.delete_chunks(backup, sorted(stored_before - own))
-    sizes = [
-        min(repository.chunk_bytes, block_map.size_bytes - number * repository.chunk_bytes) if refs[number] else 0
-        for number in range(count)
-    ]
-    new = [size for size, ref in zip(sizes, refs, strict=True) if ref and ref[0] == backup.backup]
-    return StoreResult(count - refs.count(None), sum(sizes), sum(new), uploader.sent_bytes)
+    numbers = [number for number, ref in enumerate(refs) if ref]
+    sizes = (min(repository.chunk_bytes, block_map.size_bytes - n * repository.chunk_bytes) for n in numbers)
+    return StoreResult(len(numbers), sum(sizes), uploader.sent_bytes)
 
 
 def fill_gaps(block_map: BlockMap) -> BlockMap:

@@ -1,6 +1,6 @@
-"""Credit: what an account may still spend, what its servers cost together, and whether the one covers the other.
+"""Credit: what an account may still spend, what its servers cost, and whether the one covers the other.
 
-Locks are taken in one order: account, server, rental.
+Locks are taken in this order: account, server, rental.
 """
 
 import msgspec
@@ -17,17 +17,18 @@ from vpsd.core.clock import iso_utc
 from vpsd.core.context import Actor, Ctx
 from vpsd.core.db import Statement
 from vpsd.core.tables import total
+from vpsd.core.units import HOUR_MS
 from vpsd.errors import Fault, Invalid, OverQuota, PaymentRequired
 from vpsd.events import service as events
 from vpsd.settings import Settings
 
-_LAST_MS = 253_402_300_799_000  # the last second that can be written with four digits of a year
+_LAST_MS = 253_402_300_799_000  # the last second of the year 9999
 
 _r = rentals.c
 _had_now = (_r.account_id == bindparam("account_id"), _r.from_ms <= bindparam("now_ms"))
 _present = union_all(
     select(_r.price_monthly_micros.label("price")).where(*_had_now, _r.to_ms.is_(None)),
-    select(_r.price_monthly_micros).where(*_had_now, _r.to_ms > bindparam("now_ms")),  # another price is to follow
+    select(_r.price_monthly_micros).where(*_had_now, _r.to_ms > bindparam("now_ms")),  # another price follows
 ).subquery()
 _PRICE_OF_ALL = Statement(select(total(_present.c.price)), into=int)
 _PRICE = Statement(
@@ -45,7 +46,7 @@ _PRICE = Statement(
 
 
 class _Held(msgspec.Struct, frozen=True):
-    """What an account's servers take together, each by the name of its limit."""
+    """What an account's servers use, named after the limits."""
 
     max_servers: int
     max_vcpus: int
@@ -53,7 +54,7 @@ class _Held(msgspec.Struct, frozen=True):
     max_storage_gb: int
 
 
-_HELD = Statement(  # a server is rented until it is deleted for good
+_HELD = Statement(  # a server is rented until it is purged
     select(
         func.count().label("max_servers"),
         *(total(plans.c[name]).label(f"max_{name}") for name in ("vcpus", "memory_mb", "storage_gb")),
@@ -71,59 +72,59 @@ _NAMES = {
 
 
 class BalanceSummary(msgspec.Struct, frozen=True):
-    """What an account has and what becomes of it. Amounts in micros; hours that are not over are not charged yet."""
+    """An account's balance and forecast. Amounts in micros; an hour is charged when it is over."""
 
     balance_micros: int
-    credit_limit_micros: int | None  # how far below zero it may go; None: no limit
+    credit_limit_micros: int | None  # how far the balance may fall below zero; None: no limit
     price_monthly_micros: int  # of all servers together
-    runs_out_at_ms: int | None  # when nothing will be left if nothing changes; None: never
-    exhausted_at_ms: int | None  # since when nothing is left
-    suspends_at_ms: int | None  # when servers are suspended unless there is credit by then
+    runs_out_at_ms: int | None  # when the credit will be used up if nothing changes; None: never
+    exhausted_at_ms: int | None  # since when it has been used up
+    suspends_at_ms: int | None  # when servers will be suspended unless credit is added
 
 
 class ZeroAmount(Fault, frozen=True):
-    """An amount of nothing cannot be booked."""
+    """Zero cannot be booked."""
 
     def __str__(self) -> str:
         return "Give an amount other than 0."
 
 
 class AlreadyBooked(Fault, frozen=True):
-    """The account's ledger has a row with that reference."""
+    """The account's ledger already has a row with that reference."""
 
     reference: str
     account: str
 
     def __str__(self) -> str:
-        return f"{self.reference} was booked for {self.account!r} already; nothing was added."
+        return f"{self.reference} has already been booked for {self.account!r}; nothing was added."
 
 
 class NotCovered(PaymentRequired):
-    """The balance does not cover another server; amounts in micros."""
+    """The balance does not cover another server. Amounts in micros."""
 
     def __init__(self, plan: Plan, settings: Settings, have: int, needed: int, missing: int) -> None:
-        hours = f"all your servers with this one for {settings.cover_hours} hours ({money.text(needed)})"
+        hours = f"all your servers, including this one, for {settings.cover_hours} hours ({money.decimal(needed)})"
         super().__init__(
-            f"A {plan.name} costs {money.text(plan.price_monthly_micros)} {settings.currency} a month. The balance is "
-            f"{money.text(have)} and has to cover {hours}: {money.text(missing)} {settings.currency} are "
+            f"A {plan.name} costs {money.decimal(plan.price_monthly_micros)} {settings.currency} a month. The balance "
+            f"is {money.decimal(have)} and has to cover {hours}: {money.decimal(missing)} {settings.currency} are "
             "missing. Add credit, or delete a server."
         )
         self.missing_micros = missing
 
 
 class CreditUsedUp(PaymentRequired):
-    """Nothing is left to start a server on; `missing_micros` or less would not be enough."""
+    """There is no credit to start a server with; more than `missing_micros` has to be added."""
 
     def __init__(self, missing_micros: int, currency: str) -> None:
         super().__init__(
-            f"The credit is used up: more than {money.text(missing_micros)} {currency} have to be added before a "
+            f"The credit is used up: more than {money.decimal(missing_micros)} {currency} have to be added before a "
             "server can be started."
         )
         self.missing_micros = missing_micros
 
 
 class Excess(msgspec.Struct, frozen=True):
-    """What an account would have too much of."""
+    """A resource that an account would have too much of."""
 
     resource: str
     limit: int
@@ -132,7 +133,7 @@ class Excess(msgspec.Struct, frozen=True):
 
 
 class QuotaExceeded(OverQuota):
-    """The account may not have that much."""
+    """The account would exceed its limits."""
 
     def __init__(self, over: list[Excess]) -> None:
         text = "; ".join(
@@ -145,10 +146,10 @@ class QuotaExceeded(OverQuota):
 
 
 async def add_credit(ctx: Ctx, amount_micros: int, description: str, reference: str | None = None) -> int:
-    """Add credit, or with a negative amount take some back, and give the new balance.
+    """Add credit, or take it back with a negative amount; returns the new balance in micros.
 
-    A reference (an invoice, a payment) stands once in an account: `Invalid` when it is there already. So a command that
-    is repeated adds nothing twice.
+    A reference (an invoice, a payment) is unique in an account, so that repeating a command adds nothing twice. Raises
+    `Invalid` if it was used before.
     """
     account = await accounts.lock_account(ctx, ctx.account_id)
     if amount_micros == 0:
@@ -160,16 +161,22 @@ async def add_credit(ctx: Ctx, amount_micros: int, description: str, reference: 
     if reference is not None and await ledger.is_booked(ctx, reference):
         raise Invalid({"reference": [AlreadyBooked(reference, account.name)]})
     await ledger.add_entry(ctx, "credit", amount_micros, description, reference)
-    await events.record(ctx, "credit.add", detail=f"{money.text(amount_micros)}: {description}")
+    await events.record(ctx, "credit.add", detail=f"{money.decimal(amount_micros)}: {description}")
     await update_credit(ctx)
     return await ledger.balance(ctx)
 
 
-async def update_credit(ctx: Ctx) -> int | None:
-    """Since when an account that needs credit has none left, in milliseconds; None: it has some, or needs none.
+async def set_limits(ctx: Ctx, limits: dict[str, int | None]) -> None:
+    """Change some of the account's limits, and whether its credit is used up; raises like `accounts.set_limits`."""
+    await accounts.set_limits(ctx, await accounts.get_account(ctx, ctx.account_id), limits)
+    await update_credit(ctx)
 
-    Its events say when it runs out and when there is credit again. Called whenever its credit changes, so that each
-    running out brings a grace of its own. Keeps the account from others until the transaction ends.
+
+async def update_credit(ctx: Ctx) -> int | None:
+    """Since when an account that needs credit has none left, in ms; None: it has some, or needs none.
+
+    Records in its events when it runs out and when there is credit again. Called whenever its credit changes, so that
+    each time it runs out a new grace period begins. Locks the account until the transaction ends.
     """
     account = await accounts.lock_account(ctx, ctx.account_id)
     as_vpsd = msgspec.structs.replace(ctx, actor=Actor(kind="vpsd", account_id=account.id))
@@ -192,12 +199,12 @@ async def update_credit(ctx: Ctx) -> int | None:
 
 
 def suspends_at_ms(settings: Settings, exhausted_at_ms: int) -> int:
-    """When the servers are suspended of an account that ran out of credit at a moment."""
-    return exhausted_at_ms + settings.grace_hours * prices.HOUR_MS
+    """When the servers of an account that ran out of credit at `exhausted_at_ms` are suspended."""
+    return exhausted_at_ms + settings.grace_hours * HOUR_MS
 
 
 async def monthly_price(ctx: Ctx) -> int:
-    """What all servers of the account cost a month together, in micros, those that are being made included."""
+    """What all servers of the account cost a month, in micros, including those that are being created."""
     return await ctx.tx.first(_PRICE_OF_ALL, account_id=ctx.account_id, now_ms=ctx.now_ms) or 0
 
 
@@ -207,12 +214,12 @@ async def price_of(ctx: Ctx, server_id: int) -> int:
 
 
 async def credit_left(ctx: Ctx, account: Account) -> int | None:
-    """What the account may still spend, in micros, its credit limit included; None: as much as it likes."""
+    """What the account may still spend, in micros, including its credit limit; None: there is no limit."""
     return None if account.credit_limit_micros is None else await ledger.balance(ctx) + account.credit_limit_micros
 
 
 async def summary(ctx: Ctx) -> BalanceSummary:
-    """The account's balance, what its servers cost, and when nothing will be left."""
+    """The account's balance, what its servers cost, and when its credit will be used up."""
     account = await accounts.get_account(ctx, ctx.account_id)
     have, price = await ledger.balance(ctx), await monthly_price(ctx)
     left = None if account.credit_limit_micros is None else have + account.credit_limit_micros
@@ -231,9 +238,9 @@ async def summary(ctx: Ctx) -> BalanceSummary:
 
 
 async def check_create(ctx: Ctx, plan: Plan, instead_of: tuple[int, Plan] | None = None) -> None:
-    """Make sure that the account may have a server of a plan, one more or in place of one (its id, its plan).
+    """Make sure that the account may have a server of a plan: another one, or instead of one (its id, its plan).
 
-    Keeps others from the account until the transaction ends. Raises `NotCovered` or `QuotaExceeded`.
+    Locks the account until the transaction ends. Raises `NotCovered` or `QuotaExceeded`.
     """
     account = await accounts.lock_account(ctx, ctx.account_id)  # so that two creates cannot spend the same credit
     await _check_quota(ctx, account, plan, instead_of and instead_of[1])
@@ -249,9 +256,10 @@ async def check_create(ctx: Ctx, plan: Plan, instead_of: tuple[int, Plan] | None
 
 
 async def check_start(ctx: Ctx, *, runs: bool = False) -> None:
-    """Make sure that there is credit to start a server on; raises `CreditUsedUp`.
+    """Make sure that there is credit to start a server with; raises `CreditUsedUp`.
 
-    A server that runs may be rebooted until its grace is over: a reboot then would only put its suspension off.
+    A server that runs may be rebooted until the grace period is over; a reboot after that would only delay its
+    suspension.
     """
     account = await accounts.get_account(ctx, ctx.account_id)
     left = await credit_left(ctx, account)
@@ -278,5 +286,5 @@ async def _check_quota(ctx: Ctx, account: Account, plan: Plan, instead_of: Plan 
 
 
 def _takes(plan: Plan, limit: str) -> int:
-    """What a server of a plan counts against a limit."""
+    """How much a server of a plan counts against a limit."""
     return 1 if limit == "max_servers" else int(getattr(plan, limit.removeprefix("max_")))

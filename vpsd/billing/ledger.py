@@ -1,4 +1,4 @@
-"""The ledger: credits, and one row for the charges that were made together. The balance is its sum."""
+"""The ledger: credits, and one row for each batch of charges. The balance is its sum."""
 
 import msgspec
 from sqlalchemy import BigInteger, bindparam, cast, func, insert, select
@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, bindparam, cast, func, insert, select
 from vpsd.billing.models import Entry, ledger
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
-from vpsd.core.pages import Page
+from vpsd.core.pages import Page, PagedList
 from vpsd.core.tables import total
 
 _l = ledger.c
@@ -22,16 +22,13 @@ _BALANCE = Statement(select(total(_l.amount_micros)).where(_OWN), into=int)
 _BALANCES = Statement(
     select(_l.account_id, total(_l.amount_micros).label("micros")).group_by(_l.account_id), into=_Balance
 )
-_COUNT = Statement(select(func.count()).select_from(ledger).where(_OWN), into=int)
-_ENTRIES = Statement(
+_ENTRIES = PagedList(
     select(
         *(_l.id, _l.uuid, _l.kind, _l.amount_micros, _l.description, _l.reference, _l.created_at_ms),
         cast(func.sum(_l.amount_micros).over(order_by=_l.id), BigInteger).label("balance_micros"),
     )
     .where(_OWN)
-    .order_by(_l.id.desc())
-    .limit(bindparam("limit"))
-    .offset(bindparam("offset")),
+    .order_by(_l.id.desc()),
     into=Entry,
 )
 _ADD = Statement(
@@ -43,19 +40,18 @@ _BY_REFERENCE = Statement(select(_l.id).where(_OWN, _l.reference == bindparam("r
 
 
 async def balance(ctx: Ctx) -> int:
-    """What the account has, in micros."""
+    """The account's balance, in micros."""
     return await ctx.tx.first(_BALANCE, account_id=ctx.account_id) or 0
 
 
 async def balances(ctx: Ctx) -> dict[int, int]:
-    """What every account has that ever had or owed anything, in micros, by account."""
+    """The balances of all accounts that have a ledger, in micros, by account."""
     return {found.account_id: found.micros for found in await ctx.tx.all(_BALANCES)}
 
 
 async def entries(ctx: Ctx, page: Page) -> tuple[int, list[Entry]]:
     """How many rows the account's ledger has, and a page of them, newest first."""
-    count = await ctx.tx.first(_COUNT, account_id=ctx.account_id)
-    return count or 0, await ctx.tx.all(_ENTRIES, account_id=ctx.account_id, limit=page.size, offset=page.offset)
+    return await _ENTRIES.read(ctx, page)
 
 
 async def is_booked(ctx: Ctx, reference: str) -> bool:
@@ -64,7 +60,7 @@ async def is_booked(ctx: Ctx, reference: str) -> bool:
 
 
 async def add_entry(ctx: Ctx, kind: str, amount_micros: int, description: str, reference: str | None = None) -> int:
-    """Write a row into the account's ledger; its id."""
+    """Add a row to the account's ledger; returns its id."""
     entry_id = await ctx.tx.first(
         _ADD,
         uuid=ctx.ids.uuid(),

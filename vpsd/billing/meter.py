@@ -1,7 +1,7 @@
-"""Charges what rentals and transfer have come to. May run twice, late, or on two workers at once: it charges once.
+"""Charges rentals and transfer. It may run twice, late, or on two workers at once: everything is charged once.
 
-Each function is called in a transaction of its own: the ledger's row, its charges and the meter's new place stand or
-fall together. Rentals that another worker has in hand are skipped, and the charges' unique index is the last word.
+Each function is called in a transaction of its own: the ledger's row, its charges and how far a rental has been charged
+change together. Rentals that another worker has locked are skipped, and a unique index prevents charging twice.
 """
 
 from collections.abc import Iterator
@@ -12,26 +12,21 @@ from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 from vpsd.billing import ledger, prices
 from vpsd.billing.models import Charge, Rental, charges, rentals, uncharged
 from vpsd.billing.prices import Month
-from vpsd.core.clock import iso_utc
+from vpsd.core.clock import iso_utc, month_name
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
+from vpsd.core.units import GIB, HOUR_MS, MINUTE_MS
 from vpsd.metrics import traffic
 from vpsd.metrics.models import traffic as traffic_table
 
-BATCH = 1000  # rentals or months of transfer a transaction; more would keep requests waiting
+BATCH = 1000  # rentals or months of transfer per transaction; more would keep requests waiting
 
-_MOST_MS = 4 * prices.HOUR_MS  # of a rental in a batch, when many hours are late
-_LATEST_SAMPLE_MS = 600_000  # a month's transfer is complete this long after its end
-
-
-class DueAccounts(msgspec.Struct, frozen=True):
-    """Neighbouring accounts, with about a batch of due rentals together."""
-
-    ids: list[int]
+_MOST_MS = 4 * HOUR_MS  # of a rental in one batch, when many hours are overdue
+_LATEST_SAMPLE_MS = 10 * MINUTE_MS  # a month's transfer is complete this long after its end
 
 
 class DueTransfer(msgspec.Struct, frozen=True):
-    """A server's month whose transfer is complete, and not charged."""
+    """A server's month whose transfer is complete and has not been charged."""
 
     server_id: int
     month: str
@@ -102,30 +97,30 @@ _DUE_TRANSFERS = Statement(
 )
 
 
-async def due(ctx: Ctx) -> list[DueAccounts]:
-    """The accounts that have to be charged now, a batch of rentals at a time."""
+async def due(ctx: Ctx) -> list[list[int]]:
+    """The accounts to charge now, in order, grouped so that each group has about a batch of rentals."""
     return list(_batches(await ctx.tx.all(_DUE_ACCOUNTS, **_times(ctx.now_ms))))
 
 
-def _batches(found: list[_Due]) -> Iterator[DueAccounts]:
+def _batches(found: list[_Due]) -> Iterator[list[int]]:
     ids: list[int] = []
     together = 0
     for account in found:
         ids.append(account.account_id)
         together += account.rentals
         if together >= BATCH or account is found[-1]:
-            yield DueAccounts(ids)
+            yield ids
             ids, together = [], 0
 
 
 def _times(now_ms: int) -> dict[str, int]:
-    return {"hour_ms": now_ms // prices.HOUR_MS * prices.HOUR_MS, "now_ms": now_ms}
+    return {"hour_ms": now_ms // HOUR_MS * HOUR_MS, "now_ms": now_ms}
 
 
 async def charge_accounts(ctx: Ctx, first: int, last: int, now_ms: int) -> set[int]:
-    """Charge a batch of what is due at a moment among accounts whose ids lie between two.
+    """Charge a batch of what is due at a time, of the accounts with ids from `first` to `last`.
 
-    The accounts that were charged; none when all is charged, or in another worker's hands.
+    Returns the accounts that were charged; none once everything is charged or locked by another worker.
     """
     among = {"first": first, "last": last}
     found = await ctx.tx.all(_DUE_RENTALS, **among, **_times(now_ms), limit=BATCH)
@@ -137,13 +132,13 @@ async def charge_accounts(ctx: Ctx, first: int, last: int, now_ms: int) -> set[i
         of_server.setdefault(rental.server_id, []).append(rental)
     of_account: dict[int, list[Charge]] = {}
     moves = []
-    unfinished: set[int] = set()  # servers of which an earlier rental is not charged to its end
+    unfinished: set[int] = set()  # servers with an earlier rental that has not been charged to its end
     for rental in found:
         if rental.server_id in unfinished:
             continue
         alone = [rental]
         others = of_server.get(rental.server_id, alone)
-        if rental not in others:  # what goes on comes after all that has ended
+        if rental not in others:  # a rental that continues comes after those that have ended
             others = [*others, rental]
         until_ms = min(prices.charge_until(rental, now_ms), rental.charged_until_ms + _MOST_MS)
         if until_ms != rental.to_ms:
@@ -169,10 +164,10 @@ async def _book(ctx: Ctx, made: list[Charge], description: str) -> None:
 
 
 async def due_transfers(ctx: Ctx, now_ms: int, after: DueTransfer | None = None) -> list[DueTransfer]:
-    """At most `BATCH` transfers to charge: of months that are over, and of servers that are deleted."""
+    """At most `BATCH` transfers to charge: of past months, and of deleted servers."""
     return await ctx.tx.all(
         _DUE_TRANSFERS,
-        month=prices.month_of(now_ms - _LATEST_SAMPLE_MS).name,
+        month=month_name(now_ms - _LATEST_SAMPLE_MS),
         after_server=after.server_id if after else 0,
         after_month=after.month if after else "",
         limit=BATCH,
@@ -180,7 +175,7 @@ async def due_transfers(ctx: Ctx, now_ms: int, after: DueTransfer | None = None)
 
 
 async def charge_transfer(ctx: Ctx, transfer: DueTransfer) -> bool:
-    """Charge what is beyond the plans'; whether something was. Another worker may have charged it meanwhile."""
+    """Charge transfer beyond the plan; returns whether there was any that another worker has not charged meanwhile."""
     ctx = ctx.in_account(transfer.account_id)
     server_id, month = transfer.server_id, prices.month_named(transfer.month)
     moved = await traffic.lock_uncharged(ctx, server_id, month.name)
@@ -189,14 +184,15 @@ async def charge_transfer(ctx: Ctx, transfer: DueTransfer) -> bool:
     had = await ctx.tx.all(_CONFIRMED, account_id=ctx.account_id, server_id=server_id)
     over = prices.transfer_over(had, month, month.end_ms, moved.received_bytes, moved.sent_bytes) if had else 0
     if over:
-        text = f"transfer of server {server_id} in {month.name}: {over / prices.GB:.3f} GB beyond its plan"
+        text = f"transfer of server {server_id} in {month.name}: {over / GIB:.3f} GB beyond its plan"
         await _book(ctx, [_transfer_charge(had, month, over, ctx.settings.transfer_price_micros)], text)
     await traffic.mark_charged(ctx, server_id, month.name)
     return over > 0
 
 
 def _transfer_charge(had: list[Rental], month: Month, over: int, price_micros: int) -> Charge:
-    present = ([rental for rental in had if rental.from_ms < month.end_ms] or had)[-1]
+    began = [rental for rental in had if rental.to_ms is None or rental.to_ms > rental.from_ms] or had
+    present = ([rental for rental in began if rental.from_ms < month.end_ms] or began)[-1]
     return Charge(
         id=0,
         ledger_id=0,
@@ -204,7 +200,7 @@ def _transfer_charge(had: list[Rental], month: Month, over: int, price_micros: i
         plan_id=present.plan_id,
         kind="transfer",
         from_ms=month.start_ms,
-        to_ms=month.end_ms if had[-1].to_ms is None else min(month.end_ms, had[-1].to_ms),
+        to_ms=month.end_ms if began[-1].to_ms is None else min(month.end_ms, began[-1].to_ms),
         quantity=over,
         rate_micros=price_micros,
         amount_micros=prices.transfer_cost(over, price_micros),

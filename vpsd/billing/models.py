@@ -1,8 +1,8 @@
 """Tables of money. Amounts are integers: millionths of a credit (micros).
 
-`rentals` say from when to when a server was had, on which plan, at which price: everything that a server costs follows
-from them. `charges` are what was asked for it, interval by interval. `ledger` is the account's own book: credits, and
-one row for the charges that were made together. The balance is the sum of the ledger.
+`rentals` say from when to when a server was rented, on which plan, at which price: everything that it costs follows
+from them. `charges` are what was charged for it, interval by interval. `ledger` is the account's book: credits, and one
+row for each batch of charges. The balance is the sum of the ledger.
 """
 
 import msgspec
@@ -18,14 +18,14 @@ ledger = Table(  # append-only: triggers refuse to change or delete a row
     Column("uuid", String(36), nullable=False, unique=True),
     Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
     Column("kind", String(16), nullable=False),  # credit | usage
-    Column("amount_micros", BigInteger, nullable=False),  # what the balance gains
+    Column("amount_micros", BigInteger, nullable=False),  # added to the balance
     Column("description", Text, nullable=False),
-    Column("reference", String(255)),  # the operator's own, once an account
+    Column("reference", String(255)),  # the operator's own, unique in an account
     Column("created_at_ms", BigInteger, nullable=False),
     UniqueConstraint("account_id", "reference"),
     sqlite_autoincrement=True,
 )
-Index("ix_ledger_account_id_id", ledger.c.account_id, ledger.c.id, ledger.c.amount_micros)  # a sum needs no rows
+Index("ix_ledger_account_id_id", ledger.c.account_id, ledger.c.id, ledger.c.amount_micros)  # for sums
 
 rentals = Table(
     "rentals",
@@ -37,12 +37,12 @@ rentals = Table(
     Column("price_monthly_micros", BigInteger, nullable=False),
     Column("bandwidth_gb", Integer, nullable=False),  # a month
     Column("from_ms", BigInteger, nullable=False),
-    Column("to_ms", BigInteger),  # None: goes on
+    Column("to_ms", BigInteger),  # None: it continues
     Column("confirmed_at_ms", BigInteger),  # when the server first worked; before that it costs nothing
-    Column("charged_until_ms", BigInteger, nullable=False),  # the meter's place, never a sum
+    Column("charged_until_ms", BigInteger, nullable=False),  # how far it has been charged
     sqlite_autoincrement=True,
 )
-Index(  # what all servers of an account cost together is read from it alone
+Index(  # the cost of all servers of an account is read from it alone
     "ix_rentals_account_id_to_ms",
     *(rentals.c.account_id, rentals.c.to_ms, rentals.c.from_ms, rentals.c.price_monthly_micros),
 )
@@ -73,7 +73,7 @@ charges = Table(  # append-only
     Column("quantity", BigInteger, nullable=False),  # milliseconds; for transfer, bytes over the plan's
     Column("rate_micros", BigInteger, nullable=False),  # for 672 hours; for transfer, for a GB
     Column("amount_micros", BigInteger, nullable=False),
-    UniqueConstraint("server_id", "kind", "from_ms"),  # an interval is charged once, whatever happens
+    UniqueConstraint("server_id", "kind", "from_ms"),  # an interval is never charged twice
     sqlite_autoincrement=True,
 )
 
@@ -92,7 +92,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Rental(msgspec.Struct, frozen=True):
-    """From when to when a server was had on a plan, field for column."""
+    """From when to when a server was rented on a plan; a row of `rentals`."""
 
     id: int
     server_id: int
@@ -112,7 +112,7 @@ class Rental(msgspec.Struct, frozen=True):
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """An interval that was charged, field for column; `id` 0 before it is written."""
+    """An interval that was charged, a row of `charges`; `id` is 0 before it is stored."""
 
     id: int
     ledger_id: int

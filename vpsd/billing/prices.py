@@ -1,9 +1,9 @@
-"""What a server costs: pure functions of its rentals, in whole micros, in UTC.
+"""What a server costs: pure functions of its rentals, in whole micros and in UTC.
 
-VPS.org's rule (its FAQ): by the hour up to the monthly price, an hour is the month's price / 672. Here to the
-millisecond: part of an hour costs its part. A month costs at most the highest price that the server had in it, by
-construction. What an interval costs is the difference between two moments of one function that never falls, so
-intervals that meet add up to the last micro, in whatever pieces and however late they are charged.
+VPS.org's rule (its FAQ): by the hour up to the monthly price; an hour costs the month's price / 672. vpsd applies it to
+the millisecond: part of an hour costs that part. By construction, a month costs at most the highest price that the
+server had in it. The cost of an interval is the difference between two values of one monotonic function, so adjacent
+intervals add up to the last micro, however they are divided and however late they are charged.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ from functools import lru_cache
 import msgspec
 
 from vpsd.billing.models import Charge, Rental
+from vpsd.core.clock import month_name
+from vpsd.core.units import GIB, HOUR_MS
 
-HOUR_MS = 3_600_000
 FULL_MONTH_MS = 672 * HOUR_MS
-GB = 1 << 30
 
 
 class Month(msgspec.Struct, frozen=True):
@@ -37,16 +37,16 @@ def month_named(name: str) -> Month:
 
 @lru_cache(maxsize=4096)
 def _month_of_hour(hour: int) -> Month:
-    return month_named(datetime.fromtimestamp(hour * 3600, UTC).strftime("%Y-%m"))
+    return month_named(month_name(hour * HOUR_MS))
 
 
 def month_of(at_ms: int) -> Month:
-    """The month that a moment belongs to."""
+    """The month that a time belongs to."""
     return _month_of_hour(at_ms // HOUR_MS)
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A stretch of time, and what a whole month (672 hours) of it amounts to."""
+    """A span of time, and what it amounts to over a whole month (672 hours)."""
 
     from_ms: int
     to_ms: int | None
@@ -54,7 +54,7 @@ class Span(msgspec.Struct, frozen=True):
 
 
 def accrued(spans: Sequence[Span], month: Month, until_ms: int) -> int:
-    """What stretches that follow one another amount to in a month, until a moment; never falls as it moves on."""
+    """What consecutive spans amount to in a month, until a time; grows monotonically with that time."""
     total = most = 0
     for span in spans:
         begin = max(span.from_ms, month.start_ms)
@@ -66,17 +66,17 @@ def accrued(spans: Sequence[Span], month: Month, until_ms: int) -> int:
 
 
 def price_spans(rentals: Sequence[Rental]) -> list[Span]:
-    """What a server's rentals cost a month, in micros."""
+    """The monthly prices of a server's rentals, in micros."""
     return [Span(rental.from_ms, rental.to_ms, rental.price_monthly_micros) for rental in rentals]
 
 
 def transfer_spans(rentals: Sequence[Rental]) -> list[Span]:
-    """What a server's rentals include of transfer a month, in bytes."""
-    return [Span(rental.from_ms, rental.to_ms, rental.bandwidth_gb * GB) for rental in rentals]
+    """The monthly transfer that a server's rentals include, in bytes."""
+    return [Span(rental.from_ms, rental.to_ms, rental.bandwidth_gb * GIB) for rental in rentals]
 
 
 def intervals(from_ms: int, until_ms: int) -> Iterator[tuple[int, int]]:
-    """A stretch of time cut at every full hour of UTC."""
+    """A span of time split at every full hour of UTC."""
     while from_ms < until_ms:
         end_ms = min(until_ms, (from_ms // HOUR_MS + 1) * HOUR_MS)
         yield from_ms, end_ms
@@ -84,14 +84,14 @@ def intervals(from_ms: int, until_ms: int) -> Iterator[tuple[int, int]]:
 
 
 def charge_until(rental: Rental, now_ms: int) -> int:
-    """Until when a rental can be charged: the last full hour, or its end when that has come."""
+    """Until when a rental can be charged: the last full hour, or its end if that has passed."""
     if rental.to_ms is not None and rental.to_ms <= now_ms:
         return rental.to_ms
     return now_ms // HOUR_MS * HOUR_MS
 
 
 def server_charges(rental: Rental, rentals: Sequence[Rental], until_ms: int) -> Iterator[Charge]:
-    """What is to be charged for a rental from where the meter stands; `rentals` are all of the server's, in order."""
+    """The charges for a rental since it was last charged; `rentals` are all of the server's, in order."""
     spans = price_spans(rentals)
     month, before = None, 0
     for from_ms, to_ms in intervals(rental.charged_until_ms, until_ms):
@@ -107,7 +107,7 @@ def server_charges(rental: Rental, rentals: Sequence[Rental], until_ms: int) -> 
 
 
 def cost(rentals: Sequence[Rental], from_ms: int, until_ms: int) -> int:
-    """What a server costs between two moments, over all the months between."""
+    """What a server costs between two times, which may be in different months."""
     spans, total = price_spans(rentals), 0
     while from_ms < until_ms:
         month = month_of(from_ms)
@@ -118,15 +118,15 @@ def cost(rentals: Sequence[Rental], from_ms: int, until_ms: int) -> int:
 
 
 def transfer_over(rentals: Sequence[Rental], month: Month, until_ms: int, received: int, sent: int) -> int:
-    """Bytes beyond what the plans include: the larger of in and out counts, and part of a month includes its part."""
+    """Bytes beyond what the plans include: the larger of in and out counts, and part of a month includes that part."""
     return max(0, max(received, sent) - accrued(transfer_spans(rentals), month, until_ms))
 
 
 def transfer_cost(over_bytes: int, price_micros: int) -> int:
-    """What bytes over the plan's cost, at a price for a GB."""
-    return over_bytes * price_micros // GB
+    """What bytes beyond the plan cost, at a price per GB."""
+    return over_bytes * price_micros // GIB
 
 
 def price_hourly(price_monthly_micros: int) -> int:
-    """The hour's price as VPS.org shows it: the month's / 672, to a thousandth of a credit."""
+    """The hourly price as VPS.org shows it: the monthly one / 672, rounded to a thousandth of a credit."""
     return (price_monthly_micros // 672 + 500) // 1000 * 1000

@@ -1,4 +1,4 @@
-"""What an account's servers cost in a month: so far, and at its end if nothing changes."""
+"""What an account's servers cost in a month, so far and as a forecast."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ _OWN = _r.account_id == bindparam("account_id")
 _OWN_SERVERS = select(_r.server_id).where(_OWN)
 
 
-class _Moved(msgspec.Struct, frozen=True):
+class _ServerTransfer(msgspec.Struct, frozen=True):
     server_id: int
     received_bytes: int
     sent_bytes: int
@@ -42,7 +42,7 @@ _TRAFFIC = Statement(
     select(_t.server_id, _t.received_bytes, _t.sent_bytes, _t.charged_at_ms).where(
         _t.server_id.in_(_OWN_SERVERS), _t.month == bindparam("month")
     ),
-    into=_Moved,
+    into=_ServerTransfer,
 )
 _TRANSFERS = Statement(
     select(charges.c.server_id, charges.c.amount_micros).where(
@@ -56,7 +56,7 @@ _TRANSFERS = Statement(
 
 
 class ServerUsage(msgspec.Struct, frozen=True):
-    """What a server costs in a month: so far and, if nothing changes, at its end. Bytes are bytes, money is micros."""
+    """What a server costs in a month: so far, and at its end if nothing changes. Amounts in micros."""
 
     server_id: int
     name: str
@@ -71,12 +71,12 @@ class ServerUsage(msgspec.Struct, frozen=True):
 
 
 class MonthUsage(msgspec.Struct, frozen=True):
-    """What all servers cost in a month, transfer included, in micros: so far, and at its end if nothing changes."""
+    """What all servers cost in a month, including transfer, in micros: so far, and at its end if nothing changes."""
 
     month: str  # 2026-11
     cost_micros: int
     forecast_micros: int
-    servers: list[ServerUsage]  # in the order in which they were made
+    servers: list[ServerUsage]  # in the order in which they were created
 
 
 class NotAMonth(Fault, frozen=True):
@@ -87,9 +87,9 @@ class NotAMonth(Fault, frozen=True):
 
 
 async def usage(ctx: Ctx, month: str | UnsetType, names: Mapping[int, str]) -> MonthUsage:
-    """What each server of the account costs in a month like 2026-11, by default the present one.
+    """What each server of the account costs in a month such as 2026-11, by default the current one.
 
-    `names` are those of the account's servers, by id. Raises `Invalid` for a text that is not a month.
+    `names` are the names of the account's servers by id. Raises `Invalid` for a text that is not a month.
     """
     asked = prices.month_of(ctx.now_ms) if month is UNSET else _month(month)
     own = {"account_id": ctx.account_id}
@@ -125,7 +125,7 @@ def _month(name: str) -> Month:
 
 
 def _usage(
-    ctx: Ctx, month: Month, had: list[Rental], name: str, moved: _Moved | None, transfer_charged: int | None
+    ctx: Ctx, month: Month, had: list[Rental], name: str, moved: _ServerTransfer | None, transfer_charged: int | None
 ) -> ServerUsage:
     until_ms = min(ctx.now_ms, month.end_ms)
     spans = prices.price_spans(had)

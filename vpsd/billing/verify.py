@@ -1,7 +1,7 @@
-"""`vpsd billing verify`: recomputes every balance from what happened, and tells every difference.
+"""`vpsd billing verify`: recomputes every balance, and reports all differences.
 
-What happened is: credits that were booked, rentals (from when to when, on which plan), and traffic. The charges and the
-ledger's usage rows are what is checked.
+It starts from the credits that were booked, the rentals (from when to when, on which plan), and the traffic, and checks
+the charges and the ledger's usage rows.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -46,7 +46,7 @@ class _Unbalanced(msgspec.Struct, frozen=True):
     charged_micros: int
 
 
-class _Moved(msgspec.Struct, frozen=True):
+class _ChargedTransfer(msgspec.Struct, frozen=True):
     server_id: int
     month: str
     received_bytes: int
@@ -84,12 +84,12 @@ _TRAFFIC = Statement(
         _t.server_id.in_(select(_r.server_id).where(_r.account_id == bindparam("account_id"))),
         _t.charged_at_ms > 0,  # 0: from before there were prices
     ),
-    into=_Moved,
+    into=_ChargedTransfer,
 )
 
 
 class BalanceCheck(msgspec.Struct, frozen=True):
-    """An account's balance as the ledger says it and as it follows from what happened, in micros."""
+    """An account's balance according to the ledger and as recomputed, in micros."""
 
     account: str
     balance_micros: int
@@ -98,14 +98,14 @@ class BalanceCheck(msgspec.Struct, frozen=True):
 
     @property
     def difference_micros(self) -> int:
-        """0 when all is well."""
+        """0 if the balance is correct."""
         return self.balance_micros - self.recomputed_micros
 
 
 async def verify(ctx: Ctx, lives: Callable[[Ctx], Awaitable[Sequence[Life]]]) -> list[BalanceCheck]:
-    """Recompute every account; `lives` gives the servers of the account that it is called in.
+    """Recompute all balances; `lives` returns the servers of the context's account.
 
-    The transaction has to be a snapshot, or what is charged meanwhile looks wrong.
+    The transaction has to be a snapshot, or charges that are made meanwhile look wrong.
     """
     credit = {found.account_id: found.micros for found in await ctx.tx.all(_CREDITS, kind="usage")}
     balances = await ledger.balances(ctx)
@@ -153,7 +153,7 @@ async def _recompute(ctx: Ctx, lives: Sequence[Life]) -> tuple[int, list[str]]:
         charged = [entry for entry in made.get((moved.server_id, "transfer"), []) if entry.from_ms == month.start_ms]
         if over and had and not charged:
             problems.append(f"server {moved.server_id}: its transfer of {moved.month} was not charged")
-        spent += sum(prices.transfer_cost(over, entry.rate_micros) for entry in charged)  # at the price of that day
+        spent += sum(prices.transfer_cost(over, entry.rate_micros) for entry in charged)  # at the price at that time
     return spent, problems
 
 
@@ -162,13 +162,13 @@ def _confirmed(had: list[Rental]) -> list[Rental]:
 
 
 def _meter_at(had: list[Rental]) -> int:
-    """Until when all is charged."""
+    """Until when everything is charged."""
     moved = [rental.charged_until_ms for rental in had if rental.was_charged]
     return max(moved, default=had[0].from_ms)
 
 
 def _gaps(server_id: int, had: list[Rental], deleted_at_ms: int | None) -> list[str]:
-    """A server is rented without a gap, until it is deleted."""
+    """A server is rented without gaps until it is deleted."""
     problems = [
         f"server {server_id}: rental {earlier.id} ends at {earlier.to_ms}, and {later.id} begins at {later.from_ms}"
         for earlier, later in pairwise(had)
@@ -180,7 +180,7 @@ def _gaps(server_id: int, had: list[Rental], deleted_at_ms: int | None) -> list[
 
 
 def _overlaps(server_id: int, made: list[Charge], had: list[Rental]) -> list[str]:
-    """Charges follow one another from the first moment to where the meter stands."""
+    """Charges are consecutive, from the beginning to where the rental says."""
     ends = [had[0].from_ms, *(entry.to_ms for entry in made)]
     problems = [
         f"server {server_id}: charged from {entry.from_ms}, and before that until {end}"
@@ -193,7 +193,7 @@ def _overlaps(server_id: int, made: list[Charge], had: list[Rental]) -> list[str
 
 
 def _charged_to(rental: Rental, made: list[Charge]) -> int:
-    """Until when there are charges for a rental."""
+    """The end of a rental's last charge."""
     within = [
         entry.to_ms
         for entry in made

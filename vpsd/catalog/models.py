@@ -1,4 +1,4 @@
-"""Tables of plans, operating systems and locations. Ids never change their meaning."""
+"""Tables of plans, operating systems and locations. The meaning of an id never changes."""
 
 import uuid
 
@@ -17,8 +17,8 @@ plans = Table(
     Column("memory_mb", Integer, nullable=False),
     Column("storage_gb", Integer, nullable=False),
     Column("bandwidth_gb", Integer, nullable=False),
-    Column("price_monthly_micros", BigInteger, nullable=False),  # for servers that are made from now on
-    Column("price_from_ms", BigInteger),  # from when those that have the plan pay it; None: never
+    Column("price_monthly_micros", BigInteger, nullable=False),  # of new servers
+    Column("price_from_ms", BigInteger),  # from when existing servers pay it too; None: never
     Column("description", String(1000), nullable=False),
     Column("available", Boolean, nullable=False),
 )
@@ -49,7 +49,7 @@ locations = Table(
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a server is made of."""
+    """The size and price of a server."""
 
     id: int
     name: str
@@ -65,12 +65,12 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def uuid(self) -> str:
-        """The plan's id in the official client's dialect: the same wherever vpsd offers a plan of this slug."""
+        """The plan's id for the official client; every vpsd has the same one for this slug."""
         return str(uuid.uuid5(uuid.NAMESPACE_URL, f"vpsd:plan:{self.slug}"))
 
 
 class OperatingSystem(msgspec.Struct, frozen=True):
-    """What a server starts from, and where its image comes from."""
+    """An operating system for servers, and where its image comes from."""
 
     id: int
     name: str

@@ -1,4 +1,4 @@
-"""The catalogue: read by everyone, changed by the operator through one file."""
+"""The catalogue, which the operator changes through a file."""
 
 import tomllib
 from collections.abc import Sequence
@@ -39,14 +39,12 @@ class PlanEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     storage_gb: Positive
     bandwidth_gb: Positive
     price_monthly: Decimal = Decimal(0)
-    price_for_all_from: Annotated[datetime, Meta(tz=True)] | None = (
-        None  # servers that have the plan pay it from then on
-    )
+    price_for_all_from: Annotated[datetime, Meta(tz=True)] | None = None  # when existing servers pay the price too
     description: Annotated[str, Meta(max_length=1000)] = ""
 
     @property
     def price_monthly_micros(self) -> int:
-        """The price, exactly; raises ValueError for one that is finer than a millionth or below zero."""
+        """The exact price; raises ValueError if it is negative or has more than six decimal places."""
         if self.price_monthly.is_finite() and self.price_monthly < 0:
             raise ValueError(f"price_monthly {self.price_monthly} is below zero")
         return money.parse(self.price_monthly)
@@ -85,7 +83,7 @@ class Catalog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     locations: list[LocationEntry]
 
 
-# What an id means: these columns never change under it. The others are words and switches.
+# What an id means: these columns never change. The others are texts and switches.
 _MEANING = {
     plans: ("slug", "vcpus", "memory_mb", "storage_gb"),
     operating_systems: ("slug", "source"),
@@ -93,9 +91,7 @@ _MEANING = {
 }
 _ADD = {table: Statement(insert(table), [c.name for c in table.c]) for table in _MEANING}
 _CHANGE = {
-    table: Statement(
-        update(table).where(table.c.id == bindparam("entry_id")), [c.name for c in table.c if c.name != "id"]
-    )
+    table: Statement(update(table).where(table.c.id == bindparam("id")), [c.name for c in table.c if c.name != "id"])
     for table in _MEANING
 }
 _PLANS = Statement(select(plans).order_by(plans.c.id), into=Plan)
@@ -118,26 +114,26 @@ class RepeatedEntry(Fault, frozen=True):
 
 
 class NewMeaning(Fault, frozen=True):
-    """What an id stands for would change under the servers that have it."""
+    """The meaning of an id would change, on which servers rely."""
 
     entry_id: int
     columns: list[str]
 
     def __str__(self) -> str:
         return (
-            f"{self.entry_id}: {', '.join(self.columns)} cannot change, servers rely on it. Give the new one a new id "
-            "and set available = false on the old."
+            f"{self.entry_id}: {', '.join(self.columns)} cannot change, since servers rely on it. Give the new one a "
+            "new id, and set available = false on the old one."
         )
 
 
 class PastPrice(Fault, frozen=True):
-    """A new price is to hold from a day that is over."""
+    """A new price would apply from a day in the past."""
 
     entry_id: int
     day: datetime
 
     def __str__(self) -> str:
-        return f"{self.entry_id}: price_for_all_from {self.day} is over. Name a day to come, or take it out."
+        return f"{self.entry_id}: price_for_all_from {self.day} is in the past. Give a day in the future, or remove it."
 
 
 async def list_plans(ctx: Ctx) -> list[Plan]:
@@ -153,6 +149,21 @@ async def list_operating_systems(ctx: Ctx) -> list[OperatingSystem]:
 async def list_locations(ctx: Ctx) -> list[Location]:
     """Every location, by id."""
     return await ctx.tx.all(_LOCATIONS)
+
+
+async def offered_plans(ctx: Ctx) -> list[Plan]:
+    """The plans that can be ordered, by id."""
+    return [plan for plan in await list_plans(ctx) if plan.available]
+
+
+async def offered_operating_systems(ctx: Ctx) -> list[OperatingSystem]:
+    """The operating systems that can be ordered, by id."""
+    return [system for system in await list_operating_systems(ctx) if system.available]
+
+
+async def offered_locations(ctx: Ctx) -> list[Location]:
+    """The locations that can be ordered, by id."""
+    return [location for location in await list_locations(ctx) if location.available]
 
 
 async def find_plan(ctx: Ctx, plan_id: int) -> Plan | None:
@@ -179,7 +190,7 @@ async def get_operating_system(ctx: Ctx, slug: str) -> OperatingSystem:
 
 
 def default_text() -> str:
-    """The catalogue that vpsd starts with."""
+    """The default catalogue."""
     return resources.files("vpsd.catalog").joinpath("default.toml").read_text(encoding="utf-8")
 
 
@@ -204,9 +215,9 @@ def read_file(path: Path) -> Catalog:
 
 
 async def apply(ctx: Ctx, catalog: Catalog) -> list[str]:
-    """Bring the tables to the catalogue and say what changed.
+    """Update the tables from a catalogue; returns what changed.
 
-    Entries that the file no longer names stay, no longer available. Raises `Invalid` with `NewMeaning`,
+    Entries that it no longer names stay, but are no longer available. Raises `Invalid` with `NewMeaning`,
     `RepeatedEntry` or `PastPrice`.
     """
     changes: list[str] = []
@@ -246,7 +257,7 @@ async def _apply_table(ctx: Ctx, table: Table, entries: Sequence[_Strict]) -> li
             changed = [name for name in _MEANING[table] if before[name] != entry[name]]
             if changed:
                 raise Invalid({table.name: [NewMeaning(entry_id, changed)]})
-            await ctx.tx.run(_CHANGE[table], entry_id=entry_id, **entry)
+            await ctx.tx.run(_CHANGE[table], **entry)
             changes.append(f"{table.name} {entry_id}: changed")
     return changes
 

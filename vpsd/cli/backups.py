@@ -1,4 +1,4 @@
-"""Backups and snapshots, as the operator sees them: all accounts', and whether they can be restored."""
+"""Backups and snapshots of all accounts, as the operator sees them."""
 
 import os
 from pathlib import Path
@@ -9,33 +9,29 @@ import typer
 from vpsd import main
 from vpsd.accounts import service as accounts
 from vpsd.backups import commands, queries
-from vpsd.backups.models import Backup, BackupStatus, Kind
-from vpsd.backups.repository import BackupRef, VerifyResult, new_key
-from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, reading, with_transactions, writing
+from vpsd.backups.models import Backup, Kind
+from vpsd.backups.repository import VerifyResult, new_key
+from vpsd.cli.output import print_json, print_list, print_result, print_rows
+from vpsd.cli.run import Json, reading, run_async, writing
 from vpsd.core.clock import iso_utc, iso_utc_or_none
-from vpsd.core.context import OPERATOR, Ctx, Transactions
+from vpsd.core.units import MIB
 from vpsd.errors import Misconfigured, NotFound, Unavailable, Unusable
 from vpsd.servers import queries as servers
 
 app = typer.Typer(no_args_is_help=True, help="Backups and snapshots of all accounts.")
 
-_MB = 1 << 20
-
 
 @app.command("list")
-def list_backups(json: Json = False) -> None:
-    """List every backup and snapshot of which something is on a target. Example: `vpsd backup list --json`.
+@run_async
+async def list_backups(json: Json = False) -> None:
+    """List all backups and snapshots that take up space on a target. Example: `vpsd backup list --json`.
 
-    `vpsd backup verify` says whether they can be read.
+    `vpsd backup verify` checks that they can be read.
     """
-
-    listed = [_fields(backup) for backup in reading(queries.present)]
-    if json:
-        print_json(listed)
-    else:
-        columns = ("id", "kind", "server_id", "status", "made", "expires", "disk_mb", "sent_mb", "target", "error")
-        print_rows(columns, [[row[name] for name in columns] for row in listed], "There are no backups.")
+    async with reading() as ctx:
+        found = [_fields(backup) for backup in await queries.present(ctx)]
+    columns = ("id", "kind", "server_id", "status", "made", "expires", "disk_mb", "sent_mb", "target", "error")
+    print_list(json, found, columns, "There are no backups.")
 
 
 def _fields(backup: Backup) -> dict[str, Any]:
@@ -51,8 +47,8 @@ def _fields(backup: Backup) -> dict[str, Any]:
         "incremental": backup.incremental,
         "consistent": backup.frozen,
         "paused_ms": backup.frozen_ms,
-        "disk_mb": None if backup.size_bytes is None else -(-backup.size_bytes // _MB),
-        "sent_mb": None if backup.sent_bytes is None else round(backup.sent_bytes / _MB, 2),
+        "disk_mb": None if backup.size_bytes is None else -(-backup.size_bytes // MIB),
+        "sent_mb": None if backup.sent_bytes is None else round(backup.sent_bytes / MIB, 2),
         "target": backup.target,
         "key_id": backup.key_id,
         "error": backup.error,
@@ -60,104 +56,78 @@ def _fields(backup: Backup) -> dict[str, Any]:
 
 
 @app.command()
-def verify(
-    backup_id: Annotated[int | None, typer.Argument(help="Id of a backup or snapshot; without it, all.")] = None,
+@run_async
+async def verify(
+    backup_id: Annotated[int | None, typer.Argument(help="Id of a backup or snapshot; by default, all.")] = None,
     json: Json = False,
 ) -> None:
-    """Read backups from the target to their last byte, and compare them with their checksums.
+    """Read backups from the target in full, and compare them with their checksums.
 
-    Exit status 1 when one is damaged. Example: `vpsd backup verify 12`. To be surer, create a server from it.
+    Exit status 1 if one is damaged. Example: `vpsd backup verify 12`. The only complete test is to create a server
+    from a backup.
     """
-
-    async def work(transactions: Transactions) -> list[dict[str, Any]]:
-        async with transactions.write(OPERATOR) as ctx:
-            repository = main.make_repository(ctx.settings, await accounts.instance(ctx))
-            found = await _completed(ctx, backup_id)
-            refs = [BackupRef((await servers.row(ctx, one.server_id)).uuid, one.uuid) for one in found]
-        results = []
-        for backup, ref in zip(found, refs, strict=True):
-            read, error = VerifyResult(0, 0), None
-            try:
-                if backup.target != repository.target_name:
-                    raise Unusable(f"It is in {backup.target}, and vpsd is configured for {repository.target_name}.")
-                read = await repository.verify(ref)
-            except (Unavailable, Unusable) as damage:
-                error = str(damage)
-            results.append(
-                {"id": backup.id, "kind": backup.kind, "chunks": read.chunks, "bytes": read.size_bytes, "error": error}
-            )
-        return results
-
-    results = with_transactions(work)
+    async with writing() as ctx:
+        repository = main.make_repository(ctx.settings, await accounts.instance(ctx))
+        found = [backup for backup in await queries.stored(ctx) if backup_id in (None, backup.id)]
+    if backup_id is not None and not found:
+        raise NotFound("completed backup or snapshot", backup_id)
+    results = []
+    for backup in found:
+        read, error = VerifyResult(0, 0), None
+        try:
+            repository.check_target(backup.target)
+            read = await repository.verify(backup.ref)
+        except (Unavailable, Unusable) as damage:
+            error = str(damage)
+        results.append(
+            {"id": backup.id, "kind": backup.kind, "chunks": read.chunks, "bytes": read.size_bytes, "error": error}
+        )
     if json:
         print_json(results)
     else:
-        rows_shown = [[*list(row.values())[:4], row["error"] or "whole"] for row in results]
-        print_rows(("id", "kind", "chunks", "bytes", "result"), rows_shown, "There are no backups.")
-    if any(row["error"] for row in results):
+        rows = [[*list(result.values())[:4], result["error"] or "intact"] for result in results]
+        print_rows(("id", "kind", "chunks", "bytes", "result"), rows, "There are no backups.")
+    if any(result["error"] for result in results):
         raise typer.Exit(1)
 
 
-async def _completed(ctx: Ctx, backup_id: int | None) -> list[Backup]:
-    present = [one for one in await queries.present(ctx) if one.deleted_at_ms is None]
-    found = [one for one in present if one.status == BackupStatus.COMPLETED and backup_id in (None, one.id)]
-    if backup_id is not None and not found:
-        raise NotFound("completed backup or snapshot", backup_id)
-    return found
-
-
 @app.command()
-def delete(
+@run_async
+async def delete(
     backup_id: Annotated[int, typer.Argument(help="Id of a backup or snapshot, from `vpsd backup list`.")],
     json: Json = False,
 ) -> None:
-    """Delete an account's backup or snapshot for ever, one that is damaged, say. Example: `vpsd backup delete 12`.
+    """Delete an account's backup or snapshot for good, such as a damaged one. Example: `vpsd backup delete 12`.
 
-    What no other backup needs of it is taken off the target within seconds, while vpsd runs.
+    While vpsd runs, what no other backup needs is removed from the target within seconds.
     """
-
-    async def work(ctx: Ctx) -> None:
-        backup = await queries.find(ctx, backup_id)
-        if backup is None or backup.deleted_at_ms is not None:
-            raise NotFound("backup or snapshot", backup_id)
+    async with writing() as ctx:
+        backup = await queries.get_any(ctx, backup_id)
         await commands.delete(ctx.in_account(backup.account_id), (Kind(backup.kind),), backup_id)
-
-    writing(work)
-    if json:
-        print_json({"id": backup_id})
-    else:
-        typer.echo(f"{backup_id} is deleted.")
+    print_result(json, {"id": backup_id}, f"Deleted {backup.kind} {backup_id}.")
 
 
 @app.command()
-def now(
+@run_async
+async def now(
     server_id: Annotated[int, typer.Argument(help="Id of the server, from `vpsd server list`.")], json: Json = False
 ) -> None:
-    """Have a server's daily backup made now instead of in the window. Example: `vpsd backup now 12`.
+    """Make a server's daily backup now, not in the backup window. Example: `vpsd backup now 12`.
 
-    Its customer has to have backups enabled. The next one comes in the window again.
+    Its customer must have enabled backups. The next one is made in the window again.
     """
-
-    async def work(ctx: Ctx) -> None:
-        found = {server.id: server.account_id for server in await servers.present(ctx)}
-        if server_id not in found:
-            raise NotFound("server", server_id)
-        await commands.make_daily_due(ctx.in_account(found[server_id]), server_id)
-
-    writing(work)
-    if json:
-        print_json({"server_id": server_id})
-    else:
-        typer.echo(
-            f"The daily backup of server {server_id} begins as soon as the server is at rest, active or stopped."
-        )
+    async with writing() as ctx:
+        await commands.make_daily_due(ctx.in_account(await servers.account_of(ctx, server_id)), server_id)
+    text = f"The daily backup of server {server_id} begins as soon as the server is active or stopped."
+    print_result(json, {"server_id": server_id}, text)
 
 
 @app.command()
 def key(
-    file: Annotated[Path, typer.Argument(help="Where to put it; nothing is written over.")], json: Json = False
+    file: Annotated[Path, typer.Argument(help="The file to create; an existing one is not overwritten.")],
+    json: Json = False,
 ) -> None:
-    """Make a key that backups are encrypted with, in a file that only its owner may read.
+    """Create an encryption key for backups, in a file that only its owner can read.
 
     Example: `vpsd backup key /etc/vpsd/backup.key`, then set VPSD_BACKUP_KEY_FILE to it. Keep a copy elsewhere: without
     the key nobody can read the backups.
@@ -167,7 +137,5 @@ def key(
             made.write(new_key() + "\n")
     except OSError as error:
         raise Misconfigured(f"{file} cannot be written: {error.strerror}") from error
-    if json:
-        print_json({"file": str(file)})
-    else:
-        typer.echo(f"{file} holds a new key. Set VPSD_BACKUP_KEY_FILE={file}, and keep a copy of it elsewhere.")
+    text = f"Wrote a new key to {file}. Set VPSD_BACKUP_KEY_FILE={file}, and keep a copy of the file elsewhere."
+    print_result(json, {"file": str(file)}, text)

@@ -1,5 +1,6 @@
 """The catalogue."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,27 +8,24 @@ import typer
 
 from vpsd import main
 from vpsd.catalog import service
-from vpsd.cli.output import console, print_json, print_rows
-from vpsd.cli.run import Json, read_settings, reading, with_transactions
+from vpsd.cli.output import console, print_json, print_result, print_rows
+from vpsd.cli.run import Json, reading, run_async, transactions
 from vpsd.core import money
-from vpsd.core.context import Ctx
 from vpsd.worker.repricing import apply_catalog
 
 app = typer.Typer(no_args_is_help=True, help="What this vpsd offers: plans, operating systems, locations.")
 
 
 @app.command()
-def show(json: Json = False) -> None:
-    """Show the catalogue, with what is no longer offered. To change it, edit its file and `vpsd catalog apply`."""
-
-    async def work(ctx: Ctx) -> dict[str, list[Any]]:
-        return {
-            "plans": list(await service.list_plans(ctx)),
-            "operating_systems": list(await service.list_operating_systems(ctx)),
-            "locations": list(await service.list_locations(ctx)),
+@run_async
+async def show(json: Json = False) -> None:
+    """Show the catalogue, including what is no longer offered. To change it, edit its file and `vpsd catalog apply`."""
+    async with reading() as ctx:
+        found: dict[str, Sequence[Any]] = {
+            "plans": await service.list_plans(ctx),
+            "operating_systems": await service.list_operating_systems(ctx),
+            "locations": await service.list_locations(ctx),
         }
-
-    found = reading(work)
     if json:
         print_json(found)
         return
@@ -41,24 +39,24 @@ def show(json: Json = False) -> None:
 
 
 def _cell(row: Any, name: str) -> object:
-    return money.text(row.price_monthly_micros) if name == "price_monthly" else getattr(row, name)
+    return money.decimal(row.price_monthly_micros) if name == "price_monthly" else getattr(row, name)
 
 
 @app.command()
-def apply(
-    file: Annotated[Path | None, typer.Argument(help="By default catalog.toml in the data folder.")] = None,
+@run_async
+async def apply(
+    file: Annotated[Path | None, typer.Argument(help="By default, catalog.toml in the data folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Take over what a catalogue file says; a running vpsd offers it from then on.
+    """Apply a catalogue file; a running vpsd offers it from then on.
 
-    Without a file, catalog.toml of the data folder is read, as at every start. Ids keep their meaning: a plan's size, a
-    system's source and a location's code do not change under an id; what the file no longer names is no longer offered.
-    A new price is for new servers; `price_for_all_from` says from when those that have the plan pay it.
-    `vpsd catalog show` shows what came of it.
+    Without a file, catalog.toml in the data folder is read, as at every start. Ids keep their meaning: a plan's size, a
+    system's source and a location's code cannot change. What the file no longer names is no longer offered. A new price
+    applies to new servers; `price_for_all_from` says from when existing servers pay it too. `vpsd catalog show` shows
+    the result.
     """
-    path = file or main.catalog_file(read_settings())
-    changes = with_transactions(lambda transactions: apply_catalog(transactions, path))
-    if json:
-        print_json({"file": str(path), "changes": changes})
-    else:
-        typer.echo("\n".join(changes) or f"The catalogue is as {path} says.")
+    async with transactions() as opened:
+        path = file or main.catalog_file(opened.settings)
+        changes = await apply_catalog(opened, path)
+    text = "\n".join(changes) or f"The catalogue already matches {path}."
+    print_result(json, {"file": str(path), "changes": changes}, text)

@@ -1,4 +1,4 @@
-"""What this machine can do, and how vpsd is set up."""
+"""What this machine can do, and how vpsd is configured."""
 
 import asyncio
 
@@ -27,10 +27,10 @@ class Report(msgspec.Struct):
 
 
 def doctor(json: Json = False) -> None:
-    """Say which libvirt and which virtualization are used and why, what is missing, and every setting with its meaning.
+    """Show which libvirt and virtualization are used and why, what is missing, and what every setting means.
 
-    Changes nothing in the database. Exit status 1 when servers cannot be made. Example:
-    `VPSD_VIRT_TYPE=qemu vpsd doctor` says how it would be under emulation.
+    Does not change the database. Exit status 1 if servers cannot be created. Example:
+    `VPSD_VIRT_TYPE=qemu vpsd doctor` shows what emulation would be like.
     """
     settings = read_settings()
     report = Report(__version__, _values(settings), None, [], [])
@@ -38,7 +38,7 @@ def doctor(json: Json = False) -> None:
     try:
         report.host = asyncio.run(_facts(settings))
     except VpsdError as error:
-        report.problems.append(f"no servers can be made: {error}")
+        report.problems.append(f"no servers can be created: {error}")
     try:
         require("qemu-img", "mke2fs", "mmdebstrap")
     except VpsdError as error:

@@ -1,6 +1,5 @@
 """Images of operating systems."""
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +8,8 @@ import typer
 
 from vpsd import main
 from vpsd.catalog import service as catalog
-from vpsd.cli.output import print_json, print_rows, progress_shown
-from vpsd.cli.run import Json, read_settings, reading
+from vpsd.cli.output import print_json, print_result, print_rows, progress_shown
+from vpsd.cli.run import Json, read_settings, reading, run_async
 from vpsd.errors import Invalid
 from vpsd.hypervisor.protocol import Image, Progress
 from vpsd.images.catalogued import recipe_of
@@ -18,8 +17,8 @@ from vpsd.images.store import ImageStore, Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="""Images of operating systems. A missing one is built or pulled when first needed; these commands do
-    it ahead. A new build is for new servers: disks go on standing on the one they were made from.""",
+    help="""Images of operating systems. They are built or pulled when first needed; these commands do it in
+    advance. New servers use the new image; existing disks keep the one that they were created from.""",
 )
 
 Slug = Annotated[str, typer.Argument(help="Slug of the operating system, from `vpsd catalog show`.")]
@@ -32,7 +31,7 @@ def _store() -> ImageStore:
 
 @app.command("list")
 def list_images(json: Json = False) -> None:
-    """List the images that are here. `vpsd catalog show` lists the operating systems that one can have."""
+    """List the images on this machine. `vpsd catalog show` lists all operating systems."""
     found = _store().available()
     if json:
         print_json([{"key": image.key, **_fields(image)} for image in found])
@@ -45,16 +44,16 @@ def _fields(image: object) -> dict[str, object]:
     return {name: getattr(image, name) for name in ("slug", "digest", "size_bytes", "made_at", "source")}
 
 
-def _make(slug: str, json: bool, kinds: tuple[str, ...], make: Make) -> None:
-    recipe = recipe_of(reading(lambda ctx: catalog.get_operating_system(ctx, slug)))
+@run_async
+async def _make(slug: str, json: bool, kinds: tuple[str, ...], make: Make) -> None:
+    async with reading() as ctx:
+        recipe = recipe_of(await catalog.get_operating_system(ctx, slug))
     if recipe.kind not in kinds:
-        raise Invalid({"slug": [f"{slug} comes by `vpsd image {_COMMANDS[recipe.kind]}`."]})
+        raise Invalid({"slug": [f"to get {slug}, use `vpsd image {_COMMANDS[recipe.kind]}`."]})
     with progress_shown(slug) as progress:
-        image = asyncio.run(make(_store(), recipe, progress))
-    if json:
-        print_json({"key": image.key, "disk": str(image.disk), "virtual_size_bytes": image.virtual_size_bytes})
-    else:
-        typer.echo(f"Image {image.key} is here.")
+        image = await make(_store(), recipe, progress)
+    fields = {"key": image.key, "disk": str(image.disk), "virtual_size_bytes": image.virtual_size_bytes}
+    print_result(json, fields, f"Image {image.key} is ready.")
 
 
 _COMMANDS = {"tiny": "build", "debian": "build", "pull": "pull", "import": "import"}
@@ -62,25 +61,25 @@ _COMMANDS = {"tiny": "build", "debian": "build", "pull": "pull", "import": "impo
 
 @app.command()
 def build(slug: Slug, json: Json = False) -> None:
-    """Build an image anew from Debian packages: `vpsd image build tiny`, `vpsd image build debian-12`."""
+    """Build an image from Debian packages: `vpsd image build tiny`, `vpsd image build debian-12`."""
     _make(slug, json, ("tiny", "debian"), lambda store, recipe, progress: store.build(recipe, progress))
 
 
 @app.command()
 def pull(slug: Slug, json: Json = False) -> None:
-    """Fetch an image anew from where the catalogue says, and verify its checksum: `vpsd image pull ubuntu-22.04`."""
+    """Download an image from its URL in the catalogue, and verify its checksum: `vpsd image pull ubuntu-22.04`."""
     _make(slug, json, ("pull",), lambda store, recipe, progress: store.pull(recipe, progress))
 
 
 @app.command("import")
 def import_image(
     slug: Slug,
-    file: Annotated[Path, typer.Argument(help="Disk image (qcow2 or raw) that boots by itself under BIOS.")],
+    file: Annotated[Path, typer.Argument(help="Disk image (qcow2 or raw) that boots under BIOS.")],
     json: Json = False,
 ) -> None:
-    """Take a disk image of your own for an operating system of the catalogue, whatever its source.
+    """Use a disk image of your own for an operating system of the catalogue, whatever its source.
 
-    Example: `vpsd image import debian-12 my-debian.qcow2`. The file is copied; new servers stand on it.
+    Example: `vpsd image import debian-12 my-debian.qcow2`. The file is copied, and used for new servers.
     """
     kinds = tuple(_COMMANDS)
     _make(slug, json, kinds, lambda store, recipe, progress: store.import_file(recipe.slug, file, progress))

@@ -1,6 +1,6 @@
 """The `vpsd` command: everything that an operator does.
 
-All of it works while vpsd runs: commands meet it in the database and on the host, not in its process.
+All of it works while vpsd runs: commands share the database and the host with it, not its process.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from vpsd import main as composition
 from vpsd.audit import Audit
 from vpsd.cli import accounts, backups, billing, catalog, doctor, images, servers, tokens
 from vpsd.cli.output import print_json, print_rows
-from vpsd.cli.run import Json, fail, read_settings, with_runtime
+from vpsd.cli.run import Json, read_settings, run_async
+from vpsd.cli.texts import text
 from vpsd.errors import VpsdError
 
 app = typer.Typer(
@@ -23,8 +24,8 @@ app = typer.Typer(
     add_completion=False,
     help="""vpsd: a VPS cloud on your own machines.
 
-    Begin with `vpsd up`: it serves the API and makes servers. `vpsd doctor` says what this machine can do and lists the
-    settings (VPSD_… variables), `vpsd check` says whether everything has its owner.""",
+    Begin with `vpsd up`: it serves the API and runs servers. `vpsd doctor` shows what this machine can do and lists the
+    settings (VPSD_… variables), `vpsd check` looks for inconsistencies.""",
 )
 app.add_typer(accounts.app, name="account")
 app.add_typer(tokens.app, name="token")
@@ -38,10 +39,10 @@ app.add_typer(backups.app, name="backup")
 
 @app.command()
 def up() -> None:
-    """Serve the API and make servers, until Ctrl-C. Servers go on running; the next start finds them.
+    """Serve the API and run servers, until Ctrl-C. Servers keep running, and the next start finds them.
 
-    Prepares the database, finds a libvirt (or starts one of its own where root has none), and at the first start makes
-    an account with a token. Example: `VPSD_LISTEN=127.0.0.1:9000 vpsd up`.
+    Prepares the database, finds libvirt (or starts its own if root has none), and at the first start creates an account
+    with a token. Example: `VPSD_LISTEN=127.0.0.1:9000 vpsd up`.
     """
     import uvloop
 
@@ -51,20 +52,22 @@ def up() -> None:
 
 
 @app.command()
-def check(
+@run_async
+async def check(
     fix: bool = typer.Option(False, "--fix", help="Repair what is found."),
     json: Json = False,
 ) -> None:
     """Compare database, guests, volumes and addresses: what is unknown, and what is missing?
 
-    Exit status 1 when something was found and not repaired. Works while vpsd runs. Example: `vpsd check --fix`.
+    Exit status 1 if something was found and not repaired. Works while vpsd runs. Example: `vpsd check --fix`.
     """
-    findings = with_runtime(lambda runtime: Audit(runtime, fix=fix).run())
+    async with composition.open_runtime(read_settings()) as runtime:
+        findings = await Audit(runtime, fix=fix).run()
     if json:
         print_json(findings)
     else:
         rows = [(finding.kind, finding.name, finding.text, finding.fixed) for finding in findings]
-        print_rows(("kind", "name", "finding", "repair"), rows, "Everything has its owner.")
+        print_rows(("kind", "name", "finding", "repair"), rows, "No inconsistencies.")
     if any(finding.fixed is None for finding in findings):
         raise typer.Exit(1)
 
@@ -74,7 +77,7 @@ app.command("doctor")(doctor.doctor)
 
 @app.command()
 def version(json: Json = False) -> None:
-    """Say which vpsd this is; `vpsd doctor` says what it found on this machine."""
+    """Show the version of vpsd; `vpsd doctor` shows what this machine can do."""
     if json:
         print_json({"version": __version__})
     else:
@@ -82,11 +85,12 @@ def version(json: Json = False) -> None:
 
 
 def main() -> None:
-    """The entry point: expected failures are said in one line, without a traceback."""
+    """The entry point: an expected failure is one line, without a traceback."""
     try:
         app()
     except VpsdError as error:
-        sys.exit(fail(error).exit_code)
+        typer.echo(f"vpsd: {text(error)}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

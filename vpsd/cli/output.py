@@ -1,11 +1,12 @@
-"""How commands speak: tables and sentences for people, JSON for programs, plain lines where there is no terminal."""
+"""Output of commands: tables and sentences for people, JSON for programs, plain lines if there is no terminal."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -15,8 +16,24 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """A value, for programs."""
+    """A value as JSON."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode() + "\n")
+
+
+def print_result(json: bool, value: Any, sentence: str) -> None:
+    """The outcome of a command: a value for programs, or a sentence for people."""
+    if json:
+        print_json(value)
+    else:
+        typer.echo(sentence)
+
+
+def print_list(json: bool, found: Sequence[Mapping[str, Any]], columns: Sequence[str], nothing: str) -> None:
+    """A list: everything for programs, or these columns for people."""
+    if json:
+        print_json(found)
+    else:
+        print_rows(columns, [[row[name] for name in columns] for row in found], nothing)
 
 
 def print_rows(columns: Sequence[str], found: Sequence[Sequence[object]], nothing: str) -> None:
@@ -31,13 +48,13 @@ def print_rows(columns: Sequence[str], found: Sequence[Sequence[object]], nothin
 
 
 def _plain(cell: object) -> Text:
-    """A cell as it is written: customers' words are neither markup nor orders to a terminal."""
+    """A cell verbatim: what customers wrote is neither markup nor control characters for the terminal."""
     return Text("".join(character if character.isprintable() else "?" for character in str(cell)))
 
 
 @contextmanager
 def progress_shown(title: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar on a terminal; elsewhere a line whenever what is done changes, and at every tenth."""
+    """A progress bar on a terminal; elsewhere, a line for each new step and each tenth."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     if errors.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -45,12 +62,12 @@ def progress_shown(title: str) -> Iterator[Callable[[float, str], None]]:
             task = bar.add_task(title, total=1.0)
             yield lambda fraction, text: bar.update(task, completed=fraction, description=text)
         return
-    said: list[tuple[int, str]] = []
+    printed: list[tuple[int, str]] = []
 
     def line(fraction: float, text: str) -> None:
         now = (int(fraction * 10), text)
-        if not said or said[-1] != now:
-            said[:] = [now]
+        if not printed or printed[-1] != now:
+            printed[:] = [now]
             errors.print(f"{title}: {fraction:4.0%} {text}", markup=False)
 
     yield line

@@ -1,81 +1,61 @@
-"""What every command shares: settings, the event loop, transactions of the operator, and failures said in one line."""
+"""What commands share: settings, the event loop, and the operator's transactions."""
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import wraps
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from vpsd import main, settings
 from vpsd.accounts import service as accounts
-from vpsd.cli.texts import text
 from vpsd.core import logs
 from vpsd.core.context import OPERATOR, Ctx, Transactions
-from vpsd.errors import VpsdError
-from vpsd.runtime import Runtime
 from vpsd.settings import Settings
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def read_settings() -> Settings:
-    """The settings of the environment; logging is set up by them."""
+    """Read the settings from the environment, and configure logging accordingly."""
     found = settings.load(os.environ)
-    logs.set_up(found.log_level, found.log_format)
+    logs.configure(found.log_level, found.log_format)
     return found
 
 
-def reading(work: Callable[[Ctx], Awaitable[T]]) -> T:
-    """Read from the database, as the operator."""
+def run_async(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Make a command of a coroutine function."""
 
-    async def run(transactions: Transactions) -> T:
-        async with transactions.read(OPERATOR) as ctx:
-            return await work(ctx)
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return asyncio.run(command(*args, **kwargs))
 
-    return with_transactions(run)
-
-
-def writing(work: Callable[[Ctx], Awaitable[T]]) -> T:
-    """Change something in the database, as the operator, in one transaction."""
-
-    async def run(transactions: Transactions) -> T:
-        async with transactions.write(OPERATOR) as ctx:
-            return await work(ctx)
-
-    return with_transactions(run)
+    return run
 
 
-async def in_account(ctx: Ctx, name: str) -> Ctx:
-    """The operator's transaction, in the account of that name; raises `NotFound`."""
-    return ctx.in_account((await accounts.find_account(ctx, name)).id)
+def transactions() -> AbstractAsyncContextManager[Transactions]:
+    """Open the database alone, so that no hypervisor is needed."""
+    return main.open_transactions(read_settings())
 
 
-def with_transactions(work: Callable[[Transactions], Awaitable[T]]) -> T:
-    """Do something with the database alone: that works where there is no hypervisor, too."""
-    found = read_settings()
-
-    async def run() -> T:
-        async with main.open_transactions(found) as transactions:
-            return await work(transactions)
-
-    return asyncio.run(run())
+@asynccontextmanager
+async def reading(account: str | None = None) -> AsyncIterator[Ctx]:
+    """Read the database as the operator, in the account of that name if one is given; raises `NotFound`."""
+    async with transactions() as opened, opened.read(OPERATOR) as ctx:
+        yield await _in_account(ctx, account)
 
 
-def with_runtime(work: Callable[[Runtime], Awaitable[T]]) -> T:
-    """Do something with the database and the hypervisor."""
-    found = read_settings()
-
-    async def run() -> T:
-        async with main.open_runtime(found) as runtime:
-            return await work(runtime)
-
-    return asyncio.run(run())
+@asynccontextmanager
+async def writing(account: str | None = None) -> AsyncIterator[Ctx]:
+    """Like `reading`, in a transaction that is committed at the end of the block."""
+    async with transactions() as opened, opened.write(OPERATOR) as ctx:
+        yield await _in_account(ctx, account)
 
 
-def fail(error: VpsdError) -> typer.Exit:
-    """Say a failure in one line; raise what is returned."""
-    typer.echo(f"vpsd: {text(error)}", err=True)
-    return typer.Exit(1)
+async def _in_account(ctx: Ctx, name: str | None) -> Ctx:
+    return ctx if name is None else ctx.in_account((await accounts.find_account(ctx, name)).id)

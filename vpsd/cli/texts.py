@@ -1,4 +1,4 @@
-"""How failures are said on the command line: in the domain's words, and with the command that helps."""
+"""Failures on the command line: the domain's text, and the command that helps."""
 
 from vpsd.errors import NotFound, VpsdError
 
@@ -14,7 +14,7 @@ _LISTS = {
 
 
 def text(error: VpsdError) -> str:
-    """One line that says what went wrong and what to do."""
+    """What went wrong and what to do, in one line."""
     if isinstance(error, NotFound) and error.noun in _LISTS:
         return f"{str(error).removesuffix('.')}; {_LISTS[error.noun]}."
     return str(error)

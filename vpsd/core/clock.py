@@ -1,4 +1,4 @@
-"""Time, passed in wherever it matters, so that tests move it by hand."""
+"""Time, passed in wherever it matters, so that tests can control it."""
 
 import asyncio
 import logging
@@ -14,17 +14,17 @@ log = logging.getLogger(__name__)
 
 
 class Clock(Protocol):
-    """What vpsd knows of time."""
+    """A source of time."""
 
     def now_ms(self) -> int:
         """Milliseconds since 1970 in UTC."""
 
     async def sleep(self, seconds: float) -> None:
-        """Let that much time pass."""
+        """Wait that long."""
 
 
 class SystemClock:
-    """The time of the machine."""
+    """The machine's clock."""
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -34,7 +34,7 @@ class SystemClock:
 
 
 class FakeClock:
-    """A clock that stands still until somebody sleeps or moves it; sleeping takes no real time."""
+    """A clock that only moves when it is advanced or slept on; sleeping takes no real time."""
 
     def __init__(self, now_ms: int = 1_750_000_000_000) -> None:
         self._now_ms = now_ms
@@ -54,9 +54,9 @@ class FakeClock:
 async def every(
     clock: Clock, seconds: float, work: Callable[[], Awaitable[object]], *, wake: asyncio.Event | None = None
 ) -> None:
-    """Do some work now and then until cancelled; with `wake`, also as soon as that is set.
+    """Repeat some work with pauses of `seconds` until cancelled; `wake` ends a pause as soon as it is set.
 
-    A failure ends nothing: it is logged, and the work is tried again. A host that stays away is logged once.
+    Failures are logged, and do not end the loop. A host that stays unavailable is logged once.
     """
     unavailable = False
     while True:
@@ -90,11 +90,16 @@ def iso_utc(at_ms: int) -> str:
     return _iso_second(at_ms // 1000)
 
 
-@lru_cache(maxsize=4096)  # a list writes the same few times over and over
+@lru_cache(maxsize=4096)  # lists repeat the same few times
 def _iso_second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def month_name(at_ms: int) -> str:
+    """The month of a time, in UTC: 2026-11."""
+    return iso_utc(at_ms)[:7]
+
+
 def iso_utc_or_none(at_ms: int | None) -> str | None:
-    """Like `iso_utc`, for times that may not have come yet."""
+    """Like `iso_utc`, for times that may be unset."""
     return None if at_ms is None else iso_utc(at_ms)

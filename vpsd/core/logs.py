@@ -36,7 +36,7 @@ class _Text(logging.Formatter):
         return super().format(record)
 
 
-def set_up(level: str, form: str) -> None:
+def configure(level: str, form: str) -> None:
     """Log to standard error, as `text` or `json`; replaces what was set up before."""
     handler = logging.StreamHandler()
     handler.setFormatter(

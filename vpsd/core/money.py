@@ -1,29 +1,22 @@
 """Money: whole millionths of a credit (micros), so that every sum is exact; decimal numbers at the edges.
 
-A credit is one unit of the currency that the operator sets. No amount is ever a float, on the wire neither: JSON
-numbers are written from decimal text.
+A credit is one unit of the currency that the operator sets. No amount is ever a float, not even in JSON.
 """
 
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, TypeAlias
-
-import msgspec
-from msgspec import Meta
 
 MICROS = 1_000_000
 _PLACES = 6
-LARGEST_MICROS = 10**15  # a thousand million credits: more than anybody has, and room below 2**63 for sums
+LARGEST_MICROS = 10**15  # a billion credits: more than anybody has, with room for sums below 2**63
 _LARGEST_DIGITS = 15 - _PLACES  # before the point, less one
-
-Amount: TypeAlias = Annotated[msgspec.Raw, Meta(description="Credits, exactly", extra_json_schema={"type": "number"})]
 
 
 def parse(amount: Decimal | str) -> int:
-    """Micros of a decimal number; raises ValueError with a text for whoever gave it."""
+    """Micros of a decimal number; raises ValueError with a text for the person who entered it."""
     try:
         exact = Decimal(amount)
     except InvalidOperation:
-        raise ValueError(f"{amount} is no amount; write it like 12.50") from None
+        raise ValueError(f"{amount} is not an amount; write it like 12.50") from None
     # By its digits: arithmetic of decimals would round what is longer than its precision.
     if not exact.is_finite() or (exact and exact.adjusted() > _LARGEST_DIGITS):
         raise ValueError(f"{amount} is beyond {LARGEST_MICROS // MICROS} credits")
@@ -39,17 +32,7 @@ def parse(amount: Decimal | str) -> int:
     return -micros if sign else micros
 
 
-def text(micros: int) -> str:
-    """A decimal number with at least two places and no more than it takes: 5.00, -0.007441."""
+def decimal(micros: int) -> str:
+    """A decimal number with at least two decimal places and no more than necessary: 5.00, -0.007441."""
     whole, rest = divmod(abs(micros), MICROS)
     return f"{'-' if micros < 0 else ''}{whole}.{f'{rest:06}'.rstrip('0'):0<2}"
-
-
-def amount(micros: int) -> Amount:
-    """As it goes over the wire: a JSON number with every digit."""
-    return msgspec.Raw(text(micros).encode())
-
-
-def amount_or_none(micros: int | None) -> Amount | None:
-    """Like `amount`, for limits that may not be set."""
-    return None if micros is None else amount(micros)

@@ -1,4 +1,4 @@
-"""Columns that every table writes the same way. Times are integers: milliseconds since 1970 in UTC."""
+"""Columns and expressions that tables share. Times are integers: milliseconds since 1970 in UTC."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Cast, Column, ColumnElement, Identity, Intege
 
 
 def identity() -> Column[Any]:
-    """An integer key that is never given twice, not even after its row is gone."""
+    """An integer key that is never reused, not even after its row is deleted."""
     return Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
 
 

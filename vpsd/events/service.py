@@ -1,18 +1,15 @@
-"""Recording and reading events. Who, from which token and address, is the context's actor."""
+"""Records and lists events. Who acts, with which token and from which address, is the context's actor."""
 
-from sqlalchemy import bindparam, func, insert, select
+from sqlalchemy import bindparam, insert, select
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
-from vpsd.core.pages import Page
+from vpsd.core.pages import Page, PagedList
 from vpsd.events.models import Event, events
 
 _ADD = Statement(insert(events), [column.name for column in events.c if column.name != "id"])
-_OWN = events.c.account_id == bindparam("account_id")
-_COUNT = Statement(select(func.count()).select_from(events).where(_OWN), into=int)
-_PAGE = Statement(
-    select(events).where(_OWN).order_by(events.c.id.desc()).limit(bindparam("limit")).offset(bindparam("offset")),
-    into=Event,
+_LIST = PagedList(
+    select(events).where(events.c.account_id == bindparam("account_id")).order_by(events.c.id.desc()), into=Event
 )
 
 
@@ -26,7 +23,7 @@ async def record(
     status_before: str | None = None,
     status_after: str | None = None,
 ) -> None:
-    """Note what the actor does; `target` and `target_id` say to what, like "server" and 12."""
+    """Record what the actor does; `target` and `target_id` name what it is done to, like "server" and 12."""
     await ctx.tx.run(
         _ADD,
         account_id=ctx.account_id,
@@ -46,5 +43,4 @@ async def record(
 
 async def list_events(ctx: Ctx, page: Page) -> tuple[int, list[Event]]:
     """How many events the account has, and a page of them, newest first."""
-    count = await ctx.tx.first(_COUNT, account_id=ctx.account_id)
-    return count or 0, await ctx.tx.all(_PAGE, account_id=ctx.account_id, limit=page.size, offset=page.offset)
+    return await _LIST.read(ctx, page)

@@ -141,14 +141,15 @@ async def _backup_of(job: Job) -> Backup:
 
 async def completed_backup(job: Job, backup_id: int) -> Backup:
     """A backup to write a disk from."""
-    target = job.runtime.repository.target_name
     async with job.runtime.read() as ctx:
         backup = await queries.find(ctx, backup_id)
     if backup is None or backup.status != BackupStatus.COMPLETED or backup.deleted_at_ms is not None:
         raise Unusable(f"The backup {backup_id} is not there any more.")
-    if backup.target != target:
-        log.warning("backup %s is in %s, and vpsd is configured for %s", backup_id, backup.target, target)
-        raise Unusable(f"The backup {backup_id} lies where vpsd does not look now; its operator can tell.")
+    try:
+        job.runtime.repository.check_target(backup.target)
+    except Unusable as error:
+        log.warning("backup %s: %s", backup_id, error)
+        raise Unusable(f"The backup {backup_id} lies where vpsd does not look now; its operator can tell.") from error
     return backup
 
 

@@ -47,7 +47,7 @@ class Job:
         """A transaction in the server's account, committed only while the operation is still this worker's."""
         async with self.runtime.write() as ctx:
             await servers.lock(ctx, self.server.id)  # before the operation, as requests do
-            await operations.hold(ctx, self.lease)
+            await operations.hold_lease(ctx, self.lease)
             yield ctx.in_account(self.server.account_id)
 
     async def refresh(self) -> None:
@@ -88,7 +88,9 @@ class Job:
         task = asyncio.ensure_future(work(progress))
         try:
             while True:
-                done, _ = await asyncio.wait({task}, timeout=1.0)
+                done, _ = await asyncio.wait(
+                    {task}, timeout=1.0
+                )  # real time: the work is real, whatever the clock says
                 if done:
                     return task.result()
                 if latest:
@@ -99,3 +101,5 @@ class Job:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # if it failed just now, nobody asks any more

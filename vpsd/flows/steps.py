@@ -10,6 +10,7 @@ from vpsd.billing import rentals
 from vpsd.catalog import service as catalog
 from vpsd.core.db import UniqueViolation
 from vpsd.core.ids import mac_address
+from vpsd.core.units import GIB
 from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
 from vpsd.flows.job import Job
@@ -22,7 +23,6 @@ from vpsd.servers import updates
 
 _PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
 _ADDRESS_TRIES = 100  # more than workers could meet at one address
-_GIB = 1 << 30
 
 
 async def reserve_address(job: Job) -> None:
@@ -54,7 +54,7 @@ async def fetch_image(job: Job) -> None:
 
 async def make_disk(job: Job) -> None:
     """Have the server's disk, as large as its plan says; once it held a customer's data it is never made anew."""
-    hypervisor, size_bytes = job.runtime.hypervisor, job.server.storage_gb * _GIB
+    hypervisor, size_bytes = job.runtime.hypervisor, job.server.storage_gb * GIB
     if job.operation.command != Command.RESTORE:
         await roll_back(job)  # a restore that never came to its end
     if job.server.provisioned_at_ms is None and job.server.source_backup_id is None:
@@ -172,20 +172,20 @@ async def _answers(job: Job, timeout_seconds: int) -> bool:
             return True
         if clock.now_ms() - checked_ms >= 1000:
             checked_ms = clock.now_ms()
-            if await _is_down(job):
+            if await _is_off(job):
                 return False
         await job.pause()
     return False
 
 
-async def _is_down(job: Job) -> bool:
+async def _is_off(job: Job) -> bool:
     guest = await job.runtime.hypervisor.guest(job.name)
     return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
 
 
 async def _record_boot(job: Job) -> None:
     async with job.write() as ctx:
-        await updates.set_up(ctx, job.server.id, await addresses.assign(ctx, job.server.id))
+        await updates.set_booted(ctx, job.server.id, await addresses.assign(ctx, job.server.id))
         deleted = (await servers.row(ctx, job.server.id)).deleted_at_ms is not None
         if job.server.provisioned_at_ms is None and not deleted:
             await rentals.confirm_rental(ctx, job.server.id, job.operation.created_at_ms)
@@ -198,7 +198,7 @@ async def shut_down(job: Job) -> None:
     until_ms = clock.now_ms() + timeout_seconds * 1000
     press_ms = clock.now_ms()
     while clock.now_ms() < until_ms:
-        if await _is_down(job):
+        if await _is_off(job):
             job.result = "shut down by ACPI"
             return
         if clock.now_ms() >= press_ms:

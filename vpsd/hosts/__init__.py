@@ -1,1 +1,1 @@
-"""What runs the servers, and how much of it is still free."""
+"""Hosts of servers, and their capacity."""

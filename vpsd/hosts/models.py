@@ -1,4 +1,4 @@
-"""The table of the host. There is one until servers say on which they are."""
+"""The table of hosts. There is only one so far."""
 
 import msgspec
 from sqlalchemy import BigInteger, Column, Integer, String, Table

@@ -1,4 +1,4 @@
-"""The capacity of the host: recorded by the worker, asked by requests. Whether a plan fits is a pure function."""
+"""The host and its capacity: recorded by the worker, read by requests."""
 
 import msgspec
 from sqlalchemy import bindparam, insert, select, update
@@ -14,11 +14,11 @@ _FACTS = ("name", "cpus", "memory_mb", "storage_gb")
 _HOST = Statement(select(hosts), into=Host)
 _LOCK = Statement(select(hosts).with_for_update(), into=Host)
 _ADD = Statement(insert(hosts), ("id", *_FACTS, "seen_at_ms"))
-_CHANGE = Statement(update(hosts).where(hosts.c.id == bindparam("host_id")), (*_FACTS, "seen_at_ms"))
+_CHANGE = Statement(update(hosts).where(hosts.c.id == bindparam("id")), (*_FACTS, "seen_at_ms"))
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """What servers take together."""
+    """What servers use in total."""
 
     vcpus: int = 0
     memory_mb: int = 0
@@ -26,7 +26,7 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """What is still free on a host, overcommitment included. None: not known, so anything fits."""
+    """What is free on a host, including overcommitment. None: not known, so anything fits."""
 
     host: str | None = None
     vcpus: int | None = None
@@ -34,7 +34,7 @@ class Capacity(msgspec.Struct, frozen=True):
     storage_gb: int | None = None
 
     def lacks(self, plan: Plan, instead_of: Plan | None = None) -> list[str]:
-        """What there is too little of for a server of that plan, which may give back what another plan takes."""
+        """The resources that are insufficient for a server of a plan, which may replace another plan."""
         names = ("vcpus", "memory_mb", "storage_gb")
         more = {name: getattr(plan, name) - (getattr(instead_of, name) if instead_of else 0) for name in names}
         left = {name: getattr(self, name) for name in names}
@@ -42,25 +42,23 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 async def record_facts(ctx: Ctx, facts: HostFacts) -> None:
-    """Write down what a host said of itself."""
+    """Store what a host reported."""
     values = {name: getattr(facts, name) for name in _FACTS}
-    if await ctx.tx.run(_CHANGE, host_id=1, **values, seen_at_ms=ctx.now_ms):
+    if await ctx.tx.run(_CHANGE, id=1, **values, seen_at_ms=ctx.now_ms):
         return
     try:
         await ctx.tx.run(_ADD, id=1, **values, seen_at_ms=ctx.now_ms)
     except UniqueViolation:
-        return  # another worker recorded the same at the same moment
+        return  # another worker stored the same at the same time
 
 
 async def find_host(ctx: Ctx, *, lock: bool = False) -> Host | None:
-    """The host, once it is known; with `lock`, kept from others that lock it until the transaction ends."""
+    """The host, None before it is known; with `lock`, locked until the transaction ends."""
     return await ctx.tx.first(_LOCK if lock else _HOST)
 
 
-def capacity(host: Host | None, in_use: Resources, settings: Settings) -> Capacity:
-    """What is still free on a host when servers take that much of it."""
-    if host is None:
-        return Capacity()
+def capacity(host: Host, in_use: Resources, settings: Settings) -> Capacity:
+    """What is free on a host of which servers use that much."""
     return Capacity(
         host.name,
         int(host.cpus * settings.vcpu_overcommit) - in_use.vcpus,

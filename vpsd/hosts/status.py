@@ -1,4 +1,4 @@
-"""What is known of the host at this moment."""
+"""The current status of the host."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from vpsd.hypervisor.protocol import HostFacts
 
 
 class HostStatus(msgspec.Struct):
-    """Whether the host answers; kept true by whoever is connected to it."""
+    """Whether the host answers; kept up to date by the worker."""
 
     status: str = "connecting"  # connecting | ok | unavailable | elsewhere
     error: str | None = None

@@ -8,7 +8,6 @@ machine too, and one of wall-clock time.
 As a program (`python probe.py`), this file is that child: it prints one letter for each step that was reached.
 """
 
-import asyncio
 import contextlib
 import ctypes
 import fcntl
@@ -38,11 +37,6 @@ _STEPS = {
     "f": "flags and swapgs",
     "g": "a loop at native speed",
 }
-
-
-async def probe_kvm_async() -> tuple[VirtType, str]:
-    """Run `probe_kvm` without blocking the event loop."""
-    return await asyncio.to_thread(probe_kvm)
 
 
 def probe_kvm(device: Path = _DEVICE, limit_seconds: float = _LIMIT_SECONDS) -> tuple[VirtType, str]:

@@ -1,1 +1,1 @@
-"""Requests that may be sent twice and are executed once."""
+"""Requests that may be sent more than once and are executed once."""

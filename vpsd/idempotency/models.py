@@ -1,4 +1,4 @@
-"""The table of idempotency keys: what was asked with each, and the answer, encrypted."""
+"""The table of idempotency keys: the request of each, and the encrypted answer."""
 
 import msgspec
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, UniqueConstraint
@@ -14,7 +14,7 @@ idempotency_keys = Table(
     Column("key", String(255), nullable=False),
     Column("fingerprint", String(64), nullable=False),  # of method, path, query and body
     Column("owner", String(36), nullable=False),  # the request that executes it
-    Column("lease_until_ms", BigInteger, nullable=False),  # after that its process is taken for dead
+    Column("lease_until_ms", BigInteger, nullable=False),  # after that its process is considered dead
     Column("status_code", Integer),  # None: not answered yet
     Column("answer", LargeBinary),
     Column("created_at_ms", BigInteger, nullable=False),
@@ -25,7 +25,7 @@ Index("ix_idempotency_keys_created_at_ms", idempotency_keys.c.created_at_ms)
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is known of a key."""
+    """A stored key."""
 
     fingerprint: str
     owner: str

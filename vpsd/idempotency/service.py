@@ -1,11 +1,10 @@
-"""Claim a key, execute the request, and keep its answer in the transaction of its effect.
+"""Claims a key, and stores the answer in the same transaction as the effect of the request.
 
-Dying between the two leaves a claim without an answer and without an effect: when its lease has run out, the next
-request with the key executes it. A claim that was taken over meanwhile cannot be finished any more, and its effect is
-undone.
+If a process dies in between, its claim has neither answer nor effect: once the lease has expired, the next request with
+the key is executed. A claim that was taken over meanwhile can no longer be finished, and its effect is rolled back.
 
-Answers may hold secrets that are shown once (a root password, a token), so they are encrypted with a key that is made
-of the caller's own token: whoever has the database alone cannot read them.
+Answers may contain secrets that are shown once (a root password, a token), so they are encrypted with a key derived
+from the caller's token: they cannot be read from the database alone.
 """
 
 import hashlib
@@ -18,14 +17,15 @@ from sqlalchemy import bindparam, delete, insert, select, update
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
+from vpsd.core.units import HOUR_MS
 from vpsd.errors import KeyReused, StillRunning
 from vpsd.idempotency.models import Record, idempotency_keys
 
 KEPT_HOURS = 24
-LEASE_SECONDS = 60  # a request takes milliseconds; one that has not answered by then died
+LEASE_SECONDS = 60  # a request takes milliseconds; if it has not ended by then, its process died
 
 _c = idempotency_keys.c
-_OWN = (_c.token_id == bindparam("token"), _c.key == bindparam("used_key"))
+_OWN = (_c.token_id == bindparam("token_id"), _c.key == bindparam("key"))
 _UNANSWERED = (*_OWN, _c.owner == bindparam("present_owner"), _c.answer.is_(None))
 _RECORD = Statement(
     select(_c.fingerprint, _c.owner, _c.lease_until_ms, _c.status_code, _c.answer).where(*_OWN), into=Record
@@ -42,7 +42,7 @@ _FORGET = Statement(delete(idempotency_keys).where(_c.created_at_ms <= bindparam
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the first request was answered."""
+    """The answer to the first request."""
 
     status_code: int
     body: bytes
@@ -58,15 +58,15 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 async def claim(ctx: Ctx, secret: str, key: str, request: bytes) -> Claim | Answer:
-    """Take a key of the actor's token for a request, or get the answer that it was given before.
+    """Claim a key of the actor's token for a request, or return the answer to an earlier one.
 
-    Raises `KeyReused` for another request, `StillRunning` while the first has not ended.
+    Raises `KeyReused` if that was a different request, `StillRunning` if it has not ended yet.
     """
     token_id, now = ctx.actor.token_id, ctx.now_ms
     assert token_id is not None
     fingerprint = hmac.new(secret.encode(), request, hashlib.sha256).hexdigest()
     await forget(ctx)
-    found = await ctx.tx.first(_RECORD, token=token_id, used_key=key)
+    found = await ctx.tx.first(_RECORD, token_id=token_id, key=key)
     mine = Claim(token_id, key, ctx.ids.uuid(), secret)
     lease_until_ms = now + LEASE_SECONDS * 1000
     if found is None:
@@ -81,51 +81,47 @@ async def claim(ctx: Ctx, secret: str, key: str, request: bytes) -> Claim | Answ
                 created_at_ms=now,
             )
         except UniqueViolation:
-            raise _still_running() from None
+            raise StillRunning from None
         return mine
     if not hmac.compare_digest(found.fingerprint, fingerprint):
-        raise KeyReused("This Idempotency-Key came with another request before. Use a new key for a new request.")
+        raise KeyReused
     if found.answer is not None and found.status_code is not None:
         return Answer(found.status_code, _decrypt(mine, found.answer))
     if found.lease_until_ms > now or not await ctx.tx.run(
         _TAKE_OVER,
-        token=token_id,
-        used_key=key,
+        token_id=token_id,
+        key=key,
         present_owner=found.owner,
         owner=mine.owner,
         lease_until_ms=lease_until_ms,
     ):
-        raise _still_running()
+        raise StillRunning
     return mine
 
 
 async def forget(ctx: Ctx) -> None:
-    """Delete the keys whose time is over."""
-    await ctx.tx.run(_FORGET, created_before_ms=ctx.now_ms - KEPT_HOURS * 3_600_000)
-
-
-def _still_running() -> StillRunning:
-    return StillRunning("The first request with this Idempotency-Key is still in progress. Try again in a moment.")
+    """Delete expired keys."""
+    await ctx.tx.run(_FORGET, created_before_ms=ctx.now_ms - KEPT_HOURS * HOUR_MS)
 
 
 async def finish(ctx: Ctx, mine: Claim, answer: Answer) -> None:
-    """Keep the answer, in the transaction of the effect; raises `StillRunning` when another has taken the key over."""
+    """Store the answer, in the transaction of the effect; raises `StillRunning` if another took the key over."""
     if not await ctx.tx.run(
         _FINISH,
         **_held(mine),
         status_code=answer.status_code,
         answer=_encrypt(mine, answer.body),
     ):
-        raise _still_running()
+        raise StillRunning
 
 
 async def drop(ctx: Ctx, mine: Claim) -> None:
-    """Free the key of a request that was refused: it changed nothing and may be tried again."""
+    """Release the key of a request that was refused: it changed nothing, and may be repeated."""
     await ctx.tx.run(_DROP, **_held(mine))
 
 
 def _held(mine: Claim) -> dict[str, Any]:
-    return {"token": mine.token_id, "used_key": mine.key, "present_owner": mine.owner}
+    return {"token_id": mine.token_id, "key": mine.key, "present_owner": mine.owner}
 
 
 _NONCE_BYTES = 12

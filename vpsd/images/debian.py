@@ -5,6 +5,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from vpsd.core.units import MIB
 from vpsd.hypervisor.protocol import Progress
 from vpsd.images import debs
 from vpsd.images.disks import to_qcow2
@@ -19,8 +20,8 @@ _PACKAGES = (
     *("sudo", "iproute2", "iputils-ping", "netbase", "ca-certificates", "curl", "less", "nano", "bash-completion"),
 )
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_ROOT_BYTES = 1536 * 1024 * 1024
-_ROOT_START_BYTES = 1024 * 1024
+_ROOT_BYTES = 1536 * MIB
+_ROOT_START_BYTES = MIB
 _LATEST_GRUB_KNOWS = "^metadata_csum_seed,^orphan_file"
 _GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux", "normal", "configfile", "test", "echo", "ls", "serial")
 _STEPS = {  # mmdebstrap's output: progress

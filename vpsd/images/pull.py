@@ -8,13 +8,14 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from vpsd.core.units import GIB, MIB
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import Progress
 
 _TIMEOUT = httpx.Timeout(20, read=60)
-_CHUNK_BYTES = 1024 * 1024
-_SUMS_LIMIT_BYTES = 1024 * 1024
-_LIMIT_BYTES = 64 * 1024**3
+_CHUNK_BYTES = MIB
+_SUMS_LIMIT_BYTES = MIB
+_LIMIT_BYTES = 64 * GIB
 _MB = 1_000_000
 
 

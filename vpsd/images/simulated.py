@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from vpsd.catalog.models import OperatingSystem
+from vpsd.core.units import MIB
 from vpsd.hypervisor.protocol import Image, Progress
 
 
@@ -14,4 +15,4 @@ class SimulatedImages:
         """An image that nothing can boot."""
         progress(1.0, "simulated")
         key = f"{system.slug}-{hashlib.sha256(system.slug.encode()).hexdigest()[:12]}"
-        return Image(key=key, disk=Path("simulated"), virtual_size_bytes=1 << 20)
+        return Image(key=key, disk=Path("simulated"), virtual_size_bytes=MIB)

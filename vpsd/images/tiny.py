@@ -5,6 +5,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from vpsd.core.units import MIB
 from vpsd.errors import Unusable
 from vpsd.hypervisor.protocol import Progress
 from vpsd.images import debs
@@ -43,7 +44,7 @@ _FILES = {
     "etc/profile": "export PATH=/usr/sbin:/usr/bin:/sbin:/bin PS1='\\u@\\h:\\w\\$ '\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
 }
-_DISK_BYTES = 48 * 1024 * 1024
+_DISK_BYTES = 48 * MIB
 # cipher self-tests cost an emulated CPU a fifth of a second
 _CMDLINE = "console=ttyS0 quiet panic=5 cryptomgr.notests"
 

@@ -1,1 +1,1 @@
-"""What is measured of servers: samples of now, and the transfer of each month."""
+"""Measurements of servers: the latest sample, and the transfer of each month."""

@@ -1,4 +1,4 @@
-"""Tables of what was measured of servers."""
+"""Tables of measurements of servers."""
 
 import msgspec
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table
@@ -13,7 +13,7 @@ usage = Table(  # the last sample of each server
     Column("cpu_percent", Float),  # of the plan's vCPUs
     Column("memory_used_mb", Integer),
     Column("disk_used_bytes", BigInteger),
-    # The guest's counters as they were, to see what came since; they begin anew at each boot.
+    # The guest's counters at that time, from which increments are computed; they restart at each boot.
     Column("cpu_seconds", Float),
     Column("received_bytes", BigInteger),
     Column("sent_bytes", BigInteger),
@@ -26,7 +26,7 @@ traffic = Table(
     Column("month", String(7), primary_key=True),  # 2026-11
     Column("received_bytes", BigInteger, nullable=False),
     Column("sent_bytes", BigInteger, nullable=False),
-    # When what is beyond the plan was charged: nothing is added after that. 0: from before there were prices.
+    # When the transfer beyond the plan was charged: nothing is added after that. 0: from before there were prices.
     Column("charged_at_ms", BigInteger),
 )
 _uncharged = traffic.c.charged_at_ms.is_(None)
@@ -34,7 +34,7 @@ Index("ix_traffic_uncharged", traffic.c.month, sqlite_where=_uncharged, postgres
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What was measured of a server at a moment; a row of `usage`, field for column."""
+    """A measurement of a server; a row of `usage`."""
 
     server_id: int
     sampled_at_ms: int
@@ -47,7 +47,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """What a server has moved in a month."""
+    """What a server has transferred in a month."""
 
     received_bytes: int
     sent_bytes: int

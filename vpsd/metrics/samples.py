@@ -1,9 +1,9 @@
-"""Samples: what a guest says of itself becomes its last figures and its transfer."""
+"""Samples: a guest's statistics become its latest figures and its transfer."""
 
 import msgspec
 from sqlalchemy import bindparam, insert, select, update
 
-from vpsd.core.clock import iso_utc
+from vpsd.core.clock import month_name
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.hypervisor.protocol import GuestStats
@@ -17,13 +17,13 @@ _CHANGE = Statement(update(usage).where(usage.c.server_id == bindparam("server_i
 
 
 async def save(ctx: Ctx, server_id: int, vcpus: int, stats: GuestStats, at_ms: int) -> None:
-    """Keep what a guest of that many vCPUs said when it was asked at a moment, and count what it moved.
+    """Store the statistics of a guest with that many vCPUs, requested at a time, and add what it transferred.
 
-    The caller has locked the server. Raises `UniqueViolation` when another worker wrote its first sample meanwhile.
+    The caller has locked the server. Raises `UniqueViolation` if another worker stored its first sample meanwhile.
     """
     last = await ctx.tx.first(_LAST, server_id=server_id)
     if last is not None and last.sampled_at_ms >= at_ms:
-        return  # another worker has asked later and was quicker: its counters are ahead of these
+        return  # another worker asked later and was faster: its counters are ahead of these
     sample = Sample(
         server_id,
         at_ms,
@@ -38,16 +38,16 @@ async def save(ctx: Ctx, server_id: int, vcpus: int, stats: GuestStats, at_ms: i
     await ctx.tx.run(_ADD if last is None else _CHANGE, **values)
     if stats.received_bytes is not None and stats.sent_bytes is not None:
         before = (0, 0) if last is None else (last.received_bytes or 0, last.sent_bytes or 0)
-        await traffic.add(ctx, server_id, iso_utc(at_ms)[:7], *gained(before, (stats.received_bytes, stats.sent_bytes)))
+        await traffic.add(ctx, server_id, month_name(at_ms), *gained(before, (stats.received_bytes, stats.sent_bytes)))
 
 
 def _kept(present: int | None, last: int | None) -> int | None:
-    """A guest that says nothing for once has not begun anew: its counter goes on where it was last."""
+    """A guest that once did not answer has not restarted: its counter continues from its last value."""
     return last if present is None else present
 
 
 def cpu_percent(last: Sample | None, cpu_seconds: float | None, now_ms: int, vcpus: int) -> float | None:
-    """How busy the vCPUs were since the last sample; None where one is missing or it was powered on since."""
+    """How busy the vCPUs were since the last sample; None if a value is missing or the guest was powered on since."""
     if last is None or last.cpu_seconds is None or cpu_seconds is None or cpu_seconds < last.cpu_seconds:
         return None
     elapsed_ms = now_ms - last.sampled_at_ms
@@ -57,7 +57,7 @@ def cpu_percent(last: Sample | None, cpu_seconds: float | None, now_ms: int, vcp
 
 
 def gained(last: tuple[int, int], present: tuple[int, int]) -> tuple[int, int]:
-    """What two counters (in, out) have gained; both begin anew at each boot, which shows when either has fallen."""
+    """The increments of two counters (in, out); both restart at each boot, which shows when either has decreased."""
     if present[0] < last[0] or present[1] < last[1]:
         return present
     return present[0] - last[0], present[1] - last[1]

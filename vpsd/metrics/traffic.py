@@ -1,4 +1,4 @@
-"""Transfer, by server and month: counted until it is charged."""
+"""Transfer by server and month, counted until it is charged."""
 
 from sqlalchemy import bindparam, insert, or_, select, update
 
@@ -23,7 +23,7 @@ _MARK = Statement(update(traffic).where(*_OF_MONTH), ("charged_at_ms",))
 
 
 async def add(ctx: Ctx, server_id: int, month: str, received: int, sent: int) -> None:
-    """Count bytes that a server moved in a month like 2026-11; what comes after it was charged is not counted."""
+    """Add bytes that a server transferred in a month such as 2026-11, unless the month has been charged."""
     if await ctx.tx.run(_MORE, server_id=server_id, month=month, received=received, sent=sent):
         return
     if await ctx.tx.first(_EXISTS, server_id=server_id, month=month) is None:
@@ -31,10 +31,10 @@ async def add(ctx: Ctx, server_id: int, month: str, received: int, sent: int) ->
 
 
 async def lock_uncharged(ctx: Ctx, server_id: int, month: str) -> Transfer | None:
-    """A month's transfer that is not charged yet, kept from others until the transaction ends."""
+    """A month's transfer that has not been charged yet, locked until the transaction ends."""
     return await ctx.tx.first(_LOCK, server_id=server_id, month=month)
 
 
 async def mark_charged(ctx: Ctx, server_id: int, month: str) -> None:
-    """Close a month: its transfer is charged, or was within the plan."""
+    """Close a month: its transfer was charged, or was within the plan."""
     await ctx.tx.run(_MARK, server_id=server_id, month=month, charged_at_ms=ctx.now_ms)

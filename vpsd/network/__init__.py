@@ -1,1 +1,1 @@
-"""Networks of servers: so far the address pool, and who holds what of it."""
+"""Networks of servers: so far, the address pool."""

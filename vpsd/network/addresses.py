@@ -1,4 +1,4 @@
-"""Addresses: given out of the pool, held until nothing is left of the server."""
+"""Addresses: assigned from the pool, and held until nothing is left of the server."""
 
 import msgspec
 from sqlalchemy import bindparam, delete, insert, select
@@ -12,7 +12,7 @@ _a = addresses.c
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """Who holds an address."""
+    """An address and the server that holds it."""
 
     address: str
     server_id: int
@@ -34,9 +34,9 @@ class PoolUsedUp(Unavailable):
 
 
 async def assign(ctx: Ctx, server_id: int) -> str:
-    """The server's address, given now if it has none: the lowest free one, without the first two and the last.
+    """The server's address, assigned now if it has none: the lowest free one, except the first two and the last.
 
-    Raises `PoolUsedUp`, and `UniqueViolation` when another server took the same one at the same moment.
+    Raises `PoolUsedUp`, and `UniqueViolation` if another server takes the same one at the same time.
     """
     held = await ctx.tx.first(_OF_SERVER, server_id=server_id)
     if held is not None:
@@ -52,20 +52,20 @@ async def assign(ctx: Ctx, server_id: int) -> str:
 
 
 async def hold(ctx: Ctx, address: str, server_id: int) -> None:
-    """Give a server this address; raises `UniqueViolation` when it is held, or when the server holds another."""
+    """Assign an address to a server; raises `UniqueViolation` if it is taken, or the server has another."""
     await ctx.tx.run(_HOLD, address=address, server_id=server_id, assigned_at_ms=ctx.now_ms)
 
 
 async def release(ctx: Ctx, server_id: int) -> None:
-    """Give the server's address back to the pool."""
+    """Return the server's address to the pool."""
     await ctx.tx.run(_RELEASE, server_id=server_id)
 
 
 async def free(ctx: Ctx, address: str) -> None:
-    """Give an address back to the pool, whoever holds it."""
+    """Return an address to the pool, whoever holds it."""
     await ctx.tx.run(_FREE, address=address)
 
 
 async def assignments(ctx: Ctx) -> list[Assignment]:
-    """Every address that is held."""
+    """All addresses that are held."""
     return await ctx.tx.all(_ALL)

@@ -1,4 +1,4 @@
-"""Table of addresses that servers hold. A free address has no row."""
+"""The table of addresses that servers hold; a free address has no row."""
 
 from sqlalchemy import BigInteger, Column, ForeignKey, String, Table
 

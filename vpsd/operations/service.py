@@ -7,7 +7,8 @@ from sqlalchemy import ColumnElement, and_, bindparam, exists, func, insert, or_
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
-from vpsd.core.pages import Page
+from vpsd.core.pages import Page, PagedList
+from vpsd.core.units import MINUTE_MS
 from vpsd.errors import Busy
 from vpsd.lifecycle import RULES, Command, supersedes
 from vpsd.operations.models import Operation, OperationStatus, operations
@@ -26,11 +27,7 @@ _OF_SERVER = _c.server_id == bindparam("server_id")
 _OPEN_OF = Statement(select(operations).where(_OF_SERVER, _OPEN), into=Operation)
 _WAITING = Statement(select(operations).where(_c.waits_for == bindparam("operation_id"), _UNFINISHED), into=Operation)
 _OPEN_SERVERS = Statement(select(_c.server_id).where(_OPEN), into=int)
-_HISTORY = Statement(
-    select(operations).where(_OF_SERVER).order_by(_c.id).limit(bindparam("limit")).offset(bindparam("offset")),
-    into=Operation,
-)
-_COUNT = Statement(select(func.count()).select_from(operations).where(_OF_SERVER), into=int)
+_HISTORY = PagedList(select(operations).where(_OF_SERVER).order_by(_c.id), into=Operation)
 _SINCE = Statement(
     select(func.count())
     .select_from(operations)
@@ -53,9 +50,8 @@ _CANCEL_UNLEASED = Statement(
 _CANCEL_WAITING = Statement(_CANCEL.where(_c.id == bindparam("operation_id"), _UNFINISHED))
 _HURRY = Statement(update(operations).where(_c.id == bindparam("operation_id"), _OPEN), ("run_at_ms",))
 _LET_BEGIN = Statement(
-    update(operations).where(_c.id == bindparam("operation_id")).values(waits_for=None).returning(operations),
+    update(operations).where(_c.id == bindparam("operation_id")).values(waits_for=None),
     ("waits_for", "run_at_ms", "deadline_at_ms"),
-    into=Operation,
 )
 
 
@@ -99,7 +95,7 @@ _HOLD = Statement(select(_c.id).where(*_LEASED).with_for_update(), into=int)
 _REPORT = Statement(update(operations).where(*_LEASED), ("progress", "detail"))
 _STEP = Statement(update(operations).where(*_LEASED).values(detail=None), ("step", "progress", "detail"))
 _UNLEASED = {"lease_owner": None, "lease_until_ms": None}
-_RELEASE = Statement(
+_RESCHEDULE = Statement(
     update(operations).where(*_LEASED).values(status=OperationStatus.QUEUED, **_UNLEASED),
     ("status", "lease_owner", "lease_until_ms", "error", "run_at_ms"),
 )
@@ -137,7 +133,7 @@ class Lease(msgspec.Struct, frozen=True):
         return cls(operation.id, operation.fence)
 
 
-async def enqueue(ctx: Ctx, server_id: int, command: Command, argument: int | None = None) -> Operation:
+async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None = None) -> Operation:
     """Queue a command on a server whose row the caller has locked.
 
     An open operation that the command supersedes is cancelled or, while a worker has it, followed by this one as soon
@@ -156,7 +152,6 @@ async def enqueue(ctx: Ctx, server_id: int, command: Command, argument: int | No
         cancelled = await ctx.tx.run(_CANCEL_UNLEASED, operation_id=present.id, **superseded)
         if not cancelled and await ctx.tx.run(_HURRY, operation_id=present.id, run_at_ms=ctx.now_ms):
             waits_for = present.id
-    minutes = RULES[command].minutes
     try:
         operation = await ctx.tx.first(
             _ADD,
@@ -166,7 +161,7 @@ async def enqueue(ctx: Ctx, server_id: int, command: Command, argument: int | No
             argument=argument,
             waits_for=waits_for,
             run_at_ms=ctx.now_ms,
-            deadline_at_ms=None if minutes is None else ctx.now_ms + minutes * 60_000,
+            deadline_at_ms=_deadline_ms(ctx, command),
             created_at_ms=ctx.now_ms,
         )
     except UniqueViolation:
@@ -199,8 +194,7 @@ async def busy_servers(ctx: Ctx) -> set[int]:
 
 async def history(ctx: Ctx, server_id: int, page: Page) -> tuple[int, list[Operation]]:
     """How many operations a server had, and a page of them, oldest first."""
-    count = await ctx.tx.first(_COUNT, server_id=server_id)
-    return count or 0, await ctx.tx.all(_HISTORY, server_id=server_id, limit=page.size, offset=page.offset)
+    return await _HISTORY.read(ctx, page, server_id=server_id)
 
 
 async def count_since(ctx: Ctx, server_id: int, command: Command, since_ms: int) -> int:
@@ -229,7 +223,7 @@ async def renew(ctx: Ctx, lease: Lease) -> Operation | None:
     return await waiting(ctx, lease.operation_id)
 
 
-async def hold(ctx: Ctx, lease: Lease) -> None:
+async def hold_lease(ctx: Ctx, lease: Lease) -> None:
     """Make sure, for the rest of the transaction, that the lease is still one's own; raises `LostLease`."""
     if await ctx.tx.first(_HOLD, operation_id=lease.operation_id, held_fence=lease.fence) is None:
         raise LostLease
@@ -241,13 +235,13 @@ async def report(ctx: Ctx, lease: Lease, progress: float, detail: str) -> None:
 
 
 async def save_step(ctx: Ctx, lease: Lease, step: str, progress: float) -> None:
-    """Note the step that comes next; raises `LostLease`."""
+    """Save the step that comes next; raises `LostLease`."""
     await _save(ctx, _STEP, lease, step=step, progress=progress)
 
 
-async def release(ctx: Ctx, lease: Lease, error: str, run_at_ms: int) -> None:
+async def reschedule(ctx: Ctx, lease: Lease, error: str, run_at_ms: int) -> None:
     """Put the operation back for another try; raises `LostLease`."""
-    await _save(ctx, _RELEASE, lease, error=error, run_at_ms=run_at_ms)
+    await _save(ctx, _RESCHEDULE, lease, error=error, run_at_ms=run_at_ms)
 
 
 async def finish(ctx: Ctx, lease: Lease, error: str | None, detail: str | None) -> None:
@@ -255,19 +249,17 @@ async def finish(ctx: Ctx, lease: Lease, error: str | None, detail: str | None) 
     await _close(ctx, lease, OperationStatus.FAILED if error else OperationStatus.SUCCEEDED, error, detail)
 
 
-async def hand_over(ctx: Ctx, lease: Lease, successor: Operation) -> Operation:
+async def hand_over(ctx: Ctx, lease: Lease, successor: Operation) -> None:
     """Close the operation as cancelled and let the one that waits for it begin; raises `LostLease`."""
     await _close(ctx, lease, OperationStatus.CANCELLED, None, f"superseded by {successor.command}")
-    minutes = RULES[Command(successor.command)].minutes
-    begun = await ctx.tx.first(
-        _LET_BEGIN,
-        operation_id=successor.id,
-        run_at_ms=ctx.now_ms,
-        deadline_at_ms=None if minutes is None else ctx.now_ms + minutes * 60_000,
-    )
-    assert begun is not None
+    deadline_ms = _deadline_ms(ctx, Command(successor.command))
+    await ctx.tx.run(_LET_BEGIN, operation_id=successor.id, run_at_ms=ctx.now_ms, deadline_at_ms=deadline_ms)
     await ctx.tx.notify()
-    return begun
+
+
+def _deadline_ms(ctx: Ctx, command: Command) -> int | None:
+    minutes = RULES[command].minutes
+    return None if minutes is None else ctx.now_ms + minutes * MINUTE_MS
 
 
 async def _close(ctx: Ctx, lease: Lease, status: OperationStatus, error: str | None, detail: str | None) -> None:

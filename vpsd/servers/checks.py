@@ -22,24 +22,24 @@ async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -
         raise NoCapacity(plan.name, lacking)
 
 
-async def find_plan(ctx: Ctx, plan_id: int | UnsetType, faults: Faults) -> Plan | None:
+async def offered_plan(ctx: Ctx, plan_id: int | UnsetType, faults: Faults) -> Plan | None:
     """A plan that is on offer."""
     if plan_id is UNSET:
         return None
     plan = await catalog.find_plan(ctx, plan_id)
     if plan is None or not plan.available:
-        offered = [(plan.id, plan.name) for plan in await catalog.list_plans(ctx) if plan.available]
+        offered = [(plan.id, plan.name) for plan in await catalog.offered_plans(ctx)]
         faults.add("plan_id", UnknownPlan(plan_id, offered))
     return plan
 
 
-async def find_system(ctx: Ctx, os_id: int | UnsetType, faults: Faults) -> OperatingSystem | None:
+async def offered_system(ctx: Ctx, os_id: int | UnsetType, faults: Faults) -> OperatingSystem | None:
     """An operating system that is on offer."""
     if os_id is UNSET:
         return None
     system = await catalog.find_operating_system(ctx, os_id)
     if system is None or not system.available:
-        offered = [(os.id, os.name) for os in await catalog.list_operating_systems(ctx) if os.available]
+        offered = [(os.id, os.name) for os in await catalog.offered_operating_systems(ctx)]
         faults.add("os_id", UnknownSystem(os_id, offered))
     return system
 

@@ -21,7 +21,7 @@ from vpsd.events import service as events
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers.checks import check_capacity, check_tags, find_system, password_hash, tags_text
+from vpsd.servers.checks import check_capacity, check_tags, offered_system, password_hash, tags_text
 from vpsd.servers.faults import (
     CommandRefused,
     DiskCannotShrink,
@@ -31,7 +31,7 @@ from vpsd.servers.faults import (
     SamePlan,
     UnknownPlan,
 )
-from vpsd.servers.models import LockedServer, Server, servers
+from vpsd.servers.models import LockedServer, servers
 from vpsd.servers.queries import lock_server
 from vpsd.servers.schedule import next_backup_slot_ms
 from vpsd.servers.transitions import given, transition
@@ -105,15 +105,12 @@ async def change(ctx: Ctx, server_id: int, wanted: ServerChanges, faults: Faults
 async def run_command(ctx: Ctx, server_id: int, command: Command) -> Accepted:
     """Give a server a command; raises `NotFound`, `PaymentRequired`, `WrongStatus` or `Busy`."""
     server = await lock_server(ctx, server_id)
-    runs = server.status == Status.ACTIVE
-    if (command is Command.START and not runs) or (command is Command.REBOOT and runs):
-        await credit.check_start(ctx, runs=runs)
     return accepted(server, command, await enqueue(ctx, server, command, event=f"server.{command}"))
 
 
 async def enqueue(
     ctx: Ctx,
-    server: LockedServer | Server,
+    server: LockedServer,
     command: Command,
     argument: int | None = None,
     *,
@@ -122,17 +119,19 @@ async def enqueue(
 ) -> Operation:
     """Queue a command on a server whose row the caller has locked, and show that it is under way.
 
-    `event` is the request's own, which carries the change of status. Raises `WrongStatus` or `Busy`.
+    `event` is the request's own, which carries the change of status. Raises `PaymentRequired`, `WrongStatus` or `Busy`.
     """
+    runs, rule = server.status == Status.ACTIVE, RULES[command]
+    if rule.needs_credit and (Status.ACTIVE in rule.begins_from if runs else rule.begins_from - {Status.ACTIVE}):
+        await credit.check_start(ctx, runs=runs)
     check_status(server, command)
-    operation = await operations.enqueue(ctx, server.id, command, argument)
-    working = RULES[command].working
-    if working is not None:
-        await transition(ctx, server, working, given(command, event=event, detail=detail))
+    operation = await operations.add(ctx, server.id, command, argument)
+    if rule.working is not None:
+        await transition(ctx, server, rule.working, given(command, event=event, detail=detail))
     return operation
 
 
-def check_status(server: LockedServer | Server, command: Command) -> None:
+def check_status(server: LockedServer, command: Command) -> None:
     """Raise `WrongStatus` where the status does not allow the command."""
     if server.status in RULES[command].begins_from:
         return
@@ -149,7 +148,7 @@ def accepted(server: LockedServer, command: Command, operation: Operation, passw
         server_id=server.id,
         name=server.name,
         status=rule.working,
-        message=rule.message or "",
+        message=rule.message,
         operation=operation,
         password=password,
     )
@@ -194,7 +193,7 @@ async def _other_plan(
     faults.check()
     field, wanted = ("plan_id", plan_id) if plan_uuid is UNSET else ("plan", plan_uuid)
     assert wanted is not UNSET
-    offered = [plan for plan in await catalog.list_plans(ctx) if plan.available]
+    offered = await catalog.offered_plans(ctx)
     found = next((plan for plan in offered if wanted in (plan.id, plan.uuid)), None)
     if found is None:
         large = [(plan.id, plan.name) for plan in offered if plan.storage_gb >= old.storage_gb]
@@ -214,11 +213,9 @@ async def rebuild(ctx: Ctx, server_id: int, os_id: int | UnsetType, faults: Faul
     Raises `NotFound`, `Invalid`, `PaymentRequired`, `WrongStatus` or `Busy`.
     """
     server = await lock_server(ctx, server_id)
-    system = await find_system(ctx, os_id, faults)
+    system = await offered_system(ctx, os_id, faults)
     faults.check()
     assert system is not None
-    await credit.check_start(ctx, runs=server.status == Status.ACTIVE)  # it runs in the end
-    check_status(server, Command.REBUILD)
     password = None
     if server.authorized_key is None:
         password = ctx.ids.password()

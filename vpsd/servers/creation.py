@@ -11,20 +11,18 @@ from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
-from vpsd.core.faults import Faults, Required
+from vpsd.core.faults import Faults
+from vpsd.core.units import GIB
 from vpsd.events import service as events
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers import user_data
-from vpsd.servers.checks import check_capacity, check_tags, find_plan, find_system, password_hash, tags_text
-from vpsd.servers.faults import DiskTooSmall, UnknownSshKey
+from vpsd.servers.checks import check_capacity, check_tags, offered_plan, offered_system, password_hash, tags_text
+from vpsd.servers.faults import DiskTooSmall, UnknownLocation, UnknownSshKey
 from vpsd.servers.models import servers
-from vpsd.servers.queries import unknown_location
 from vpsd.servers.schedule import next_backup_slot_ms
 from vpsd.ssh_keys import service as ssh_keys
-
-_GIB = 1 << 30
 
 _ADD = Statement(
     insert(servers).returning(servers.c.id),
@@ -84,19 +82,17 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
 
     Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, or `NoCapacity`.
     """
-    plan = await find_plan(ctx, new.plan_id, faults)
-    if source is not None and plan is not None and plan.storage_gb * _GIB < (source.disk_bytes or 0):
-        faults.add("plan_id", DiskTooSmall(source.copy, -(-(source.disk_bytes or 0) // _GIB)))
+    plan = await offered_plan(ctx, new.plan_id, faults)
+    if source is not None and plan is not None and plan.storage_gb * GIB < (source.disk_bytes or 0):
+        faults.add("plan_id", DiskTooSmall(source.copy, -(-(source.disk_bytes or 0) // GIB)))
     if source is not None:
         system = await catalog.find_operating_system(ctx, source.os_id)
     else:
-        if new.os_id is UNSET and not faults.has("os_id", "backup_id", "snapshot_id"):
-            faults.add("os_id", Required())
-        system = await find_system(ctx, new.os_id, faults)
+        system = await offered_system(ctx, new.os_id, faults)
     if new.location is not UNSET:
-        location = await catalog.find_location(ctx, new.location)
-        if location is None or not location.available:
-            faults.add("location", await unknown_location(ctx, new.location))
+        codes = [location.code for location in await catalog.offered_locations(ctx)]
+        if new.location not in codes:
+            faults.add("location", UnknownLocation(new.location, codes))
     key = None
     if new.ssh_key_id is not None:
         key = await ssh_keys.find(ctx, new.ssh_key_id)
@@ -118,7 +114,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         "uuid": ctx.ids.uuid(),
         "name": new.name,
         "hostname": new.hostname or new.name,
-        "status": Status.PROVISIONING,
+        "status": RULES[Command.CREATE].working,
         "location": new.location,
         "backups_enabled": new.backups_enabled,
         "protected": new.protected,
@@ -141,10 +137,9 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     )
     assert server_id is not None
     await rentals.open_rental(ctx, server_id, plan)
-    operation = await operations.enqueue(ctx, server_id, Command.CREATE)
+    operation = await operations.add(ctx, server_id, Command.CREATE)
     detail = f"{new.name}: {plan.name}, {system.name}"
-    await events.record(ctx, "server.create", "server", server_id, detail, status_after=Status.PROVISIONING)
-    message = RULES[Command.CREATE].message or ""
+    await events.record(ctx, "server.create", "server", server_id, detail, status_after=values["status"])
     return CreatedServer(
         id=server_id,
         **values,
@@ -152,7 +147,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         system=system,
         tags=new.tags,
         created_at_ms=ctx.now_ms,
-        message=message,
+        message=RULES[Command.CREATE].message,
         password=password,
         operation=operation,
     )

@@ -2,21 +2,21 @@
 
 from sqlalchemy import bindparam, update
 
-from vpsd.billing import credit, rentals
+from vpsd.billing import rentals
 from vpsd.core.clock import iso_utc
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
-from vpsd.lifecycle import Command, Status
+from vpsd.core.units import HOUR_MS
+from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers.commands import Accepted, accepted, check_status
+from vpsd.servers.commands import Accepted, accepted, check_status, enqueue
 from vpsd.servers.faults import IsProtected
-from vpsd.servers.models import LockedServer, Server, servers
+from vpsd.servers.models import LockedServer, servers
 from vpsd.servers.queries import lock_server
 from vpsd.servers.transitions import given, transition
 
-_HOUR_MS = 3_600_000
-_OFF = (Status.STOPPED, Status.SUSPENDED, Status.ERROR)
+_OFF = RULES[Command.SOFT_DELETE].at_once
 
 _ONE = update(servers).where(servers.c.id == bindparam("id"))
 _SET_DELETED = Statement(_ONE, ("deleted_at_ms",))
@@ -41,12 +41,11 @@ async def delete(ctx: Ctx, server_id: int, *, at_once: bool) -> Operation | None
     return await _soft_delete(ctx, server)
 
 
-async def purge(ctx: Ctx, server: LockedServer | Server) -> Operation:
+async def purge(ctx: Ctx, server: LockedServer) -> Operation:
     """Delete for good a server whose row the caller has locked."""
     ctx = ctx.in_account(server.account_id)
     await rentals.end_rental(ctx, server.id)
-    operation = await operations.enqueue(ctx, server.id, Command.DELETE)
-    await transition(ctx, server, Status.DELETING, given(Command.DELETE, event="server.delete"))
+    operation = await enqueue(ctx, server, Command.DELETE, event="server.delete")
     await ctx.tx.run(_SET_DELETED, id=server.id, deleted_at_ms=ctx.now_ms)
     return operation
 
@@ -55,14 +54,14 @@ async def _soft_delete(ctx: Ctx, server: LockedServer) -> Operation | None:
     """Shut a server down; it keeps what it has, and costs, until its deletion is final."""
     under_way = await operations.last_queued(ctx, server.id)
     before = Status(server.status)
-    operation = None
-    if under_way is not None or before not in _OFF:
-        operation = await operations.enqueue(ctx, server.id, Command.SOFT_DELETE)
-    purge_due_at_ms = ctx.now_ms + ctx.settings.undelete_hours * _HOUR_MS
+    purge_due_at_ms = ctx.now_ms + ctx.settings.undelete_hours * HOUR_MS
     detail = f"It can be undeleted until {iso_utc(purge_due_at_ms)}."
-    cause = given(Command.SOFT_DELETE, event="server.delete", detail=detail)
-    to = Status.DELETED if operation is None else Status.DELETING
-    await transition(ctx, server, to, cause, error=server.error)
+    operation = None
+    if under_way is None and before in _OFF:
+        cause = given(Command.SOFT_DELETE, event="server.delete", detail=detail)
+        await transition(ctx, server, Status.DELETED, cause, error=server.error)
+    else:
+        operation = await enqueue(ctx, server, Command.SOFT_DELETE, event="server.delete", detail=detail)
     if before is Status.STOPPING:  # it goes back to where it was on its way to
         suspends = under_way is not None and under_way.command == Command.SUSPEND
         before = Status.SUSPENDED if suspends else Status.STOPPED
@@ -80,21 +79,18 @@ async def undelete(ctx: Ctx, server_id: int) -> Accepted:
     server = await lock_server(ctx, server_id)
     check_status(server, Command.UNDELETE)
     back = Status(server.deleted_from or Status.ACTIVE)
-    if back is Status.ACTIVE:
-        await credit.check_start(ctx)
     await ctx.tx.run(_SET_PURGE_DUE, id=server_id, purge_due_at_ms=None, deleted_from=None)
-    cause = given(Command.UNDELETE, event="server.undelete")
     if back is Status.ACTIVE:
-        operation = await operations.enqueue(ctx, server_id, Command.UNDELETE)
-        await transition(ctx, server, Status.STARTING, cause)
+        operation = await enqueue(ctx, server, Command.UNDELETE, event="server.undelete")
         return accepted(server, Command.UNDELETE, operation)
+    cause = given(Command.UNDELETE, event="server.undelete")
     if await operations.open_operation(ctx, server_id) is None:
         await transition(ctx, server, back, cause, error=server.error)
         text = f"Server is back: {back}"
         return Accepted(server_id=server.id, name=server.name, status=back, message=text)
     # It is still going down, and comes to rest where it was.
     command = Command.SUSPEND if back is Status.SUSPENDED else Command.STOP
-    operation = await operations.enqueue(ctx, server_id, command)
+    operation = await operations.add(ctx, server_id, command)
     await transition(ctx, server, Status.STOPPING, cause)
-    text = accepted(server, Command.UNDELETE, operation).message
+    text = RULES[Command.UNDELETE].message
     return Accepted(server_id=server.id, name=server.name, status=Status.STOPPING, message=text, operation=operation)

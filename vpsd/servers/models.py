@@ -64,8 +64,8 @@ _due = servers.c.next_backup_at_ms.is_not(None)
 Index("ix_servers_next_backup", servers.c.next_backup_at_ms, sqlite_where=_due, postgresql_where=_due)
 
 
-class Server(msgspec.Struct, frozen=True):
-    """A server as the worker needs it: the row and its plan's size."""
+class ServerRow(msgspec.Struct, frozen=True):
+    """A server's row, all but its user data."""
 
     id: int
     uuid: str
@@ -100,9 +100,6 @@ class Server(msgspec.Struct, frozen=True):
     protected: bool
     purge_due_at_ms: int | None
     deleted_from: str | None
-    vcpus: int
-    memory_mb: int
-    storage_gb: int
 
     @property
     def boot_source(self) -> "BootSource":
@@ -115,25 +112,16 @@ class Server(msgspec.Struct, frozen=True):
         return None if self.previous_boot is None else msgspec.json.decode(self.previous_boot, type=BootSource)
 
 
-class LockedServer(msgspec.Struct, frozen=True):
-    """What decides whether a server can be told something; its row is locked until the transaction ends."""
+class LockedServer(ServerRow, frozen=True):
+    """A server whose row is kept from others until the transaction ends."""
 
-    id: int
-    uuid: str
-    account_id: int
-    name: str
-    hostname: str
-    status: str
-    error: str | None
-    plan_id: int
-    os_id: int
-    disk: int
-    protected: bool
-    authorized_key: str | None
-    next_backup_at_ms: int | None
-    provisioned_at_ms: int | None
-    purge_due_at_ms: int | None
-    deleted_from: str | None
+
+class Server(ServerRow, frozen=True):
+    """A server as workers need it: the row, and its plan's size."""
+
+    vcpus: int
+    memory_mb: int
+    storage_gb: int
 
 
 class BootSource(msgspec.Struct, frozen=True):

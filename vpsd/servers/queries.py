@@ -9,13 +9,14 @@ from sqlalchemy import Select, and_, bindparam, func, or_, select
 
 from vpsd.billing import credit, prices
 from vpsd.catalog import service as catalog
-from vpsd.catalog.models import OperatingSystem, operating_systems, plans
-from vpsd.core.clock import iso_utc
+from vpsd.catalog.models import OperatingSystem, Plan, operating_systems, plans
+from vpsd.core.clock import month_name
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.core.pages import Page
 from vpsd.core.tables import total
+from vpsd.core.units import MINUTE_MS
 from vpsd.errors import NotFound
 from vpsd.hosts import service as hosts
 from vpsd.hosts.service import Capacity, Resources
@@ -26,7 +27,7 @@ from vpsd.operations.models import Operation
 from vpsd.servers.faults import UnknownLocation
 from vpsd.servers.models import LockedServer, Server, servers
 
-_FRESH_MS = 120_000  # figures older than this say nothing about now
+_FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
 
 _c = servers.c
 _OWN = and_(_c.account_id == bindparam("account_id"), _c.deleted_at_ms.is_(None))
@@ -120,7 +121,15 @@ class Quote(msgspec.Struct, frozen=True):
     host: str | None  # None: no host is known yet
 
 
-class _Named(msgspec.Struct, frozen=True):
+class PlanOffer(msgspec.Struct, frozen=True):
+    """A plan, what it costs, and the codes of the locations where there is room for one now."""
+
+    plan: Plan
+    locations: list[str]
+    price_hourly_micros: int
+
+
+class _ServerName(msgspec.Struct, frozen=True):
     id: int
     name: str
 
@@ -141,15 +150,14 @@ _DETAIL = Statement(
     into=DetailedServer,
 )
 _EXISTS = Statement(select(_c.id).where(_OWN_ONE), into=int)
-_LOCKED = Statement(
-    select(*(_c[name] for name in LockedServer.__struct_fields__)).where(_OWN_ONE).with_for_update(key_share=True),
-    into=LockedServer,
-)
-_SERVER = select(
-    *(column for column in _c if column is not _c.user_data), plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb
-).join_from(servers, plans)
+_COLUMNS = [column for column in _c if column is not _c.user_data]
+_SERVER = select(*_COLUMNS, plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb).join_from(servers, plans)
 _ROW = Statement(_SERVER.where(_c.id == bindparam("id")), into=Server)
-_LOCK = Statement(_SERVER.where(_c.id == bindparam("id")).with_for_update(of=servers, key_share=True), into=Server)
+# Without a join: PostgreSQL compares a row that it had to wait for with the old rows of the other tables.
+_LOCK = select(*_COLUMNS).with_for_update(key_share=True)
+_LOCK_ANY = Statement(_LOCK.where(_c.id == bindparam("id")), into=LockedServer)
+_LOCK_OWN = Statement(_LOCK.where(_OWN_ONE), into=LockedServer)
+_ACCOUNT_OF = Statement(select(_c.account_id).where(_c.id == bindparam("id"), _c.deleted_at_ms.is_(None)), into=int)
 _PRESENT = Statement(_SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id), into=Server)
 _OF_ACCOUNT = Statement(_SERVER.where(_OWN).order_by(_c.id), into=Server)
 _WITH_STATUS = Statement(
@@ -173,7 +181,7 @@ _SYSTEM = Statement(
     select(operating_systems).join_from(servers, operating_systems).where(_c.id == bindparam("id")),
     into=OperatingSystem,
 )
-_NAMES = Statement(select(_c.id, _c.name).where(_c.account_id == bindparam("account_id")), into=_Named)
+_NAMES = Statement(select(_c.id, _c.name).where(_c.account_id == bindparam("account_id")), into=_ServerName)
 _LIVES = Statement(
     select(_c.id, _c.provisioned_at_ms, _c.deleted_at_ms)
     .where(_c.account_id == bindparam("account_id"))
@@ -236,14 +244,13 @@ async def list_servers(ctx: Ctx, wanted: ServerFilter, page: Page, faults: Fault
 
 async def unknown_location(ctx: Ctx, code: str) -> UnknownLocation:
     """The fault for a location code that does not exist."""
-    offered = await catalog.list_locations(ctx)
-    return UnknownLocation(code, [location.code for location in offered if location.available])
+    return UnknownLocation(code, [location.code for location in await catalog.offered_locations(ctx)])
 
 
 async def get(ctx: Ctx, server_id: int) -> DetailedServer:
     """A server of the account in full; raises `NotFound`."""
     now_ms = ctx.now_ms
-    found = await ctx.tx.first(_DETAIL, account_id=ctx.account_id, id=server_id, month=iso_utc(now_ms)[:7])
+    found = await ctx.tx.first(_DETAIL, account_id=ctx.account_id, id=server_id, month=month_name(now_ms))
     if found is None:
         raise NotFound("server", server_id)
     sampled_ms = found.sampled_at_ms
@@ -254,7 +261,7 @@ async def get(ctx: Ctx, server_id: int) -> DetailedServer:
 
 async def lock_server(ctx: Ctx, server_id: int) -> LockedServer:
     """A server of the account, kept from others until the transaction ends; raises `NotFound`."""
-    server = await ctx.tx.first(_LOCKED, account_id=ctx.account_id, id=server_id)
+    server = await ctx.tx.first(_LOCK_OWN, account_id=ctx.account_id, id=server_id)
     if server is None:
         raise NotFound("server", server_id)
     return server
@@ -284,6 +291,37 @@ async def quote(ctx: Ctx, server_id: int) -> Quote:
     return Quote(monthly, prices.price_hourly(monthly), server.location, (await free_capacity(ctx)).host)
 
 
+async def plan_offers(ctx: Ctx, location: str | UnsetType, faults: Faults) -> list[PlanOffer]:
+    """The plans on offer, or those of them that there is room for at a location; raises `Invalid`."""
+    if location is not UNSET and await catalog.find_location(ctx, location) is None:
+        faults.add("location", await unknown_location(ctx, location))
+    faults.check()
+    offers = await _offers(ctx, await catalog.offered_plans(ctx))
+    return [offer for offer in offers if location is UNSET or location in offer.locations]
+
+
+async def plan_offer(ctx: Ctx, plan_id: int) -> PlanOffer:
+    """A plan, also one that is no longer on offer; raises `NotFound`."""
+    plan = await catalog.find_plan(ctx, plan_id)
+    if plan is None:
+        raise NotFound("plan", plan_id)
+    return (await _offers(ctx, [plan]))[0]
+
+
+async def _offers(ctx: Ctx, found: list[Plan]) -> list[PlanOffer]:
+    # One host stands for every location until servers say on which they are.
+    capacity = await free_capacity(ctx)
+    codes = [location.code for location in await catalog.offered_locations(ctx)]
+    return [
+        PlanOffer(
+            plan,
+            codes if plan.available and not capacity.lacks(plan) else [],
+            prices.price_hourly(plan.price_monthly_micros),
+        )
+        for plan in found
+    ]
+
+
 async def free_capacity(ctx: Ctx, *, reserve: bool = False) -> Capacity:
     """What is left of the host: servers that are stopped or being deleted still hold what is theirs.
 
@@ -295,6 +333,14 @@ async def free_capacity(ctx: Ctx, *, reserve: bool = False) -> Capacity:
     return hosts.capacity(host, await ctx.tx.first(_IN_USE) or Resources(0, 0, 0), ctx.settings)
 
 
+async def account_of(ctx: Ctx, server_id: int) -> int:
+    """For the operator: the account of a server that is not deleted; raises `NotFound`."""
+    found = await ctx.tx.first(_ACCOUNT_OF, id=server_id)
+    if found is None:
+        raise NotFound("server", server_id)
+    return found
+
+
 async def row(ctx: Ctx, server_id: int) -> Server:
     """A server that must exist, of any account."""
     server = await ctx.tx.first(_ROW, id=server_id)
@@ -302,9 +348,9 @@ async def row(ctx: Ctx, server_id: int) -> Server:
     return server
 
 
-async def lock(ctx: Ctx, server_id: int) -> Server:
+async def lock(ctx: Ctx, server_id: int) -> LockedServer:
     """A server that must exist, of any account, kept from others until the transaction ends."""
-    server = await ctx.tx.first(_LOCK, id=server_id)
+    server = await ctx.tx.first(_LOCK_ANY, id=server_id)
     assert server is not None
     return server
 

@@ -1,7 +1,5 @@
 """The one place that writes a server's status, and with it the event that tells of the change."""
 
-from typing import Protocol
-
 import msgspec
 from sqlalchemy import bindparam, update
 
@@ -9,21 +7,10 @@ from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.events import service as events
 from vpsd.lifecycle import FOUND, Command, Status, may_begin, may_end
-from vpsd.servers.models import servers
+from vpsd.servers.models import LockedServer, servers
 
 _OWN_EVENT = "server.status"  # of a change that no request caused
 _SET_STATUS = Statement(update(servers).where(servers.c.id == bindparam("id")), ("status", "error", "updated_at_ms"))
-
-
-class HasStatus(Protocol):
-    """A server whose row the caller has locked, as it was read."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def account_id(self) -> int: ...
-    @property
-    def status(self) -> str: ...
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -59,7 +46,7 @@ def found(detail: str) -> Cause:
     return Cause(detail=detail)
 
 
-async def transition(ctx: Ctx, server: HasStatus, to: Status, cause: Cause, *, error: str | None = None) -> None:
+async def transition(ctx: Ctx, server: LockedServer, to: Status, cause: Cause, *, error: str | None = None) -> None:
     """Give a server another status; `error` is why, where it is to rest in `error`.
 
     Raises ValueError for a change that the table does not have: that is a mistake of vpsd's own.
@@ -68,6 +55,11 @@ async def transition(ctx: Ctx, server: HasStatus, to: Status, cause: Cause, *, e
     if not cause.allows(before, to):
         raise ValueError(f"server {server.id}: {cause} does not lead from {before} to {to}")
     await ctx.tx.run(_SET_STATUS, id=server.id, status=to, error=error, updated_at_ms=ctx.now_ms)
-    if to is not before or cause.event != _OWN_EVENT:
-        ctx = ctx.in_account(server.account_id)
-        await events.record(ctx, cause.event, "server", server.id, cause.detail, status_before=before, status_after=to)
+    if to is not before:
+        changed = {"status_before": before, "status_after": to}
+    elif cause.event == _OWN_EVENT:
+        return  # there is nothing to tell
+    else:
+        changed = {}
+    ctx = ctx.in_account(server.account_id)
+    await events.record(ctx, cause.event, "server", server.id, cause.detail, **changed)

@@ -29,7 +29,7 @@ _SET_DISCARDED = Statement(
     ),
     ("os_id", "base", "kernel_cmdline", "disk", "previous_boot", "source_backup_id", "provisioned_at_ms"),
 )
-_SET_UP = Statement(
+_SET_BOOTED = Statement(
     _ONE.values(
         ip_address=bindparam("address"),
         provisioned_at_ms=func.coalesce(servers.c.provisioned_at_ms, bindparam("now_ms")),
@@ -73,9 +73,9 @@ async def set_ssh_port(ctx: Ctx, server_id: int, port: int) -> None:
     await ctx.tx.run(_SET_PORT, id=server_id, ssh_port=port)
 
 
-async def set_up(ctx: Ctx, server_id: int, address: str) -> None:
+async def set_booted(ctx: Ctx, server_id: int, address: str) -> None:
     """The server answers at its address."""
-    await ctx.tx.run(_SET_UP, id=server_id, address=address, now_ms=ctx.now_ms)
+    await ctx.tx.run(_SET_BOOTED, id=server_id, address=address, now_ms=ctx.now_ms)
 
 
 async def set_purged(ctx: Ctx, server_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Public keys: checked, fingerprinted, kept."""
+"""SSH public keys: parsed, validated, stored."""
 
 import base64
 import binascii
@@ -7,12 +7,12 @@ import struct
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import bindparam, delete, func, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
 from vpsd.core.faults import Faults
-from vpsd.core.pages import Page
+from vpsd.core.pages import Page, PagedList
 from vpsd.errors import Fault, Invalid, NotFound
 from vpsd.events import service as events
 from vpsd.ssh_keys.models import SshKey, ssh_keys
@@ -28,16 +28,12 @@ _TYPES = (
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
 _MINIMUM_RSA_BITS = 2048
-_POINT_BYTES = {"nistp256": 65, "nistp384": 97, "nistp521": 133}  # uncompressed, as OpenSSH wants it
+_POINT_BYTES = {"nistp256": 65, "nistp384": 97, "nistp521": 133}  # uncompressed, as OpenSSH requires
 
 _OWN = ssh_keys.c.account_id == bindparam("account_id")
 _OWN_ONE = (_OWN, ssh_keys.c.id == bindparam("id"))
 _COLUMNS = [column for column in ssh_keys.c if column.name != "account_id"]
-_LIST = Statement(
-    select(*_COLUMNS).where(_OWN).order_by(ssh_keys.c.id).limit(bindparam("limit")).offset(bindparam("offset")),
-    into=SshKey,
-)
-_COUNT = Statement(select(func.count()).select_from(ssh_keys).where(_OWN), into=int)
+_LIST = PagedList(select(*_COLUMNS).where(_OWN).order_by(ssh_keys.c.id), into=SshKey)
 _ONE = Statement(select(*_COLUMNS).where(*_OWN_ONE), into=SshKey)
 _ADD = Statement(
     insert(ssh_keys).returning(*_COLUMNS),
@@ -48,25 +44,24 @@ _DELETE = Statement(delete(ssh_keys).where(*_OWN_ONE))
 
 
 class NewSshKey(msgspec.Struct, frozen=True):
-    """A key to keep; what was not sent, or could not be read, is unset."""
+    """A key to add; what was not sent or could not be read is unset."""
 
     name: str | UnsetType = UNSET
     public_key: str | UnsetType = UNSET
 
 
 class KeyTaken(Fault, frozen=True):
-    """The account has the key already."""
+    """The account already has the key."""
 
     fingerprint: str
 
     def __str__(self) -> str:
-        return f"The account has this key already ({self.fingerprint})."
+        return f"The account already has this key ({self.fingerprint})."
 
 
 async def list_keys(ctx: Ctx, page: Page) -> tuple[int, list[SshKey]]:
     """How many keys the account has, and a page of them, oldest first."""
-    count = await ctx.tx.first(_COUNT, account_id=ctx.account_id)
-    return count or 0, await ctx.tx.all(_LIST, account_id=ctx.account_id, limit=page.size, offset=page.offset)
+    return await _LIST.read(ctx, page)
 
 
 async def find(ctx: Ctx, key_id: int) -> SshKey | None:
@@ -83,7 +78,7 @@ async def get(ctx: Ctx, key_id: int) -> SshKey:
 
 
 async def add(ctx: Ctx, new: NewSshKey, faults: Faults) -> SshKey:
-    """Keep a key; raises `Invalid` for one that no server would take or that the account has already."""
+    """Add a key; raises `Invalid` if servers would not accept it, or the account already has it."""
     line = fingerprint = ""
     if new.public_key is not UNSET:
         try:
@@ -109,16 +104,16 @@ async def add(ctx: Ctx, new: NewSshKey, faults: Faults) -> SshKey:
 
 
 async def delete_key(ctx: Ctx, key_id: int) -> None:
-    """Forget a key; servers that were made with it keep it. Raises `NotFound`."""
+    """Delete a key; servers that were created with it keep it. Raises `NotFound`."""
     if not await ctx.tx.run(_DELETE, account_id=ctx.account_id, id=key_id):
         raise NotFound("SSH key", key_id)
     await events.record(ctx, "ssh_key.delete", "ssh_key", key_id)
 
 
 def parse(text: str) -> tuple[str, str]:
-    """Take a public key line apart: the line as it goes to the guest, and its fingerprint as `ssh-keygen -l` prints it.
+    """Parse a public key; returns its line for the guest, and its fingerprint as `ssh-keygen -l` prints it.
 
-    Raises ValueError with a text for the person who sent it. Format: RFC 4253 section 6.6, OpenSSH's one-line form.
+    Raises ValueError with a text for whoever sent it. Format: RFC 4253 section 6.6, OpenSSH's one-line form.
     """
     words = text.strip().split(None, 2)
     if "PRIVATE KEY" in text:

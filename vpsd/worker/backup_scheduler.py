@@ -6,14 +6,15 @@ from vpsd.backups import commands, queries
 from vpsd.backups.models import Backup
 from vpsd.backups.repository import BackupRef
 from vpsd.core.clock import every
-from vpsd.errors import Busy, Unavailable, Unusable, VpsdError
+from vpsd.core.units import MINUTE_MS
+from vpsd.errors import Busy, Unavailable, VpsdError
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 5.0
-_AGAIN_MS = 5 * 60 * 1000  # after a target that did not answer
+_AGAIN_MS = 5 * MINUTE_MS  # after a target that did not answer
 
 
 class BackupScheduler:
@@ -66,8 +67,7 @@ class BackupScheduler:
             server = await servers.row(ctx, backup.server_id)
             others = await queries.others(ctx, backup)
         if backup.target is not None:  # else nothing of it was ever sent
-            if backup.target != repository.target_name:
-                raise Unusable(f"it is in {backup.target}, and vpsd is configured for {repository.target_name}")
+            repository.check_target(backup.target)
             kept = [BackupRef(server.uuid, one.uuid) for one in others if one.target == backup.target]
             await repository.discard(BackupRef(server.uuid, backup.uuid), kept)
         async with self._runtime.write() as ctx:

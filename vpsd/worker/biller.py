@@ -12,21 +12,21 @@ from vpsd.accounts import service as accounts
 from vpsd.billing import credit
 from vpsd.core.clock import every, iso_utc
 from vpsd.core.context import Ctx
+from vpsd.core.units import DAY_MS
 from vpsd.errors import Busy
-from vpsd.lifecycle import Command, Status
+from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.runtime import Runtime
 from vpsd.servers import deletion, updates
 from vpsd.servers import queries as servers
 from vpsd.servers.commands import enqueue
-from vpsd.servers.models import Server
+from vpsd.servers.models import LockedServer, ServerRow
 from vpsd.servers.transitions import given, transition
 from vpsd.worker.metering import charge_due
 
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 10.0
-_DAY_MS = 86_400_000
 
 
 class CreditState(StrEnum):
@@ -96,7 +96,7 @@ async def assess(ctx: Ctx) -> CreditState:
     return CreditState.EXHAUSTED if over else CreditState.GRACE
 
 
-async def apply(ctx: Ctx, state: CreditState, server: Server) -> None:
+async def apply(ctx: Ctx, state: CreditState, server: LockedServer) -> None:
     """Do what follows for a server whose row the caller has locked; raises `Busy`.
 
     A guest that runs, or ran, takes a command; for one that is off another status is enough.
@@ -107,7 +107,7 @@ async def apply(ctx: Ctx, state: CreditState, server: Server) -> None:
     elif action is Command.SUSPEND:
         await updates.set_suspended_from(ctx, server.id, server.status)
         days = ctx.settings.delete_unpaid_after_days
-        ends = None if days is None else iso_utc(ctx.now_ms + days * _DAY_MS)
+        ends = None if days is None else iso_utc(ctx.now_ms + days * DAY_MS)
         detail = ends and f"It is deleted at {ends} unless there is credit by then."
         if server.status == Status.ACTIVE:
             await enqueue(ctx, server, action, event="server.suspend", detail=detail)
@@ -120,16 +120,17 @@ async def apply(ctx: Ctx, state: CreditState, server: Server) -> None:
             await transition(ctx, server, Status.STOPPED, given(action, event="server.resume"))
 
 
-def _action(ctx: Ctx, state: CreditState, server: Server) -> Command | None:
+def _action(ctx: Ctx, state: CreditState, server: ServerRow) -> Command | None:
     """What an account's state means for a server."""
     if server.deleted_at_ms is not None:
         return None
     if state is CreditState.COVERED and server.status == Status.SUSPENDED:
         return Command.RESUME
-    if state is CreditState.EXHAUSTED and server.status in (Status.ACTIVE, Status.STOPPED):
+    may_be_suspended = server.status in RULES[Command.SUSPEND].begins_from and server.status != Status.SUSPENDED
+    if state is CreditState.EXHAUSTED and may_be_suspended:
         return Command.SUSPEND
     days = ctx.settings.delete_unpaid_after_days
     if state is CreditState.EXHAUSTED and server.status == Status.SUSPENDED and days is not None:
         since_ms = server.suspended_at_ms or ctx.now_ms
-        return Command.DELETE if ctx.now_ms >= since_ms + days * _DAY_MS else None
+        return Command.DELETE if ctx.now_ms >= since_ms + days * DAY_MS else None
     return None

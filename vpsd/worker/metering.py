@@ -1,4 +1,4 @@
-"""Charges everything that is due, batch by batch, each in a transaction of its own."""
+"""Charges everything that is due, in batches, each in a transaction of its own."""
 
 import asyncio
 import logging
@@ -11,21 +11,21 @@ log = logging.getLogger(__name__)
 
 
 async def charge_due(transactions: Transactions) -> set[int]:
-    """Charge everything that is due; the ids of the accounts that were charged.
+    """Charge everything that is due; returns the ids of the accounts that were charged.
 
-    What cannot be charged is logged and left for the next time; nobody else waits for it.
+    What cannot be charged is logged and retried the next time; it does not affect other accounts.
     """
     charged: set[int] = set()
     now_ms = transactions.clock.now_ms()
     async with transactions.read() as ctx:
         batches = await meter.due(ctx)
-    for batch in batches:
-        first, last = batch.ids[0], batch.ids[-1]
+    for ids in batches:
+        first, last = ids[0], ids[-1]
         try:
             charged |= await _charge_accounts(transactions, first, last, now_ms)
         except Exception:
             log.exception("accounts %s to %s could not be charged together; now one by one", first, last)
-            for account_id in batch.ids:
+            for account_id in ids:
                 try:
                     charged |= await _charge_accounts(transactions, account_id, account_id, now_ms)
                 except Exception:
@@ -41,7 +41,7 @@ async def _charge_accounts(transactions: Transactions, first: int, last: int, no
         if not accounts:
             return charged
         charged |= accounts
-        await asyncio.sleep(0)  # others may want the thread
+        await asyncio.sleep(0)  # let other tasks run
 
 
 async def _charge_transfers(transactions: Transactions, now_ms: int) -> set[int]:

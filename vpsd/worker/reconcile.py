@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
+from vpsd.core.units import HOUR_MS
 from vpsd.errors import Busy
 from vpsd.hypervisor.protocol import Guest, PowerState, guest_name
 from vpsd.lifecycle import Command, Status
@@ -18,14 +19,13 @@ from vpsd.operations import service as operations
 from vpsd.runtime import Runtime
 from vpsd.servers import commands
 from vpsd.servers import queries as servers
-from vpsd.servers.models import Server
+from vpsd.servers.models import LockedServer, ServerRow
 from vpsd.servers.transitions import found, transition
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0  # the net under the host's events
 _RECOVERIES_AN_HOUR = 3
-_HOUR_MS = 3_600_000
 
 
 class Correction(StrEnum):
@@ -75,7 +75,7 @@ class Reconciler:
             busy = await operations.busy_servers(ctx)
         for server in present:
             guest = guests.get(guest_name(self._runtime.instance, server.id))
-            if server.deleted_at_ms is not None or (server.id in busy and not _is_down(server, guest)):
+            if server.deleted_at_ms is not None or (server.id in busy and not _has_died(server, guest)):
                 continue
             if _correction(server, guest) is not None or _has_new_hostname(server):
                 await self.correct(server.id, guest, seen_at_ms)
@@ -89,7 +89,7 @@ class Reconciler:
                 if server.updated_at_ms >= seen_at_ms:
                     return
                 # A guest that died is brought back although its backup is under way: that gives way.
-                if not _is_down(server, guest) and await operations.open_operation(ctx, server_id) is not None:
+                if not _has_died(server, guest) and await operations.open_operation(ctx, server_id) is not None:
                     return
                 correction = _correction(server, guest)
                 if correction is Correction.STOPPED:
@@ -106,9 +106,9 @@ class Reconciler:
             log.debug("server %s: somebody else was quicker", server_id)
 
 
-async def _recover(ctx: Ctx, server: Server, guest: Guest | None) -> None:
+async def _recover(ctx: Ctx, server: LockedServer, guest: Guest | None) -> None:
     state = "unknown to the host" if guest is None else guest.power.value
-    tried = await operations.count_since(ctx, server.id, Command.RECOVER, ctx.now_ms - _HOUR_MS)
+    tried = await operations.count_since(ctx, server.id, Command.RECOVER, ctx.now_ms - HOUR_MS)
     if tried < _RECOVERIES_AN_HOUR:
         log.warning("server %s is %s, its guest is %s: bringing them together", server.id, server.status, state)
         await commands.enqueue(ctx, server, Command.RECOVER, detail=f"the guest was found {state}")
@@ -118,15 +118,15 @@ async def _recover(ctx: Ctx, server: Server, guest: Guest | None) -> None:
         await transition(ctx, server, Status.ERROR, found(reason), error=reason)
 
 
-def _is_down(server: Server, guest: Guest | None) -> bool:
+def _has_died(server: ServerRow, guest: Guest | None) -> bool:
     """Whether the guest should run and nobody has stopped it."""
     return server.status == Status.ACTIVE and (guest is None or guest.power is PowerState.CRASHED)
 
 
-def _correction(server: Server, guest: Guest | None) -> Correction | None:
+def _correction(server: ServerRow, guest: Guest | None) -> Correction | None:
     return CORRECTIONS.get((Status(server.status), None if guest is None else guest.power))
 
 
-def _has_new_hostname(server: Server) -> bool:
+def _has_new_hostname(server: ServerRow) -> bool:
     """Whether the seed on the host has to be written anew, for the next boot."""
     return server.status == Status.ACTIVE and server.seed_hostname != server.hostname

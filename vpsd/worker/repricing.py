@@ -1,4 +1,4 @@
-"""Brings a catalogue file into effect: its tables, and the prices to come of servers that are there."""
+"""Applies a catalogue file: its tables, and the future prices of existing servers."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from vpsd.servers import queries
 
 
 async def apply_catalog(transactions: Transactions, path: Path) -> list[str]:
-    """Take over what a catalogue file says and tell what changed; raises `Misconfigured` or `Invalid`."""
+    """Apply a catalogue file; returns what changed. Raises `Misconfigured` or `Invalid`."""
     offered = catalog.read_file(path)
     async with transactions.write(OPERATOR) as ctx:
         changes = await catalog.apply(ctx, offered)
@@ -18,14 +18,14 @@ async def apply_catalog(transactions: Transactions, path: Path) -> list[str]:
     for plan in plans:
         count = await schedule_prices(transactions, plan)
         if count:
-            changes.append(f"plans {plan.id}: the price to come of {count} servers is changed")
+            changes.append(f"plans {plan.id}: the future price of {count} servers is changed")
     return changes
 
 
 async def schedule_prices(transactions: Transactions, plan: Plan) -> int:
-    """Have the servers of a plan pay its price from the day that the catalogue names; says how many it changed.
+    """Have the servers of a plan cost its price from the day in the catalogue; returns how many it changed.
 
-    Each server is a transaction of its own, under its lock; doing it again changes nothing.
+    Each server has a transaction of its own, under its lock; repeating it changes nothing.
     """
     async with transactions.read(OPERATOR) as ctx:
         found = await rentals.servers_to_reprice(ctx, plan)
@@ -35,7 +35,8 @@ async def schedule_prices(transactions: Transactions, plan: Plan) -> int:
         async with transactions.write(OPERATOR) as ctx:
             server = await queries.lock(ctx, server_id)
             ctx = ctx.in_account(server.account_id)
-            if not await rentals.schedule_price(ctx, server_id, plan):
+            # A deleted one's rental may end later than now: it was charged until then, and a clock was set back.
+            if server.deleted_at_ms is not None or not await rentals.schedule_price(ctx, server_id, plan):
                 continue
             changed += 1
             if server.account_id not in informed:

@@ -130,6 +130,7 @@ class Runner:
                 raise Superseded
             async with self._runtime.write() as ctx:
                 await operations.save_step(ctx, job.lease, names[index], index / len(flow))
+            log.debug("operation %s: %s of server %s, %s", operation.id, operation.command, job.server.id, names[index])
             await job.refresh()
             job.step = (index, len(flow))
             await flow[index](job)
@@ -201,7 +202,12 @@ class Runner:
             return
         log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, error)
         async with self._runtime.write() as ctx:
-            await operations.release(ctx, job.lease, error, run_at_ms)
+            waiting = await operations.waiting(ctx, operation.id)
+            if waiting is None:
+                await operations.reschedule(ctx, job.lease, error, run_at_ms)
+        if waiting is not None:  # it goes first
+            await self._clean_up(job)
+            await self._hand_over(job)
 
 
 async def _record_end(ctx: Ctx, job: Job, error: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Asks the host for the figures of running servers, for `resource_usage` and what transfer costs."""
+"""Samples running servers, for `resource_usage` and the cost of transfer."""
 
 import logging
 
@@ -17,7 +17,7 @@ _PERIOD_SECONDS = 15.0
 
 
 class Sampler:
-    """Looks at every active server now and then."""
+    """Samples all active servers periodically."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -27,7 +27,7 @@ class Sampler:
         await every(self._runtime.clock, _PERIOD_SECONDS, self.sample)
 
     async def sample(self) -> None:
-        """One look at every active server."""
+        """Sample all active servers once."""
         async with self._runtime.read() as ctx:
             active = [server for server in await servers.present(ctx) if server.status == Status.ACTIVE]
         for server in active:
@@ -35,11 +35,11 @@ class Sampler:
             try:
                 stats = await self._runtime.hypervisor.stats(guest_name(self._runtime.instance, server.id))
                 async with self._runtime.write() as ctx:
-                    if (await servers.lock(ctx, server.id)).deleted_at_ms is None:  # its transfer may be charged by now
+                    if (await servers.lock(ctx, server.id)).deleted_at_ms is None:  # else its transfer may be charged
                         await samples.save(ctx, server.id, server.vcpus, stats, asked_at_ms)
             except (Unavailable, Unusable) as error:
                 log.debug("server %s could not be measured: %s", server.id, error)
             except UniqueViolation:
-                continue  # another worker wrote the first row at the same moment
+                continue  # another worker stored the first sample at the same time
             except Exception:
-                log.exception("server %s could not be measured; the others are", server.id)
+                log.exception("server %s could not be measured; the others are measured", server.id)

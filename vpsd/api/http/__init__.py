@@ -1,1 +1,4 @@
-"""HTTP, whatever the dialect: tokens, limits, idempotency, errors, descriptions."""
+"""HTTP, whatever the dialect: tokens, limits, idempotency, errors, descriptions.
+
+All dialects share the shapes of errors, numbered pages (`page`, `page_size`), `dry_run` and `Idempotency-Key`.
+"""

@@ -16,6 +16,20 @@ EVERYBODY = "any"  # what a route needs that any valid token may use
 PUBLIC = "public"  # and one that asks for no token
 
 
+class NoToken(Unauthenticated):
+    """A request carries no token."""
+
+    def __init__(self) -> None:
+        super().__init__("Send your token with the request: Authorization: Bearer YOUR_API_TOKEN")
+
+
+class LacksPermission(Forbidden):
+    """The token may not do what the route does."""
+
+    def __init__(self, permission: str) -> None:
+        super().__init__(f"This token lacks the permission {permission}.")
+
+
 class BearerToken(AbstractAuthenticationMiddleware):
     """Lets nobody through without a valid `Authorization: Bearer …` that may do what the route does."""
 
@@ -37,7 +51,7 @@ class BearerToken(AbstractAuthenticationMiddleware):
         context.take("token", str(caller.token_id))
         need = needed(connection.route_handler)
         if need != EVERYBODY and not caller.may(need):
-            raise Forbidden(f"This token lacks the permission {need}.")
+            raise LacksPermission(need)
         if login.record_use:
             async with runtime.write(caller) as ctx:
                 await tokens.record_use(ctx, caller.token_id)
@@ -53,8 +67,8 @@ def needed(handler: BaseRouteHandler) -> str:
 
 
 def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
-    """The token that a request carries; raises `Unauthenticated` where there is none."""
+    """The token that a request carries; raises `NoToken` where there is none."""
     scheme, _, token = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthenticated("Send your token with the request: Authorization: Bearer YOUR_API_TOKEN")
+        raise NoToken
     return token.strip()

@@ -1,7 +1,6 @@
 """The one place where failures become HTTP.
 
-Bodies: `{"detail", "code"}`, and for bad input `{"field": ["message", …]}`, as the official client reads them. The
-words are the dialect's.
+Bodies: `{"detail", "code"}`, and for bad input `{"field": ["message", …]}`. The words are the dialect's.
 """
 
 import logging
@@ -53,6 +52,7 @@ CODES = {
 }
 
 LARGEST_BODY_BYTES = 256 * 1024  # larger than any body that makes sense
+TOO_LARGE = f"The body is too large; the limit is {LARGEST_BODY_BYTES} bytes."
 
 CHALLENGE = 'Bearer realm="vpsd"'
 
@@ -95,7 +95,7 @@ def of_http(request: AnyRequest, error: HTTPException) -> Response[Any]:
     details = {
         404: f"There is nothing at {request.scope['path']}.",
         405: f"{request.method} is not possible at {request.scope['path']}.",
-        413: f"The body is too large; the limit is {LARGEST_BODY_BYTES} bytes.",
+        413: TOO_LARGE,
     }
     problem = Problem(details.get(error.status_code, error.detail), CODES.get(error.status_code, "error"))
     headers = {name.title(): value for name, value in (error.headers or {}).items()}

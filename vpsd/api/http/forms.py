@@ -68,10 +68,6 @@ class Form(Generic[Shape]):
         """Whether the field was sent and is right."""
         return name in self._values
 
-    def add_error(self, name: str, message: str) -> None:
-        """Say what is wrong with a field."""
-        self.faults.add(name, message)
-
     def validate(self) -> Self:
         """Raise `Invalid` with everything that is wrong."""
         self.faults.check()
@@ -83,7 +79,7 @@ class Form(Generic[Shape]):
 
 
 class PageQuery(msgspec.Struct):
-    """What every list can be asked: `page` and `page_size`, as the official client does."""
+    """What every list can be asked."""
 
     page: Annotated[
         int, Meta(ge=1, description="Which page, from 1", extra={"message": "Give a whole number from 1."})

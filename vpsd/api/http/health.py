@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response
+from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta
 
 from vpsd import __version__
@@ -30,10 +31,16 @@ class Health(msgspec.Struct):
     hypervisor: HypervisorHealth
 
 
-@get("/health", "health", "Health", tags=["Service"], needs=PUBLIC, further={503: "The host does not answer"})
-async def health(ctx: Ctx, host: HostStatus) -> Response[Health]:
-    """Whether vpsd can do its work; 503 while its host does not answer."""
-    await catalog.list_locations(ctx)
-    well, facts = host.status != "unavailable", host.facts
-    hypervisor = HypervisorHealth(host.status, facts.driver if facts else None, facts.virt_type if facts else None)
-    return Response(Health("ok" if well else "degraded", __version__, hypervisor), status_code=200 if well else 503)
+def health_of(host: HostStatus) -> HTTPRouteHandler:
+    """The route that tells how vpsd and this host are."""
+
+    @get("/health", "health", "Health", tags=["Service"], needs=PUBLIC, further={503: "The host does not answer"})
+    async def health(ctx: Ctx) -> Response[Health]:
+        """Whether vpsd can do its work; 503 while its host does not answer."""
+        await catalog.list_locations(ctx)
+        well, facts = host.status != "unavailable", host.facts
+        hypervisor = HypervisorHealth(host.status, facts.driver if facts else None, facts.virt_type if facts else None)
+        answer = Health("ok" if well else "degraded", __version__, hypervisor)
+        return Response(answer, status_code=200 if well else 503)
+
+    return health

@@ -24,6 +24,13 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # what may stand in a log
 _FAILURES_SECONDS = 600
 
 
+class LimitReached(TooMany):
+    """A token or an address has sent too many requests."""
+
+    def __init__(self, sender: str, retry_seconds: int) -> None:
+        super().__init__(f"This {sender} has sent too many requests. Wait {retry_seconds} seconds.", retry_seconds)
+
+
 class RateLimits(msgspec.Struct, frozen=True):
     """How often somebody may ask, counted in this process."""
 
@@ -63,8 +70,7 @@ class RequestContext(msgspec.Struct):
         self._add("RateLimit-Policy", f'"{name}";q={quota.limit};w={limiter.window_seconds}')
         self._add("RateLimit", f'"{name}";r={quota.remaining};t={quota.reset_seconds}')
         if quota.retry_seconds:
-            wait = quota.retry_seconds
-            raise TooMany(f"This {name} has sent too many requests. Wait {wait} seconds.", wait)
+            raise LimitReached(name, quota.retry_seconds)
 
     def _add(self, header: str, text: str) -> None:
         before = self.headers.get(header)

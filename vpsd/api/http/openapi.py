@@ -1,6 +1,6 @@
 """The API's description, read off the routes: what they are called, take, give and refuse.
 
-What only a dialect knows (its name, its sections, examples) comes as a `Description`.
+What only a dialect knows (its name, its sections, examples) comes as an `ApiDescription`.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from vpsd.api.http.errors import CHALLENGE, CODES, Problem, status_code_of
 from vpsd.api.http.routes import NOT_DRY, Route
 
 
-class Description(msgspec.Struct, frozen=True):
+class ApiDescription(msgspec.Struct, frozen=True):
     """What the routes do not say themselves. Bodies and answers are by operation, problems by code."""
 
     about: Mapping[str, Any]
@@ -65,7 +65,7 @@ _WRONG_FIELDS = {"name": ["This field is required."], "backups_enabled": ["Expec
 _WRONG_QUERY = {"page": ["Give a whole number from 1."]}
 
 
-def describe(routes: Sequence[BaseRoute], description: Description) -> bytes:
+def describe(routes: Sequence[BaseRoute], description: ApiDescription) -> bytes:
     """An OpenAPI 3.1 document of these routes, as indented JSON."""
     operations = [
         _Operation(route.path_format, handler, description)
@@ -123,6 +123,10 @@ def _parameters(query: type[msgspec.Struct]) -> list[dict[str, Any]]:
     ]
 
 
+def _id_text(name: str) -> str:
+    return f"Id of the {name.removesuffix('_id')}"
+
+
 def _refusal(status: int, code: str, schemas: _Schemas, problems: Mapping[str, Problem]) -> dict[str, Any]:
     headers: dict[int, dict[str, Any]] = {
         401: {"WWW-Authenticate": {"schema": {"type": "string"}, "example": CHALLENGE}},
@@ -138,7 +142,7 @@ def _refusal(status: int, code: str, schemas: _Schemas, problems: Mapping[str, P
 class _Operation:
     """A route, on its way to become a part of the document."""
 
-    def __init__(self, path: str, handler: HTTPRouteHandler, description: Description) -> None:
+    def __init__(self, path: str, handler: HTTPRouteHandler, description: ApiDescription) -> None:
         # The framework drops trailing slashes; both ways work.
         self.path = f"{path}/" if path.startswith("/api/") else path
         self.route: Route = handler.opt["route"]
@@ -154,15 +158,14 @@ class _Operation:
     @property
     def order(self) -> tuple[int, int]:
         """As they stand in the source, section by section: the framework keeps its routes in sets."""
-        section = list(self._description.tags).index(self._handler.resolve_tags()[0])
-        return section, self.route.function.__code__.co_firstlineno
+        return list(self._description.tags).index(self._handler.resolve_tags()[0]), self.route.position
 
     def described(self, schemas: _Schemas) -> dict[str, Any]:
         """The operation object."""
         route, posts = self.route, self.route.method == "POST"
         parameters: list[dict[str, Any]] = [
-            {"name": key, "in": "path", "required": True, "description": text, "schema": _ID}
-            for key, text in route.ids.items()
+            {"name": name, "in": "path", "required": True, "description": _id_text(name), "schema": _ID}
+            for name in route.ids
         ]
         parameters += _parameters(route.query) if route.query else []
         parameters += [{"$ref": "#/components/parameters/idempotency_key"}] if posts else []
@@ -170,7 +173,7 @@ class _Operation:
             "operationId": self.name,
             "tags": self._handler.resolve_tags(),
             "summary": self._handler.summary,
-            "description": inspect.getdoc(route.function),
+            "description": route.text,
             **({"security": []} if self._needs == PUBLIC else {}),
             **({"parameters": parameters} if parameters else {}),
             **({"requestBody": self._body(schemas)} if route.body else {}),

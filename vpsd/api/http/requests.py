@@ -14,6 +14,9 @@ from vpsd.core.context import SYSTEM, Actor
 from vpsd.errors import Invalid
 from vpsd.runtime import Runtime
 
+WRONG_TYPE = "Send the body as JSON, with the header Content-Type: application/json."
+NOT_JSON = "The body is not valid JSON: {}."
+
 
 class ApiRequest(Request[Caller, Any, State]):
     """A request to this API: bodies are JSON, and nothing else."""
@@ -34,13 +37,11 @@ class ApiRequest(Request[Caller, Any, State]):
         """The body, decoded; refuses other content types with 415 and what is not JSON with 400."""
         body = await self.body()
         if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(
-                "Send the body as JSON, with the header Content-Type: application/json.", status_code=415
-            )
+            raise HTTPException(WRONG_TYPE, status_code=415)
         try:
             return msgspec.json.decode(body)
         except (ValueError, RecursionError) as error:  # msgspec's errors and those of UTF-8 are ValueErrors
-            raise ClientException(f"The body is not valid JSON: {error}.") from None
+            raise ClientException(NOT_JSON.format(error)) from None
 
     async def body_form(self, shape: type[Shape], *, required: bool) -> Form[Shape]:
         """The body; where it is not required, an absent one is like one without fields."""

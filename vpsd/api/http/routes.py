@@ -1,10 +1,13 @@
 """Routes: what a handler is given, and in which transaction it runs.
 
-A handler is a function of a `Ctx` and of what its signature names beside it: `form` is the body, `query` the query,
-`host` what is known of the host, and any other parameter an id of the path. It returns what is answered. A GET reads;
-everything else runs in a transaction of its own, a POST once for each Idempotency-Key.
+A handler is a function of a `Ctx`, of the ids in its path, and of what its signature names beside them: `form` is the
+body, `query` the query. It returns what is answered. A GET reads; everything else runs in a transaction of its own, a
+POST once for each Idempotency-Key.
 """
 
+import inspect
+import itertools
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
@@ -40,13 +43,21 @@ class DryRunQuery(msgspec.Struct):
     ] = False
 
 
+_position = itertools.count()
+
+
 class Route:
-    """A handler, and what its signature says of it."""
+    """A handler, and what its signature and its docstring say of it.
+
+    One function can serve several routes: `hints` then stands in for the types of its signature, and `text` for its
+    docstring, or `noun` for `{noun}` in it.
+    """
 
     def __init__(
         self,
         function: Callable[..., Awaitable[Any]],
         method: str,
+        path: str,
         *,
         status_code: int,
         raises: Sequence[type[VpsdError]] = (),
@@ -54,18 +65,18 @@ class Route:
         body_required: bool = True,
         headers: Mapping[str, str] | None = None,
         further: Mapping[int, str] | None = None,
+        hints: Mapping[str, Any] | None = None,
+        text: str | None = None,
+        noun: str = "",
     ) -> None:
-        hints = get_type_hints(function, include_extras=True)
-        self.answer: Any = hints.pop("return")
+        hints = {**get_type_hints(function), **(hints or {})}
+        self.answer: Any = hints["return"]
         shapes = {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is not None}
         self.body = shapes.get("form")
         self.query: Any = shapes.get("query", DryRunQuery if preview else None)
-        self.ids = {
-            name: str(hint.__metadata__[0].description)
-            for name, hint in hints.items()
-            if name not in ("ctx", "form", "query", "host")
-        }
-        self.function = function
+        self.ids: list[str] = re.findall(r"{(\w+):int}", path)
+        self.text = text or (inspect.getdoc(function) or "").replace("{noun}", noun)
+        self.position = next(_position)  # among all routes, as they stand in the source
         self.method = method
         self.status_code = status_code
         self.raises = raises  # what it refuses besides bad input
@@ -73,11 +84,12 @@ class Route:
         self.body_required = body_required
         self.headers = headers or {}  # of its answer
         self.further = further or {}  # other status codes with the same body
-        self._names = set(hints)
+        self._function = function
+        self._takes_query = "query" in hints
 
     async def answer_to(self, request: ApiRequest) -> Response[Any]:
         """Call the handler for a request."""
-        handler = partial(self.function, **await self._arguments(request))
+        handler = await self._bound(request)
         runtime, actor = request.runtime, request.actor
         if self.preview is not None and request.query_form(DryRunQuery).validate().get("dry_run"):
             async with runtime.rolled_back(actor) as ctx:
@@ -88,26 +100,24 @@ class Route:
             answer = await handler(ctx)
         return answer if isinstance(answer, Response) else Response(answer, status_code=self.status_code)
 
-    async def _arguments(self, request: ApiRequest) -> dict[str, Any]:
+    async def _bound(self, request: ApiRequest) -> Callable[[Ctx], Awaitable[Any]]:
+        """The function with all that it takes but the context."""
         if (
             self.method != "GET"
             and self.preview is None
             and any(name == "dry_run" for name, _ in request.query_pairs())
         ):
             raise Invalid(NOT_DRY)  # rather than to do it
-        arguments: dict[str, Any] = {}
-        for name in self.ids:
-            arguments[name] = number = request.path_params[name]
-            # The framework reads ids as Python does: 1_0 and +1 would be numbers.
-            if number > _LARGEST_ID or f"/{number}/" not in f"{request.scope['path']}/":
-                raise NotFoundException
+        ids = [request.path_params[name] for name in self.ids]
+        # The framework reads ids as Python does: 1_0 and +1 would be numbers.
+        if any(number > _LARGEST_ID or f"/{number}/" not in f"{request.scope['path']}/" for number in ids):
+            raise NotFoundException
+        forms: dict[str, Any] = {}
         if self.body is not None:
-            arguments["form"] = await request.body_form(self.body, required=self.body_required)
-        if "query" in self._names:
-            arguments["query"] = request.query_form(self.query)
-        if "host" in self._names:
-            arguments["host"] = request.runtime.host
-        return arguments
+            forms["form"] = await request.body_form(self.body, required=self.body_required)
+        if self._takes_query:
+            forms["query"] = request.query_form(self.query)
+        return lambda ctx: self._function(ctx, *ids, **forms)
 
 
 def _route(
@@ -123,7 +133,7 @@ def _route(
 ) -> Callable[[Callable[..., Awaitable[Any]]], HTTPRouteHandler]:
     def decorate(function: Callable[..., Awaitable[Any]]) -> HTTPRouteHandler:
         method = decorator.__name__.upper()
-        route = Route(function, method, status_code=status_code, **options)
+        route = Route(function, method, path, status_code=status_code, **options)
 
         async def handle(request: ApiRequest) -> Response[Any]:
             return await route.answer_to(request)

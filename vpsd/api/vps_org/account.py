@@ -9,21 +9,7 @@ from vpsd.accounts.tokens import NewToken
 from vpsd.api.http.authentication import EVERYBODY
 from vpsd.api.http.forms import Form, PageQuery, Query
 from vpsd.api.http.routes import delete, get, post
-from vpsd.api.vps_org.schemas.account import (
-    Balance,
-    EventList,
-    EventView,
-    Me,
-    TokenCreate,
-    TokenCreated,
-    TokenId,
-    TokenList,
-    TokenView,
-    Transaction,
-    TransactionList,
-    Usage,
-    UsageQuery,
-)
+from vpsd.api.vps_org.schemas import account as wire
 from vpsd.billing import credit, ledger
 from vpsd.billing import usage as billing_usage
 from vpsd.core.context import Ctx
@@ -33,58 +19,58 @@ from vpsd.servers import queries as servers
 
 
 @get("/me/", "account_me", "Who am I", needs=EVERYBODY)
-async def me(ctx: Ctx) -> Me:
+async def me(ctx: Ctx) -> wire.Me:
     """The account of the token that asks, and what the token may do. Any valid token may ask."""
-    return Me.of(await accounts.profile(ctx))
+    return wire.Me.of(await accounts.profile(ctx))
 
 
 @get("/tokens/", "token_list", "List tokens", needs="tokens:read")
-async def list_tokens(ctx: Ctx, query: Query[PageQuery]) -> TokenList:
+async def list_tokens(ctx: Ctx, query: Query[PageQuery]) -> wire.TokenList:
     """The account's tokens that were not revoked, newest last; never their values."""
     count, found = await tokens.list_tokens(ctx, query.validate().page)
-    return TokenList.of(query, count, [TokenView.of(token) for token in found])
+    return wire.TokenList.of(query, count, [wire.TokenView.of(token) for token in found])
 
 
 @post("/tokens/", "token_create", "Make a token", needs="tokens:*", raises=(Forbidden,))
-async def create_token(ctx: Ctx, form: Form[TokenCreate]) -> TokenCreated:
+async def create_token(ctx: Ctx, form: Form[wire.TokenCreate]) -> wire.TokenCreated:
     """Make a token that may do no more than the one that asks. Its value is in this answer and nowhere else."""
     new = await tokens.create(ctx, form.plain(NewToken), form.faults)
-    return TokenCreated.of(await tokens.get(ctx, new.id), token=new.value)
+    return wire.TokenCreated.of(await tokens.get(ctx, new.id), token=new.value)
 
 
 @delete("/tokens/{token_id:int}/", "token_delete", "Revoke a token", needs="tokens:*")
-async def revoke_token(ctx: Ctx, token_id: TokenId) -> None:
+async def revoke_token(ctx: Ctx, token_id: int) -> None:
     """Make a token worthless from now on; one may revoke the token that asks."""
     await tokens.revoke(ctx, token_id)
 
 
 @get("/events/", "event_list", "List events", needs="tokens:read")
-async def list_events(ctx: Ctx, query: Query[PageQuery]) -> EventList:
+async def list_events(ctx: Ctx, query: Query[PageQuery]) -> wire.EventList:
     """Who did what, when, from which token and address, newest first. Nothing is ever taken off this list."""
     count, found = await events.list_events(ctx, query.validate().page)
     names = await tokens.names(ctx)
-    return EventList.of(query, count, [EventView.of(event, names) for event in found])
+    return wire.EventList.of(query, count, [wire.EventView.of(event, names) for event in found])
 
 
 @get("/balance/", "account_balance", "Get the balance", needs="billing:read")
-async def balance(ctx: Ctx) -> Balance:
+async def balance(ctx: Ctx) -> wire.Balance:
     """What is left, what the servers cost, and when nothing will be left."""
-    return Balance.of(await credit.summary(ctx), ctx.settings.currency)
+    return wire.Balance.of(await credit.summary(ctx), ctx.settings.currency)
 
 
 @get("/transactions/", "transaction_list", "List transactions", needs="billing:read")
-async def transactions(ctx: Ctx, query: Query[PageQuery]) -> TransactionList:
+async def transactions(ctx: Ctx, query: Query[PageQuery]) -> wire.TransactionList:
     """The ledger, newest first: the balance is its sum."""
     count, found = await ledger.entries(ctx, query.validate().page)
-    return TransactionList.of(query, count, [Transaction.of(entry) for entry in found])
+    return wire.TransactionList.of(query, count, [wire.Transaction.of(entry) for entry in found])
 
 
 @get("/usage/", "account_usage", "Get a month's usage", needs="billing:read")
-async def usage(ctx: Ctx, query: Query[UsageQuery]) -> Usage:
+async def usage(ctx: Ctx, query: Query[wire.UsageQuery]) -> wire.Usage:
     """What the month has cost so far and will have cost at its end, server by server."""
     month = query.validate().get("month", UNSET)
     found = await billing_usage.usage(ctx, month, await servers.names(ctx))
-    return Usage.of(found, ctx.settings.currency)
+    return wire.Usage.of(found, ctx.settings.currency)
 
 
 router = Router(

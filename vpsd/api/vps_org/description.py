@@ -1,46 +1,38 @@
 """What this dialect says of itself in its description."""
 
-from vpsd.api.http.errors import Problem
-from vpsd.api.http.openapi import Description
-from vpsd.api.vps_org.examples import ANSWERS, BODIES, DRY_RUN
+from vpsd import errors
+from vpsd.api.http.authentication import LacksPermission, NoToken
+from vpsd.api.http.errors import CODES, TOO_LARGE, Problem
+from vpsd.api.http.middleware import LimitReached
+from vpsd.api.http.openapi import ApiDescription
+from vpsd.api.http.requests import NOT_JSON, WRONG_TYPE
+from vpsd.api.vps_org.examples import ANSWERS, BODIES, DRY_RUN, STANDARD
 from vpsd.api.vps_org.texts import text
+from vpsd.billing.credit import NotCovered
 from vpsd.lifecycle import Command, Status
-from vpsd.servers.faults import CommandRefused, IsProtected
+from vpsd.operations.service import UnderWay
+from vpsd.servers.faults import CommandRefused, IsProtected, NoCapacity
+from vpsd.settings import Settings
 
-_PROBLEMS = {
-    problem.code: problem
-    for problem in (
-        Problem("Send your token with the request: Authorization: Bearer YOUR_API_TOKEN", "unauthenticated"),
-        Problem("There is no server 12345.", "not_found"),
-        Problem(
-            "A Standard VPS costs 10.00 USD a month. The balance is 0.10 and has to cover all your servers with this "
-            "one for 24 hours (0.357143): 0.257143 USD are missing. Add credit, or delete a server.",
-            "payment_required",
-        ),
-        Problem(text(IsProtected(12345)), "protected"),
-        Problem("This token lacks the permission servers:*.", "forbidden"),
-        Problem(
-            "The first request with this Idempotency-Key is still being carried out. Ask again in a moment.",
-            "still_running",
-        ),
-        Problem(
-            "This Idempotency-Key came with another request before. Use a new key for a new request.",
-            "idempotency_key_reused",
-        ),
-        Problem("This token has sent too many requests. Wait 12 seconds.", "too_many_requests"),
-        Problem(
-            "No host has room for a Standard VPS now: too little memory_mb. Choose a smaller plan, or try later.",
-            "unavailable",
-        ),
-        Problem("The body is too large; the limit is 262144 bytes.", "too_large"),
-        Problem("Send the body as JSON, with the header Content-Type: application/json.", "unsupported_media_type"),
-        Problem("The body is not valid JSON: JSON is malformed: expected ',' or '}' (byte 24).", "bad_request"),
-        Problem(str(CommandRefused(Status.ACTIVE, Command.START)), "wrong_status"),
-        Problem("Another operation (create) on this server is under way; try again when it is done.", "busy"),
-    )
-}
+# As they are sent, in the words of the kinds themselves.
+_ERRORS: tuple[errors.VpsdError, ...] = (
+    NoToken(),
+    errors.NotFound("server", 12345),
+    NotCovered(STANDARD, Settings(), have=100_000, needed=357_143, missing=257_143),
+    IsProtected(12345),
+    LacksPermission("servers:*"),
+    errors.StillRunning(),
+    errors.KeyReused(),
+    LimitReached("token", 12),
+    NoCapacity("Standard VPS", ["memory_mb"]),
+    CommandRefused(Status.ACTIVE, Command.START),
+    UnderWay(Command.CREATE),
+)
+_OF_HTTP = {413: TOO_LARGE, 415: WRONG_TYPE, 400: NOT_JSON.format("JSON is malformed: expected ',' or '}' (byte 24)")}
+_PROBLEMS = {error.code: Problem(text(error), error.code) for error in _ERRORS}
+_PROBLEMS |= {CODES[status]: Problem(detail, CODES[status]) for status, detail in _OF_HTTP.items()}
 
-DESCRIPTION = Description(
+DESCRIPTION = ApiDescription(
     about={
         "title": "vpsd",
         "version": "1",

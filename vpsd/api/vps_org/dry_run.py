@@ -5,10 +5,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from vpsd.api.vps_org.schemas.amounts import Amount, amount
 from vpsd.api.vps_org.schemas.servers import ActionAccepted, ServerCreated
-from vpsd.core import money
 from vpsd.core.context import Ctx
-from vpsd.core.money import Amount
 from vpsd.servers import queries
 
 
@@ -48,7 +47,7 @@ async def preview(ctx: Ctx, answer: ServerCreated | ActionAccepted) -> DryRun:
         server_id = answer.server.id
         shown |= {"password": None} if "password" in shown else {}
     quote = await queries.quote(ctx, server_id)
-    monthly, hourly = money.amount(quote.price_monthly_micros), money.amount(quote.price_hourly_micros)
+    monthly, hourly = amount(quote.price_monthly_micros), amount(quote.price_hourly_micros)
     return DryRun(
         dry_run=True,
         answer=shown,

@@ -1,83 +1,42 @@
 """Examples for the API's description, by operation: those of the published page, with what vpsd adds to them.
 
-The answers are made of the structs that go over the wire, so that they cannot have another shape.
+The answers are made of the structs that go over the wire and of the messages that are sent, so that they cannot differ.
 """
 
 from typing import Any
 
 import msgspec
 
+from vpsd.api.http.forms import Listing
 from vpsd.api.http.health import Health, HypervisorHealth
 from vpsd.api.vps_org.dry_run import DryRun, Placement, Price
-from vpsd.api.vps_org.schemas.account import (
-    AccountView,
-    Balance,
-    BandwidthUsage,
-    EventList,
-    EventTarget,
-    EventToken,
-    EventTransition,
-    EventView,
-    Me,
-    NamedServer,
-    TokenCreated,
-    TokenList,
-    TokenView,
-    Transaction,
-    TransactionList,
-    Usage,
-    UsageOfServer,
-)
-from vpsd.api.vps_org.schemas.backups import (
-    BackupBrief,
-    BackupCreated,
-    BackupList,
-    BackupRestore,
-    BackupView,
-    OfServer,
-    SnapshotBrief,
-    SnapshotCreated,
-    SnapshotList,
-    SnapshotRestore,
-    SnapshotView,
-    State,
-)
-from vpsd.api.vps_org.schemas.catalog import (
-    LocationList,
-    LocationView,
-    OperatingSystemList,
-    OperatingSystemView,
-    PlanList,
-    PlanView,
-)
-from vpsd.api.vps_org.schemas.operations import OperationBrief, OperationList, OperationView
-from vpsd.api.vps_org.schemas.servers import (
-    ActionAccepted,
-    OsBrief,
-    PlanBrief,
-    PlanFull,
-    ResourceUsage,
-    ServerCreated,
-    ServerDetail,
-    ServerList,
-    ServerRebuilt,
-    ServerState,
-    ServerSummary,
-)
-from vpsd.api.vps_org.schemas.ssh_keys import SshKeyList, SshKeyView
-from vpsd.core.money import amount
+from vpsd.api.vps_org.schemas import account, backups, catalog, operations, servers, ssh_keys
+from vpsd.api.vps_org.schemas.amounts import amount
+from vpsd.catalog.models import Plan
 from vpsd.lifecycle import RULES, Command, Status
+from vpsd.servers.queries import PlanOffer
+
+
+def _page(kind: type[Listing], *entries: Any) -> Listing:
+    return kind(len(entries), None, None, list(entries))
+
 
 _UUIDS = [f"3f0c2a64-8d1e-4b57-9a3c-5e7d1f2b6c{number:02d}" for number in range(4)]
-_STANDARD = PlanBrief(1, "Standard VPS", 2, 4096, 80)
-_UBUNTU = OsBrief(5, "Ubuntu 22.04 LTS")
+STANDARD = Plan(
+    *(1, "Standard VPS", "standard", 2, 4096, 80, 2048, 10_000_000, None, "For web sites and small applications", True)
+)
+_STANDARD = servers.PlanBrief(1, "Standard VPS", 2, 4096, 80)
+_UBUNTU = servers.OsBrief(5, "Ubuntu 22.04 LTS")
+_PERFORMANCE = servers.PlanBrief(2, "Performance VPS", 4, 8192, 160)
+_DEBIAN = servers.OsBrief(3, "Debian 12")
 _NO_TAGS: list[str] = []
+_QUEUED = operations.OperationBrief(15, "queued")
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKXAUNfJY/JyqXeO35s/xoksDoq86DgTYmivuCURdqkV ana@laptop"
-_SSH_KEY = SshKeyView(
+_SSH_KEY = ssh_keys.SshKeyView(
     7, _UUIDS[3], "laptop", _KEY, "SHA256:uzVFf1/MRs46QOr6LE9iUMja+pcJdQ/bcm6Oa3WYODQ", "2025-01-10T14:00:00Z"
 )
 
-_SERVER = ServerDetail(
+_SERVER = servers.ServerDetail(
     id=12345,
     uuid=_UUIDS[0],
     name="web-server-01",
@@ -86,35 +45,30 @@ _SERVER = ServerDetail(
     ip_address="127.10.0.2",
     ipv6_address=None,
     location="us-west",
-    plan=PlanFull(1, "Standard VPS", 2, 4096, 80, 2048),
+    plan=servers.PlanFull(1, "Standard VPS", 2, 4096, 80, 2048),
     os=_UBUNTU,
     backups_enabled=True,
     tags=["env:prod", "web"],
     protected=False,
     delete_at=None,
-    resource_usage=ResourceUsage(23.5, 2048, 35.0, 450.0),
+    resource_usage=servers.ResourceUsage(23.5, 2048, 35.0, 450.0),
     ssh="ssh root@127.10.0.2",
     error=None,
     created_at="2025-01-10T14:30:00Z",
     updated_at="2025-01-16T15:45:00Z",
 )
-_SERVERS = ServerList(
-    2,
-    None,
-    None,
-    [
-        ServerSummary(
-            *(12345, _UUIDS[0], "web-server-01", "web01.example.com", Status.ACTIVE, "127.10.0.2", "us-west"),
-            *(_STANDARD, _UBUNTU, ["env:prod", "web"], False, None, "2025-01-10T14:30:00Z", "2025-01-15T10:20:00Z"),
-        ),
-        ServerSummary(
-            *(12346, _UUIDS[1], "db-server-01", "db01.example.com", Status.ACTIVE, "127.10.0.3", "us-east"),
-            *(PlanBrief(2, "Performance VPS", 4, 8192, 160), OsBrief(3, "Debian 12"), _NO_TAGS, True, None),
-            *("2025-01-12T09:15:00Z", "2025-01-16T08:45:00Z"),
-        ),
-    ],
+_SERVERS = _page(
+    servers.ServerList,
+    servers.ServerSummary(
+        *(12345, _UUIDS[0], "web-server-01", "web01.example.com", Status.ACTIVE, "127.10.0.2", "us-west"),
+        *(_STANDARD, _UBUNTU, ["env:prod", "web"], False, None, "2025-01-10T14:30:00Z", "2025-01-15T10:20:00Z"),
+    ),
+    servers.ServerSummary(
+        *(12346, _UUIDS[1], "db-server-01", "db01.example.com", Status.ACTIVE, "127.10.0.3", "us-east"),
+        *(_PERFORMANCE, _DEBIAN, _NO_TAGS, True, None, "2025-01-12T09:15:00Z", "2025-01-16T08:45:00Z"),
+    ),
 )
-_CREATED = ServerCreated(
+_CREATED = servers.ServerCreated(
     id=12347,
     uuid=_UUIDS[2],
     name="web-server-02",
@@ -129,8 +83,8 @@ _CREATED = ServerCreated(
     protected=False,
     created_at="2025-01-16T15:30:00Z",
     updated_at="2025-01-16T15:30:00Z",
-    message="Server is being provisioned. This may take 2-5 minutes.",
-    operation=OperationBrief(1, "queued"),
+    message=RULES[Command.CREATE].message,
+    operation=_QUEUED,
     password="Hs4TqvWm8zKd2nRbYc7e",  # noqa: S106  # as it looks
 )
 
@@ -138,8 +92,8 @@ _CREATED = ServerCreated(
 def _backup(id: int, description: str, created_at: str, size_mb: int | None) -> dict[str, Any]:  # noqa: A002
     return {
         "id": id,
-        "server": OfServer(12345, "web-server-01"),
-        "status": State.COMPLETED,
+        "server": backups.OfServer(12345, "web-server-01"),
+        "status": backups.State.COMPLETED,
         "size_mb": size_mb,
         "created_at": created_at,
         "description": description,
@@ -158,15 +112,14 @@ def _daily(expires_at: str) -> dict[str, Any]:
     return {"backup_type": "automatic", "expires_at": expires_at}
 
 
-def _being_made(id: int, description: str, what: str) -> dict[str, Any]:  # noqa: A002
+def _being_made(id: int, description: str, noun: str) -> dict[str, Any]:  # noqa: A002
     unknown = dict.fromkeys(("completed_at", "consistent", "paused_ms", "incremental", "sent_mb", "encrypted"))
     made = _backup(id, description, "2025-01-16T16:15:00Z", None)
-    message = f"{what} is being created. This may take 3-10 minutes depending on server size."
-    more = {"status": State.IN_PROGRESS, "message": message, "operation": OperationBrief(14, "queued")}
-    return {**made, **unknown, **more}
+    message = RULES[Command.BACKUP].message.format(noun=noun)
+    return {**made, **unknown, "status": backups.State.IN_PROGRESS, "message": message, "operation": _QUEUED}
 
 
-_OPERATION = OperationView(
+_OPERATION = operations.OperationView(
     id=1,
     uuid=_UUIDS[2],
     command="create",
@@ -182,39 +135,44 @@ _OPERATION = OperationView(
 )
 
 
-def _accepted(command: Command, status: Status) -> ActionAccepted:
-    state = ServerState(12345, "web-server-01", status)
-    return ActionAccepted("success", str(RULES[command].message), state, OperationBrief(15, "queued"))
+def _accepted(
+    command: Command, noun: str = "", kind: type[servers.ActionAccepted] = servers.ActionAccepted, **more: Any
+) -> servers.ActionAccepted:
+    rule = RULES[command]
+    state = servers.ServerState(12345, "web-server-01", rule.working or Status.ACTIVE)
+    return kind("success", rule.message.format(noun=noun), state, _QUEUED, **more)
 
 
-_PLAN = PlanView(
-    *(1, "5ad6fbd4-53b7-5d61-ae1c-1f2bca2fd1fa", "Standard VPS", "standard", 2, 4096, 80, 2048),
-    *(amount(10_000_000), amount(15_000), True, ["us-west", "us-east", "eu-central"]),
-    "For web sites and small applications",
+_PLAN = msgspec.structs.replace(
+    catalog.PlanView.of(PlanOffer(STANDARD, ["us-west", "us-east", "eu-central"], 15_000)),
+    uuid="5ad6fbd4-53b7-5d61-ae1c-1f2bca2fd1fa",
 )
-_TOKEN = TokenView(
+_TOKEN = account.TokenView(
     *(3, _UUIDS[3], "backup-script", ["servers:read"], "john@example.com"),
     *("2025-01-10T14:00:00Z", None, "2025-01-16T15:30:00Z"),
 )
 _AUTOMATIC = "Automatic daily backup"
 _BACKUPS = [
-    BackupView(**_backup(501, _AUTOMATIC, "2025-01-16T03:00:00Z", 4523), **_daily("2025-02-16T03:00:00Z")),
-    BackupView(
+    backups.BackupView(**_backup(501, _AUTOMATIC, "2025-01-16T03:00:00Z", 4523), **_daily("2025-02-16T03:00:00Z")),
+    backups.BackupView(
         **_backup(499, "Pre-update backup", "2025-01-14T10:30:00Z", 4456), backup_type="manual", expires_at=None
     ),
-    BackupView(**_backup(495, _AUTOMATIC, "2025-01-15T03:00:00Z", 4389), **_daily("2025-02-15T03:00:00Z")),
+    backups.BackupView(**_backup(495, _AUTOMATIC, "2025-01-15T03:00:00Z", 4389), **_daily("2025-02-15T03:00:00Z")),
 ]
 _SNAPSHOTS = [
-    SnapshotView(**_backup(801, "Before major migration", "2025-01-15T18:30:00Z", 5120), name="pre-migration-snapshot"),
-    SnapshotView(**_backup(798, "Weekly snapshot", "2025-01-08T12:00:00Z", 4856), name="weekly-snapshot-2025-01-08"),
+    backups.SnapshotView(
+        **_backup(801, "Before major migration", "2025-01-15T18:30:00Z", 5120), name="pre-migration-snapshot"
+    ),
+    backups.SnapshotView(
+        **_backup(798, "Weekly snapshot", "2025-01-08T12:00:00Z", 4856), name="weekly-snapshot-2025-01-08"
+    ),
 ]
-_BACKUP_CREATED = BackupCreated(
+_BACKUP_CREATED = backups.BackupCreated(
     **_being_made(502, "Pre-update backup", "Backup"), backup_type="manual", expires_at=None
 )
-_SNAPSHOT_CREATED = SnapshotCreated(
+_SNAPSHOT_CREATED = backups.SnapshotCreated(
     **_being_made(802, "Snapshot before system update", "Snapshot"), name="before-update-snapshot"
 )
-_RESTORING = (ServerState(12345, "web-server-01", Status.RESTORING), OperationBrief(16, "queued"))
 DRY_RUN = DryRun(
     dry_run=True,
     answer=msgspec.to_builtins(_CREATED) | dict.fromkeys(("id", "uuid", "password", "operation")),
@@ -259,69 +217,58 @@ ANSWERS: dict[str, Any] = {
     "server_get": _SERVER,
     "server_update": _SERVER,
     "server_patch": _SERVER,
-    "server_undelete": _accepted(Command.UNDELETE, Status.STARTING),
-    "server_start": _accepted(Command.START, Status.STARTING),
-    "server_stop": _accepted(Command.STOP, Status.STOPPING),
-    "server_reboot": _accepted(Command.REBOOT, Status.REBOOTING),
-    "server_power": _accepted(Command.REBOOT, Status.REBOOTING),
-    "server_resize": _accepted(Command.RESIZE, Status.RESIZING),
-    "server_rebuild": ServerRebuilt(
-        **msgspec.structs.asdict(_accepted(Command.REBUILD, Status.REBUILDING)),
-        password="mT7wQzXk4vNc9HsRb2Ey",  # noqa: S106  # as it looks
-    ),
-    "server_operations": OperationList(1, None, None, [_OPERATION]),
+    "server_undelete": _accepted(Command.UNDELETE),
+    "server_start": _accepted(Command.START),
+    "server_stop": _accepted(Command.STOP),
+    "server_reboot": _accepted(Command.REBOOT),
+    "server_power": _accepted(Command.REBOOT),
+    "server_resize": _accepted(Command.RESIZE),
+    "server_rebuild": _accepted(Command.REBUILD, kind=servers.ServerRebuilt, password="mT7wQzXk4vNc9HsRb2Ey"),  # noqa: S106
+    "server_operations": _page(operations.OperationList, _OPERATION),
     "backup_of_server": _BACKUP_CREATED,
     "snapshot_of_server": _SNAPSHOT_CREATED,
-    "backup_list": BackupList(3, None, None, _BACKUPS),
+    "backup_list": _page(backups.BackupList, *_BACKUPS),
     "backup_create": _BACKUP_CREATED,
     "backup_get": _BACKUPS[0],
-    "backup_restore": BackupRestore(
-        "success",
-        "Server is being restored from backup. This may take 5-15 minutes.",
-        *_RESTORING,
-        BackupBrief(501, "automatic", "2025-01-16T03:00:00Z"),
+    "backup_restore": _accepted(
+        *(Command.RESTORE, "backup", backups.BackupRestore),
+        backup=backups.BackupBrief(501, "automatic", "2025-01-16T03:00:00Z"),
     ),
-    "snapshot_list": SnapshotList(2, None, None, _SNAPSHOTS),
+    "snapshot_list": _page(backups.SnapshotList, *_SNAPSHOTS),
     "snapshot_create": _SNAPSHOT_CREATED,
     "snapshot_get": _SNAPSHOTS[0],
-    "snapshot_restore": SnapshotRestore(
-        "success",
-        "Server is being restored from snapshot. This may take 5-15 minutes.",
-        *_RESTORING,
-        SnapshotBrief(801, "pre-migration-snapshot", "2025-01-15T18:30:00Z"),
+    "snapshot_restore": _accepted(
+        *(Command.RESTORE, "snapshot", backups.SnapshotRestore),
+        snapshot=backups.SnapshotBrief(801, "pre-migration-snapshot", "2025-01-15T18:30:00Z"),
     ),
-    "ssh_key_list": SshKeyList(1, None, None, [_SSH_KEY]),
+    "ssh_key_list": _page(ssh_keys.SshKeyList, _SSH_KEY),
     "ssh_key_create": _SSH_KEY,
     "ssh_key_get": _SSH_KEY,
-    "plan_list": PlanList(1, None, None, [_PLAN]),
+    "plan_list": _page(catalog.PlanList, _PLAN),
     "plan_get": _PLAN,
-    "operating_system_list": OperatingSystemList(
-        1, None, None, [OperatingSystemView(5, "Ubuntu 22.04 LTS", "ubuntu-22.04")]
+    "operating_system_list": _page(
+        catalog.OperatingSystemList, catalog.OperatingSystemView(5, "Ubuntu 22.04 LTS", "ubuntu-22.04")
     ),
-    "location_list": LocationList(1, None, None, [LocationView(1, "us-west", "US West", "United States", "US")]),
-    "account_me": Me(AccountView("john@example.com", "John", "Doe", "Acme Inc.", "2024-06-15"), _TOKEN),
-    "token_list": TokenList(1, None, None, [_TOKEN]),
-    "token_create": TokenCreated(**msgspec.structs.asdict(_TOKEN), token="vps_" + "x" * 40),  # as long as it is
-    "event_list": EventList(
-        1,
-        None,
-        None,
-        [
-            EventView(
-                id=42,
-                at="2025-01-16T15:30:00Z",
-                action="server.create",
-                actor="token",
-                token=EventToken(3, "backup-script"),
-                address="203.0.113.7",
-                request_id=_UUIDS[1],
-                target=EventTarget("server", 12347),
-                detail="web-server-02: Standard VPS, Ubuntu 22.04 LTS",
-                transition=EventTransition(None, Status.PROVISIONING),
-            )
-        ],
+    "location_list": _page(catalog.LocationList, catalog.LocationView(1, "us-west", "US West", "United States", "US")),
+    "account_me": account.Me(account.AccountView("john@example.com", "John", "Doe", "Acme Inc.", "2024-06-15"), _TOKEN),
+    "token_list": _page(account.TokenList, _TOKEN),
+    "token_create": account.TokenCreated(**msgspec.structs.asdict(_TOKEN), token="vps_" + "x" * 40),  # as long as it is
+    "event_list": _page(
+        account.EventList,
+        account.EventView(
+            id=42,
+            at="2025-01-16T15:30:00Z",
+            action="server.create",
+            actor="token",
+            token=account.EventToken(3, "backup-script"),
+            address="203.0.113.7",
+            request_id=_UUIDS[1],
+            target=account.EventTarget("server", 12347),
+            detail="web-server-02: Standard VPS, Ubuntu 22.04 LTS",
+            transition=account.EventTransition(None, Status.PROVISIONING),
+        ),
     ),
-    "account_balance": Balance(
+    "account_balance": account.Balance(
         balance=amount(42_500_000),
         currency="USD",
         credit_limit=amount(0),
@@ -330,41 +277,33 @@ ANSWERS: dict[str, Any] = {
         exhausted_since=None,
         suspends_at=None,
     ),
-    "transaction_list": TransactionList(
-        2,
-        None,
-        None,
-        [
-            Transaction(
-                *(8, _UUIDS[2], "usage", amount(-14_880), amount(49_985_120)),
-                *("1 server, 2025-01-16T15:00:00Z to 2025-01-16T16:00:00Z", None, "2025-01-16T16:00:04Z"),
-            ),
-            Transaction(
-                *(7, _UUIDS[1], "credit", amount(50_000_000), amount(50_000_000)),
-                *("paid by card", "INV-2025-0017", "2025-01-16T15:00:00Z"),
-            ),
-        ],
+    "transaction_list": _page(
+        account.TransactionList,
+        account.Transaction(
+            *(8, _UUIDS[2], "usage", amount(-14_880), amount(49_985_120)),
+            *("1 server, 2025-01-16T15:00:00Z to 2025-01-16T16:00:00Z", None, "2025-01-16T16:00:04Z"),
+        ),
+        account.Transaction(
+            *(7, _UUIDS[1], "credit", amount(50_000_000), amount(50_000_000)),
+            *("paid by card", "INV-2025-0017", "2025-01-16T15:00:00Z"),
+        ),
     ),
-    "account_usage": Usage(
+    "account_usage": account.Usage(
         month="2025-01",
         currency="USD",
         cost=amount(5_000_000),
         forecast=amount(10_000_000),
         servers=[
-            UsageOfServer(
-                server=NamedServer(12345, "web-server-01"),
+            account.UsageOfServer(
+                server=account.NamedServer(12345, "web-server-01"),
                 plan_id=1,
                 price_monthly=amount(10_000_000),
                 hours=336.0,
                 cost=amount(5_000_000),
                 forecast=amount(10_000_000),
-                bandwidth=BandwidthUsage(450.0, 2048.0, amount(0)),
+                bandwidth=account.BandwidthUsage(450.0, 2048.0, amount(0)),
             )
         ],
     ),
-    "health": Health(
-        "ok",
-        "1.0.0",
-        HypervisorHealth("ok", "libvirt", "kvm"),
-    ),
+    "health": Health("ok", "1.0.0", HypervisorHealth("ok", "libvirt", "kvm")),
 }

@@ -8,52 +8,38 @@ from msgspec import UNSET
 from vpsd.api.http.forms import Form, PageQuery, Query
 from vpsd.api.http.routes import delete, get, patch, post, put
 from vpsd.api.vps_org.dry_run import preview
+from vpsd.api.vps_org.schemas import backups as backup_wire
+from vpsd.api.vps_org.schemas import server_forms as forms
+from vpsd.api.vps_org.schemas import servers as wire
 from vpsd.api.vps_org.schemas.operations import OperationList, OperationView
-from vpsd.api.vps_org.schemas.server_forms import (
-    DeleteQuery,
-    Power,
-    ServerCreate,
-    ServerPatch,
-    ServerPower,
-    ServerQuery,
-    ServerRebuild,
-    ServerResize,
-    ServerUpdate,
-)
-from vpsd.api.vps_org.schemas.servers import (
-    ActionAccepted,
-    ServerCreated,
-    ServerDetail,
-    ServerId,
-    ServerList,
-    ServerRebuilt,
-    ServerSummary,
-)
-from vpsd.backups.queries import BACKUPS, SNAPSHOTS, lock_source
+from vpsd.backups import commands as backups
+from vpsd.backups.commands import NewBackup
+from vpsd.backups.models import Kind
+from vpsd.backups.queries import choose_source
 from vpsd.core.context import Ctx
 from vpsd.errors import Busy, OverQuota, PaymentRequired, Protected, Unavailable, WrongStatus
 from vpsd.lifecycle import Command
 from vpsd.servers import commands, creation, deletion, queries
 from vpsd.servers.commands import ServerChanges
-from vpsd.servers.creation import BackupSource, NewServer
+from vpsd.servers.creation import NewServer
 from vpsd.servers.queries import ServerFilter
 
 OPERATION_HEADER = "X-Operation-ID"
 
-_SOURCES = {"os_id": None, "backup_id": BACKUPS, "snapshot_id": SNAPSHOTS}
-_POWER = {Power.START: Command.START, Power.STOP: Command.STOP, Power.RESTART: Command.REBOOT}
-_POWER |= {Power.HARD_STOP: Command.HARD_STOP}
+_POWER = {forms.Power.START: Command.START, forms.Power.STOP: Command.STOP, forms.Power.RESTART: Command.REBOOT}
+_POWER |= {forms.Power.HARD_STOP: Command.HARD_STOP}
 
 _REFUSED = (WrongStatus, Busy)
 _action = partial(post, status_code=200, needs="servers:*", raises=_REFUSED, preview=preview)
 _paid_action = partial(_action, raises=(*_REFUSED, PaymentRequired))  # what makes a server run needs credit
+_copy = partial(post, needs="servers:*", raises=_REFUSED, body_required=False)
 
 
 @get("/", "server_list", "List all servers", needs="servers:read")
-async def list_servers(ctx: Ctx, query: Query[ServerQuery]) -> ServerList:
+async def list_servers(ctx: Ctx, query: Query[forms.ServerQuery]) -> wire.ServerList:
     """All servers of the account, newest last."""
     count, found = await queries.list_servers(ctx, query.plain(ServerFilter), query.page, query.faults)
-    return ServerList.of(query, count, [ServerSummary.of(server) for server in found])
+    return wire.ServerList.of(query, count, [wire.ServerSummary.of(server) for server in found])
 
 
 @post(
@@ -64,39 +50,31 @@ async def list_servers(ctx: Ctx, query: Query[ServerQuery]) -> ServerList:
     raises=(PaymentRequired, OverQuota, Unavailable),
     preview=preview,
 )
-async def create(ctx: Ctx, form: Form[ServerCreate]) -> ServerCreated:
+async def create(ctx: Ctx, form: Form[forms.ServerCreate]) -> wire.ServerCreated:
     """Deploy a server with the given configuration; it is `provisioning` until it answers."""
-    source = await _lock_source(ctx, form)
-    return ServerCreated.of(await creation.create(ctx, form.plain(NewServer), source, form.faults))
-
-
-async def _lock_source(ctx: Ctx, form: Form[ServerCreate]) -> BackupSource | None:
-    """The backup or snapshot that the server begins with, where that is not an operating system."""
-    given = [name for name in _SOURCES if form.has(name)]
-    if len(given) > 1 and not form.faults.has(*_SOURCES):
-        form.add_error("os_id", f"Give one of {', '.join(_SOURCES)}.")
-    kinds = _SOURCES[given[0]] if len(given) == 1 else None
-    return kinds and await lock_source(ctx, kinds, form.get(given[0]), given[0], form.faults)
+    os_id, backup_id, snapshot_id = (form.get(name, UNSET) for name in ("os_id", "backup_id", "snapshot_id"))
+    source = await choose_source(ctx, os_id, backup_id, snapshot_id, form.faults)
+    return wire.ServerCreated.of(await creation.create(ctx, form.plain(NewServer), source, form.faults))
 
 
 @get("/{server_id:int}/", "server_get", "Get a server", needs="servers:read")
-async def get_server(ctx: Ctx, server_id: ServerId) -> ServerDetail:
+async def get_server(ctx: Ctx, server_id: int) -> wire.ServerDetail:
     """One server in full, with what it uses."""
-    return ServerDetail.of(await queries.get(ctx, server_id))
+    return wire.ServerDetail.of(await queries.get(ctx, server_id))
 
 
 @put("/{server_id:int}/", "server_update", "Update a server", needs="servers:*", raises=_REFUSED)
-async def replace(ctx: Ctx, server_id: ServerId, form: Form[ServerUpdate]) -> ServerDetail:
+async def replace(ctx: Ctx, server_id: int, form: Form[forms.ServerUpdate]) -> wire.ServerDetail:
     """Change name, hostname, backups, tags and protection; a new hostname reaches the guest at its next boot."""
     await commands.change(ctx, server_id, form.plain(ServerChanges), form.faults)
-    return ServerDetail.of(await queries.get(ctx, server_id))
+    return wire.ServerDetail.of(await queries.get(ctx, server_id))
 
 
 @patch("/{server_id:int}/", "server_patch", "Update parts of a server", needs="servers:*", raises=_REFUSED)
-async def change(ctx: Ctx, server_id: ServerId, form: Form[ServerPatch]) -> ServerDetail:
+async def change(ctx: Ctx, server_id: int, form: Form[forms.ServerPatch]) -> wire.ServerDetail:
     """Change only what is sent."""
     await commands.change(ctx, server_id, form.plain(ServerChanges), form.faults)
-    return ServerDetail.of(await queries.get(ctx, server_id))
+    return wire.ServerDetail.of(await queries.get(ctx, server_id))
 
 
 @delete(
@@ -107,7 +85,7 @@ async def change(ctx: Ctx, server_id: ServerId, form: Form[ServerPatch]) -> Serv
     raises=(Protected,),
     headers={OPERATION_HEADER: "Id of the operation that does it; missing where there is nothing to do on the host"},
 )
-async def remove(ctx: Ctx, server_id: ServerId, query: Query[DeleteQuery]) -> Response[None]:
+async def remove(ctx: Ctx, server_id: int, query: Query[forms.DeleteQuery]) -> Response[None]:
     """Delete a server, whatever its status. A protected one is left alone.
 
     It is gone for ever, unless the operator gives a time to undo it: then it is shut down, keeps disk and address,
@@ -118,34 +96,48 @@ async def remove(ctx: Ctx, server_id: ServerId, query: Query[DeleteQuery]) -> Re
 
 
 @_paid_action("/{server_id:int}/undelete/", "server_undelete", "Undelete a server")
-async def undelete(ctx: Ctx, server_id: ServerId) -> ActionAccepted:
+async def undelete(ctx: Ctx, server_id: int) -> wire.ActionAccepted:
     """Bring a deleted server back, until its `delete_at`: to what it was before, running or stopped."""
-    return ActionAccepted.of(await deletion.undelete(ctx, server_id))
+    return wire.ActionAccepted.of(await deletion.undelete(ctx, server_id))
 
 
 @_paid_action("/{server_id:int}/start/", "server_start", "Start a server")
-async def start(ctx: Ctx, server_id: ServerId) -> ActionAccepted:
+async def start(ctx: Ctx, server_id: int) -> wire.ActionAccepted:
     """Power on a stopped server."""
-    return ActionAccepted.of(await commands.run_command(ctx, server_id, Command.START))
+    return wire.ActionAccepted.of(await commands.run_command(ctx, server_id, Command.START))
+
+
+@_copy("/{server_id:int}/backup/", "backup_of_server", "Back a server up")
+async def back_up(ctx: Ctx, server_id: int, form: Form[backup_wire.CopyLabel]) -> backup_wire.BackupCreated:
+    """A manual backup, as the official client asks for it; the body may be left out."""
+    new = NewBackup(server_id, description=form.get("label"))
+    return backup_wire.BackupCreated.of_new(await backups.create(ctx, Kind.MANUAL, new, form.faults))
 
 
 @_action("/{server_id:int}/stop/", "server_stop", "Stop a server")
-async def stop(ctx: Ctx, server_id: ServerId) -> ActionAccepted:
+async def stop(ctx: Ctx, server_id: int) -> wire.ActionAccepted:
     """Shut a running server down gracefully; after a time limit its plug is pulled."""
-    return ActionAccepted.of(await commands.run_command(ctx, server_id, Command.STOP))
+    return wire.ActionAccepted.of(await commands.run_command(ctx, server_id, Command.STOP))
 
 
 @_paid_action("/{server_id:int}/reboot/", "server_reboot", "Reboot a server")
-async def reboot(ctx: Ctx, server_id: ServerId) -> ActionAccepted:
+async def reboot(ctx: Ctx, server_id: int) -> wire.ActionAccepted:
     """Shut a running server down gracefully and power it on again."""
-    return ActionAccepted.of(await commands.run_command(ctx, server_id, Command.REBOOT))
+    return wire.ActionAccepted.of(await commands.run_command(ctx, server_id, Command.REBOOT))
+
+
+@_copy("/{server_id:int}/snapshot/", "snapshot_of_server", "Snapshot a server")
+async def take_snapshot(ctx: Ctx, server_id: int, form: Form[backup_wire.CopyLabel]) -> backup_wire.SnapshotCreated:
+    """A snapshot, as the official client asks for it: its name is made of the label; the body may be left out."""
+    new = NewBackup(server_id, description=form.get("label"))
+    return backup_wire.SnapshotCreated.of_new(await backups.create(ctx, Kind.SNAPSHOT, new, form.faults))
 
 
 @_paid_action("/{server_id:int}/power/", "server_power", "Start, stop, restart or power off a server")
-async def power(ctx: Ctx, server_id: ServerId, form: Form[ServerPower]) -> ActionAccepted:
+async def power(ctx: Ctx, server_id: int, form: Form[forms.ServerPower]) -> wire.ActionAccepted:
     """The power actions in one place, as the official client asks for them; `hard_stop` pulls the plug at once."""
     command = _POWER[form.validate().get("action")]
-    return ActionAccepted.of(await commands.run_command(ctx, server_id, command))
+    return wire.ActionAccepted.of(await commands.run_command(ctx, server_id, command))
 
 
 @_paid_action(
@@ -154,24 +146,24 @@ async def power(ctx: Ctx, server_id: ServerId, form: Form[ServerPower]) -> Actio
     "Resize a server",
     raises=(*_REFUSED, PaymentRequired, OverQuota, Unavailable),
 )
-async def resize(ctx: Ctx, server_id: ServerId, form: Form[ServerResize]) -> ActionAccepted:
+async def resize(ctx: Ctx, server_id: int, form: Form[forms.ServerResize]) -> wire.ActionAccepted:
     """Give a server another plan. A disk never shrinks.
 
     One that runs reboots once, unless only its disk grows; the answer says which it is.
     """
     wanted = form.get("plan_id", UNSET), form.get("plan", UNSET)
-    return ActionAccepted.of(await commands.resize(ctx, server_id, *wanted, form.faults))
+    return wire.ActionAccepted.of(await commands.resize(ctx, server_id, *wanted, form.faults))
 
 
 @_paid_action("/{server_id:int}/rebuild/", "server_rebuild", "Rebuild a server")
-async def rebuild(ctx: Ctx, server_id: ServerId, form: Form[ServerRebuild]) -> ServerRebuilt:
+async def rebuild(ctx: Ctx, server_id: int, form: Form[forms.ServerRebuild]) -> wire.ServerRebuilt:
     """Make a server anew: a new disk, the same id, address, plan and name. Everything on the old disk is lost."""
     accepted = await commands.rebuild(ctx, server_id, form.get("os_id", UNSET), form.faults)
-    return ServerRebuilt.of(accepted, password=accepted.password or UNSET)
+    return wire.ServerRebuilt.of(accepted, password=accepted.password or UNSET)
 
 
 @get("/{server_id:int}/operations/", "server_operations", "List a server's operations", needs="servers:read")
-async def operations(ctx: Ctx, server_id: ServerId, query: Query[PageQuery]) -> OperationList:
+async def operations(ctx: Ctx, server_id: int, query: Query[PageQuery]) -> OperationList:
     """What was done with the server and how far what is being done has come, oldest first."""
     count, found = await queries.history(ctx, server_id, query.validate().page)
     return OperationList.of(query, count, [OperationView.of(operation) for operation in found])
@@ -180,8 +172,8 @@ async def operations(ctx: Ctx, server_id: ServerId, query: Query[PageQuery]) -> 
 router = Router(
     "/servers",
     route_handlers=[
-        *(list_servers, create, get_server, replace, change, remove, undelete, start, stop, reboot, power, resize),
-        *(rebuild, operations),
+        *(list_servers, create, get_server, replace, change, remove, undelete, start, back_up, stop, reboot),
+        *(take_snapshot, power, resize, rebuild, operations),
     ],
     tags=["Servers"],
 )

@@ -4,7 +4,7 @@ from litestar import Router
 
 from vpsd.api.http.forms import Form, PageQuery, Query
 from vpsd.api.http.routes import delete, get, post
-from vpsd.api.vps_org.schemas.ssh_keys import KeyId, SshKeyCreate, SshKeyList, SshKeyView
+from vpsd.api.vps_org.schemas.ssh_keys import SshKeyCreate, SshKeyList, SshKeyView
 from vpsd.core.context import Ctx
 from vpsd.ssh_keys import service as ssh_keys
 from vpsd.ssh_keys.service import NewSshKey
@@ -24,13 +24,13 @@ async def add(ctx: Ctx, form: Form[SshKeyCreate]) -> SshKeyView:
 
 
 @get("/{key_id:int}/", "ssh_key_get", "Get an SSH key", needs="ssh_keys:read")
-async def get_key(ctx: Ctx, key_id: KeyId) -> SshKeyView:
+async def get_key(ctx: Ctx, key_id: int) -> SshKeyView:
     """One key."""
     return SshKeyView.of(await ssh_keys.get(ctx, key_id))
 
 
 @delete("/{key_id:int}/", "ssh_key_delete", "Delete an SSH key", needs="ssh_keys:*")
-async def remove(ctx: Ctx, key_id: KeyId) -> None:
+async def remove(ctx: Ctx, key_id: int) -> None:
     """Forget a key; servers that were made with it keep it."""
     await ssh_keys.delete_key(ctx, key_id)
 

@@ -16,6 +16,7 @@ from xml.etree import ElementTree as Xml
 
 import libvirt
 
+from vpsd.core.units import GIB
 from vpsd.errors import Misconfigured, Unusable
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.volumes import (
@@ -34,7 +35,7 @@ from vpsd.hypervisor.protocol import Image, Volumes
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BASE_VOLUME = re.compile(r"base-(.+)\.(qcow2|kernel|initrd|whole)")
 
-_RESERVED_BYTES = 1 << 30
+_RESERVED_BYTES = GIB
 
 Report = Callable[[float, str], None]
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import libvirt
 
+from vpsd.core.units import MIB
 from vpsd.hypervisor.libvirt import qcow2
 from vpsd.hypervisor.libvirt.host import LibvirtHost
 from vpsd.hypervisor.libvirt.storage import Pool
@@ -13,7 +14,7 @@ from vpsd.hypervisor.protocol import BlockMap
 
 _QUICK_SECONDS = 20.0
 _TRANSFER_SECONDS = 120.0
-_TRANSFER_BYTES_PER_SECOND = 1 << 20  # slower than that counts as hanging
+_TRANSFER_BYTES_PER_SECOND = MIB  # slower than that counts as hanging
 
 
 def transfer_seconds(size_bytes: int) -> float:

@@ -8,11 +8,12 @@ from xml.etree import ElementTree as Xml
 
 import libvirt
 
+from vpsd.core.units import MIB
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.libvirt.failures import is_absent
 
 _CHUNK_BYTES = 256 * 1024  # the maximum size of a stream message in libvirt
-_INCOMPLETE_BYTES = 1 << 20  # a smaller overlay without backing store was interrupted while it was created
+_INCOMPLETE_BYTES = MIB  # a smaller overlay without backing store was interrupted while it was created
 
 
 def refresh(pool: libvirt.virStoragePool) -> None:

@@ -22,7 +22,7 @@ from vpsd.hypervisor.protocol import (
     Progress,
     Volumes,
 )
-from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, Transaction
+from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, StateEdit
 from vpsd.hypervisor.simulator.migration import read_sqlite
 from vpsd.hypervisor.simulator.state import (
     BLOCK_BYTES,
@@ -83,7 +83,7 @@ class Simulator:
         await _run_hook(self.after_call, call)
 
     @contextmanager
-    def _change(self) -> Iterator[Transaction]:
+    def _change(self) -> Iterator[StateEdit]:
         with self._store.change() as transaction:
             yield transaction
         for change in transaction.changes:
@@ -240,7 +240,7 @@ class Simulator:
                     guest = self._boot(transaction, name, guest)
                 transaction.apply(PutGuest(name, guest))
 
-    def _boot(self, transaction: Transaction, name: str, guest: GuestState) -> GuestState:
+    def _boot(self, transaction: StateEdit, name: str, guest: GuestState) -> GuestState:
         if guest.spec.disk not in transaction.state.disks or name not in transaction.state.seeds:
             raise Unusable(f"The guest {name} lacks its disk or its seed.")
         if not self.low_ports and any(forward.host_port < 1024 for forward in guest.spec.forwards):
@@ -336,7 +336,7 @@ class Simulator:
         return self._store.current().seeds[name]
 
 
-def _delete_checkpoints(transaction: Transaction, name: str, keep: str | None) -> None:
+def _delete_checkpoints(transaction: StateEdit, name: str, keep: str | None) -> None:
     present = transaction.state.checkpoints.get(name, {})
     transaction.apply(*(PutCheckpoint(name, checkpoint, None) for checkpoint in sorted(present) if checkpoint != keep))
 

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import msgspec
 
+from vpsd.core.units import MIB
 from vpsd.errors import Misconfigured, Unavailable
-from vpsd.hypervisor.simulator.state import AnyChange, State
+from vpsd.hypervisor.simulator.state import AnyChange, HostState
 
 VERSION = 1
 
 _COMPRESS_BYTES = 4096  # longer transactions are compressed: most blocks of disks are zeros
-_COMPACT_BYTES = 1 << 20  # a shorter journal is not worth replacing
+_COMPACT_BYTES = MIB  # a shorter journal is not worth replacing
 _COMPACT_FACTOR = 4  # nor is one that has not grown that much since it was new
 
 
@@ -43,25 +44,25 @@ class MemoryStore:
     """A state without a file."""
 
     def __init__(self) -> None:
-        self._state = State()
+        self._state = HostState()
 
-    def current(self) -> State:
+    def current(self) -> HostState:
         """The state; not to be modified."""
         return self._state
 
     @contextlib.contextmanager
-    def change(self) -> Iterator["Transaction"]:
+    def change(self) -> Iterator["StateEdit"]:
         """Read and modify the state."""
-        yield Transaction(self._state)
+        yield StateEdit(self._state)
 
     def close(self) -> None:
         """Release nothing."""
 
 
-class Transaction:
+class StateEdit:
     """Changes that are written together; each is visible in `state` at once."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: HostState) -> None:
         self.state = state
         self.changes: list[AnyChange] = []
 
@@ -75,13 +76,13 @@ class Transaction:
 class JournalStore:
     """A state in a journal; several objects and processes may use the same one at the same time."""
 
-    def __init__(self, path: Path, create: Callable[[], State] = State) -> None:
+    def __init__(self, path: Path, create: Callable[[], HostState] = HostState) -> None:
         """`create` returns the initial state if there is no journal yet.
 
         Raises `Misconfigured` if the journal cannot be used or is of a later version of vpsd.
         """
         self._path = path
-        self._state = State()
+        self._state = HostState()
         self._file = -1
         self._inode = 0
         self._offset = 0
@@ -97,7 +98,7 @@ class JournalStore:
         except OSError as error:
             raise Misconfigured(f"The simulator's state {path} cannot be used: {error.strerror}") from error
 
-    def current(self) -> State:
+    def current(self) -> HostState:
         """The state, with what others have changed; not to be modified."""
         with self._translated_errors():
             found = self._path.stat()
@@ -107,11 +108,11 @@ class JournalStore:
         return self._state
 
     @contextlib.contextmanager
-    def change(self) -> Iterator[Transaction]:
+    def change(self) -> Iterator[StateEdit]:
         """Read and modify the state while nobody else does; must not be held across an `await`."""
         with self._translated_errors(), self._locked(fcntl.LOCK_EX):
             self._replay()
-            transaction = Transaction(self._state)
+            transaction = StateEdit(self._state)
             try:
                 yield transaction
             finally:  # also what was changed before a failure
@@ -159,7 +160,7 @@ class JournalStore:
         if self._file >= 0:
             os.close(self._file)
         self._file, self._inode = file, os.fstat(file).st_ino
-        self._state, self._offset = State(), header[1]
+        self._state, self._offset = HostState(), header[1]
         self._snapshot_bytes = header[0].snapshot_bytes
 
     def _read_header(self, file: int) -> tuple[_Header, int]:
@@ -201,7 +202,7 @@ class JournalStore:
                 self._replace(self._state)
                 self._replay()
 
-    def _replace(self, state: State) -> None:
+    def _replace(self, state: HostState) -> None:
         """Write a new journal with that state, and put it in the place of the old one."""
         lines = [_encoded([change]) for change in state.snapshot()]
         header = msgspec.json.encode(_Header(VERSION, sum(len(line) for line in lines))) + b"\n"

@@ -14,6 +14,7 @@ from vpsd.hypervisor.simulator.state import (
     Disk,
     Export,
     GuestState,
+    HostState,
     PutBase,
     PutBlock,
     PutCheckpoint,
@@ -22,13 +23,12 @@ from vpsd.hypervisor.simulator.state import (
     PutExportBlock,
     PutGuest,
     PutSeed,
-    State,
 )
 
 
-def read_sqlite(path: Path) -> State:
+def read_sqlite(path: Path) -> HostState:
     """The state in that file, which is left as it is; an empty one if there is no file. Raises `Misconfigured`."""
-    state = State()
+    state = HostState()
     if path.exists():
         try:
             with closing(sqlite3.connect(path)) as database:

@@ -1,6 +1,6 @@
 """The state of the simulated host in memory, and the changes that it is made of.
 
-`Change.apply` is the only way to modify a `State`, so replaying the same changes always gives the same state.
+`Change.apply` is the only way to modify a `HostState`, so replaying the same changes always gives the same state.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ class Block(NamedTuple):
     written: int  # the number of the write that it is from, counted per disk
 
 
-class State:
+class HostState:
     """Everything on the simulated host, by name."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class State:
 class Change(msgspec.Struct, frozen=True, array_like=True):
     """A change of the state, as it is stored in the journal."""
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         """Make the change."""
         raise NotImplementedError
 
@@ -113,7 +113,7 @@ class PutGuest(Change, frozen=True, array_like=True, tag="guest"):
     name: str
     guest: GuestState | None
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         _put(state.guests, self.name, self.guest)
 
 
@@ -123,7 +123,7 @@ class PutDisk(Change, frozen=True, array_like=True, tag="disk"):
     name: str
     disk: Disk | None
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         _put(state.disks, self.name, self.disk)
         if self.disk is None:
             state.blocks.pop(self.name, None)
@@ -135,7 +135,7 @@ class PutSeed(Change, frozen=True, array_like=True, tag="seed"):
     name: str
     content: bytes | None
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         _put(state.seeds, self.name, self.content)
 
 
@@ -145,7 +145,7 @@ class PutBase(Change, frozen=True, array_like=True, tag="base"):
     key: str
     present: bool
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         if self.present:
             state.bases.add(self.key)
         else:
@@ -159,7 +159,7 @@ class PutCheckpoint(Change, frozen=True, array_like=True, tag="checkpoint"):
     checkpoint: str
     written: int | None
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         _put(state.checkpoints.setdefault(self.name, {}), self.checkpoint, self.written)
         if not state.checkpoints[self.name]:
             del state.checkpoints[self.name]
@@ -172,7 +172,7 @@ class Write(Change, frozen=True, array_like=True, tag="write"):
     offset: int
     content: bytes
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         written = state.writes(self.disk) + 1
         blocks = state.blocks.setdefault(self.disk, {})
         offset, content = self.offset, memoryview(self.content)
@@ -191,7 +191,7 @@ class PutExport(Change, frozen=True, array_like=True, tag="export"):
     name: str
     export: Export | None
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         _put(state.exports, self.name, self.export)
         state.export_blocks.pop(self.name, None)
 
@@ -203,7 +203,7 @@ class FillExport(Change, frozen=True, array_like=True, tag="fill"):
     disk: str
     after: int
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         blocks = state.blocks.get(self.disk, {}).items()
         state.export_blocks[self.name] = {n: block.content for n, block in blocks if block.written > self.after}
 
@@ -216,7 +216,7 @@ class PutBlock(Change, frozen=True, array_like=True, tag="block"):
     content: bytes
     written: int
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         state.blocks.setdefault(self.disk, {})[self.number] = Block(self.content, self.written)
 
 
@@ -227,7 +227,7 @@ class PutExportBlock(Change, frozen=True, array_like=True, tag="export-block"):
     number: int
     content: bytes
 
-    def apply(self, state: State) -> None:
+    def apply(self, state: HostState) -> None:
         state.export_blocks.setdefault(self.name, {})[self.number] = self.content
 
 

@@ -10,17 +10,15 @@ from vpsd.accounts.models import Account, Person, Profile, Token
 from vpsd.accounts.permissions import KNOWN
 from vpsd.accounts.tokens import LONGEST_DAYS
 from vpsd.api.http.forms import Listing
-from vpsd.billing import prices
+from vpsd.api.vps_org.schemas.amounts import Amount, amount, amount_or_none
 from vpsd.billing.credit import BalanceSummary
 from vpsd.billing.models import Entry
 from vpsd.billing.usage import MonthUsage, ServerUsage
-from vpsd.core import money
 from vpsd.core.clock import iso_utc, iso_utc_or_none
-from vpsd.core.money import Amount
+from vpsd.core.units import GIB, HOUR_MS
 from vpsd.events.models import Event
 from vpsd.lifecycle import Status
 
-TokenId = Annotated[int, Meta(description="Id of the token")]
 Permission = Annotated[
     str,
     Meta(
@@ -189,10 +187,10 @@ class Balance(msgspec.Struct):
     def of(cls, summary: BalanceSummary, currency: str) -> "Balance":
         """As it is read."""
         return cls(
-            money.amount(summary.balance_micros),
+            amount(summary.balance_micros),
             currency,
-            money.amount_or_none(summary.credit_limit_micros),
-            money.amount(summary.price_monthly_micros),
+            amount_or_none(summary.credit_limit_micros),
+            amount(summary.price_monthly_micros),
             iso_utc_or_none(summary.runs_out_at_ms),
             iso_utc_or_none(summary.exhausted_at_ms),
             iso_utc_or_none(summary.suspends_at_ms),
@@ -215,7 +213,7 @@ class Transaction(msgspec.Struct):
     def of(cls, entry: Entry) -> "Transaction":
         """From a row."""
         return cls(
-            *(entry.id, entry.uuid, entry.kind, money.amount(entry.amount_micros), money.amount(entry.balance_micros)),
+            *(entry.id, entry.uuid, entry.kind, amount(entry.amount_micros), amount(entry.balance_micros)),
             *(entry.description, entry.reference, iso_utc(entry.created_at_ms)),
         )
 
@@ -271,14 +269,14 @@ class UsageOfServer(msgspec.Struct):
         return cls(
             NamedServer(used.server_id, used.name),
             used.plan_id,
-            money.amount(used.price_monthly_micros),
-            round(used.milliseconds / prices.HOUR_MS, 3),
-            money.amount(used.cost_micros),
-            money.amount(used.forecast_micros),
+            amount(used.price_monthly_micros),
+            round(used.milliseconds / HOUR_MS, 3),
+            amount(used.cost_micros),
+            amount(used.forecast_micros),
             BandwidthUsage(
-                round(used.transfer_bytes / prices.GB, 3),
-                round(used.transfer_included_bytes / prices.GB, 3),
-                money.amount(used.transfer_micros),
+                round(used.transfer_bytes / GIB, 3),
+                round(used.transfer_included_bytes / GIB, 3),
+                amount(used.transfer_micros),
             ),
         )
 
@@ -298,7 +296,7 @@ class Usage(msgspec.Struct):
         return cls(
             usage.month,
             currency,
-            money.amount(usage.cost_micros),
-            money.amount(usage.forecast_micros),
+            amount(usage.cost_micros),
+            amount(usage.forecast_micros),
             [UsageOfServer.of(used) for used in usage.servers],
         )

@@ -10,16 +10,15 @@ from vpsd.api.http.forms import Listing, PageQuery
 from vpsd.api.vps_org.schemas.operations import OperationBrief
 from vpsd.api.vps_org.schemas.server_forms import an_id
 from vpsd.api.vps_org.schemas.servers import ActionAccepted
+from vpsd.backups.commands import CreatedBackup
 from vpsd.backups.queries import NamedBackup
 from vpsd.core.clock import iso_utc, iso_utc_or_none
-
-_MIB = 1 << 20
+from vpsd.core.units import MIB
+from vpsd.servers.commands import Accepted
 
 _MadeBy = Annotated[OperationBrief | None, Meta(description="The work that makes it")]
 
-Description = Annotated[str, Meta(max_length=1000, description="Free text", examples=["Before system update"])]
-BackupId = Annotated[int, Meta(description="Id of the backup")]
-SnapshotId = Annotated[int, Meta(description="Id of the snapshot")]
+FreeText = Annotated[str, Meta(max_length=1000, description="Free text", examples=["Before system update"])]
 _ServerId = Annotated[int, an_id("/api/v1/servers/", 12345)]
 SnapshotName = Annotated[
     str,
@@ -53,7 +52,7 @@ class BackupCreate(msgspec.Struct, forbid_unknown_fields=True):
     """A backup to make."""
 
     server_id: _ServerId
-    description: Description | None = None
+    description: FreeText | None = None
 
 
 class SnapshotCreate(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,7 +60,7 @@ class SnapshotCreate(msgspec.Struct, forbid_unknown_fields=True):
 
     server_id: _ServerId
     name: SnapshotName
-    description: Description | None = None
+    description: FreeText | None = None
 
 
 class CopyLabel(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,7 +115,7 @@ class CopyView(msgspec.Struct):
             id=backup.id,
             server=OfServer(backup.server_id, backup.server_name),
             status=State(backup.status),
-            size_mb=None if backup.size_bytes is None or not completed else -(-backup.size_bytes // _MIB),
+            size_mb=None if backup.size_bytes is None or not completed else -(-backup.size_bytes // MIB),
             created_at=iso_utc(backup.created_at_ms),
             description=backup.description,
             uuid=backup.uuid,
@@ -124,11 +123,16 @@ class CopyView(msgspec.Struct):
             consistent=backup.frozen,
             paused_ms=backup.frozen_ms,
             incremental=backup.incremental,
-            sent_mb=None if backup.sent_bytes is None or not completed else round(backup.sent_bytes / _MIB, 2),
+            sent_mb=None if backup.sent_bytes is None or not completed else round(backup.sent_bytes / MIB, 2),
             encrypted=None if backup.target is None else backup.key_id is not None,
             error=backup.error,
             **more,
         )
+
+    @classmethod
+    def of_new(cls, made: CreatedBackup) -> Self:
+        """One that is being made, for the subclasses that say so."""
+        return cls.of(made.backup, message=made.message, operation=OperationBrief.of(made.operation))
 
 
 class BackupView(CopyView):
@@ -202,8 +206,18 @@ class BackupRestore(ActionAccepted):
 
     backup: BackupBrief
 
+    @classmethod
+    def of_backup(cls, backup: NamedBackup, accepted: Accepted) -> Self:
+        """As the service answers."""
+        return cls.of(accepted, backup=BackupBrief(backup.id, backup.kind, iso_utc(backup.created_at_ms)))
+
 
 class SnapshotRestore(ActionAccepted):
     """The server is being restored."""
 
     snapshot: SnapshotBrief
+
+    @classmethod
+    def of_backup(cls, backup: NamedBackup, accepted: Accepted) -> Self:
+        """As the service answers."""
+        return cls.of(accepted, snapshot=SnapshotBrief(backup.id, backup.name or "", iso_utc(backup.created_at_ms)))

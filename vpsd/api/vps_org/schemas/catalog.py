@@ -6,12 +6,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from vpsd.api.http.forms import Listing, PageQuery
-from vpsd.billing import prices
-from vpsd.catalog.models import Location, OperatingSystem, Plan
-from vpsd.core import money
-from vpsd.core.money import Amount
-
-PlanId = Annotated[int, Meta(description="Id of the plan")]
+from vpsd.api.vps_org.schemas.amounts import Amount, amount
+from vpsd.catalog.models import Location, OperatingSystem
+from vpsd.servers.queries import PlanOffer
 
 
 class PlanView(msgspec.Struct):
@@ -32,14 +29,15 @@ class PlanView(msgspec.Struct):
     description: str
 
     @classmethod
-    def of(cls, plan: Plan, locations: list[str]) -> "PlanView":
-        """A plan, and where there is room for it."""
+    def of(cls, offer: PlanOffer) -> "PlanView":
+        """As it is read."""
+        plan = offer.plan
         return cls(
             *(plan.id, plan.uuid, plan.name, plan.slug, plan.vcpus, plan.memory_mb, plan.storage_gb, plan.bandwidth_gb),
-            money.amount(plan.price_monthly_micros),
-            money.amount(prices.price_hourly(plan.price_monthly_micros)),
-            bool(locations),
-            locations,
+            amount(plan.price_monthly_micros),
+            amount(offer.price_hourly_micros),
+            bool(offer.locations),
+            offer.locations,
             plan.description,
         )
 

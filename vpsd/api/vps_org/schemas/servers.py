@@ -8,14 +8,11 @@ from msgspec import UNSET, Meta, UnsetType
 from vpsd.api.http.forms import Listing
 from vpsd.api.vps_org.schemas.operations import OperationBrief
 from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.units import GIB
 from vpsd.lifecycle import Status
 from vpsd.servers import queries
 from vpsd.servers.commands import Accepted
 from vpsd.servers.creation import CreatedServer
-
-_GIB = 1 << 30
-
-ServerId = Annotated[int, Meta(description="Id of the server")]
 
 DeleteAt = Annotated[
     str | None, Meta(description="When its deletion becomes final; null unless it is deleted and may be undeleted")
@@ -32,14 +29,9 @@ class PlanBrief(msgspec.Struct):
     storage: int
 
 
-class PlanFull(msgspec.Struct):
+class PlanFull(PlanBrief):
     """The plan of a server: memory in MB, storage in GB, bandwidth in GB a month."""
 
-    id: int
-    name: str
-    vcpus: int
-    memory: int
-    storage: int
     bandwidth: int
 
 
@@ -150,8 +142,8 @@ class ServerDetail(msgspec.Struct):
             resource_usage=ResourceUsage(
                 server.cpu_percent,
                 server.memory_used_mb,
-                None if used is None else round(used / _GIB, 2),
-                None if moved is None else round(moved / _GIB, 3),
+                None if used is None else round(used / GIB, 2),
+                None if moved is None else round(moved / GIB, 3),
             ),
             ssh=ssh_line(server.ip_address, server.ssh_port),
             error=server.error,

@@ -9,8 +9,6 @@ from vpsd.api.http.forms import Listing
 from vpsd.core.clock import iso_utc
 from vpsd.ssh_keys.models import SshKey
 
-KeyId = Annotated[int, Meta(description="Id of the key")]
-
 
 class SshKeyCreate(msgspec.Struct, forbid_unknown_fields=True):
     """A public key to keep."""
