@@ -38,7 +38,7 @@ def given(command: Command, *, event: str = _OWN_EVENT, detail: str | None = Non
 
 def ended(command: Command, detail: str | None = None) -> Cause:
     """The operation of a command has come to its end."""
-    return Cause(command, has_ended=True, detail=detail or f"{command} ended")
+    return Cause(command, has_ended=True, detail=f"{command}: {detail or 'done'}")
 
 
 def found(detail: str) -> Cause:
