@@ -422,7 +422,7 @@ async def test_what_was_made_under_another_key_or_elsewhere_is_refused_in_words(
     here = cloud.runtime
     for repository, text in (
         (Repository(cloud.target, cloud.instance, b"k" * 32), "key"),
-        (Repository(Directory(tmp_path / "other"), cloud.instance, None), "operator can tell"),
+        (Repository(Directory(tmp_path / "other"), cloud.instance, None), "operator can help"),
     ):
         cloud.runtime = msgspec.structs.replace(here, repository=repository)
         await _restore(cloud, "backup", backup["id"])

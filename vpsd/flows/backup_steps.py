@@ -144,12 +144,12 @@ async def completed_backup(job: Job, backup_id: int) -> Backup:
     async with job.runtime.read() as ctx:
         backup = await queries.find(ctx, backup_id)
     if backup is None or backup.status != BackupStatus.COMPLETED or backup.deleted_at_ms is not None:
-        raise Unusable(f"The backup {backup_id} is not there any more.")
+        raise Unusable(f"The backup {backup_id} no longer exists.")
     try:
         job.runtime.repository.check_target(backup.target)
     except Unusable as error:
         log.warning("backup %s: %s", backup_id, error)
-        raise Unusable(f"The backup {backup_id} lies where vpsd does not look now; its operator can tell.") from error
+        raise Unusable(f"The backup {backup_id} is kept where vpsd is not set to look; its operator can help.") from error
     return backup
 
 
