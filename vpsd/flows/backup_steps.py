@@ -149,7 +149,7 @@ async def completed_backup(job: Job, backup_id: int) -> Backup:
         job.runtime.repository.check_target(backup.target)
     except Unusable as error:
         log.warning("backup %s: %s", backup_id, error)
-        raise Unusable(f"The backup {backup_id} is kept where vpsd is not set to look; its operator can help.") from error
+        raise Unusable(f"The backup {backup_id} is kept where vpsd does not look; its operator can help.") from error
     return backup
 
 
