@@ -50,6 +50,9 @@ backups = Table(
     Column("incremental", Boolean),  # only what was written since then was copied
     Column("frozen", Boolean),  # the file systems were at rest
     Column("frozen_ms", BigInteger),  # for how long the guest could not write
+    Column("consistency_detail", Text),  # what was frozen and thawed, or why nothing was
+    Column("cloud_init", String(16)),  # whether a new server's own cloud-init will run: enabled | disabled | missing
+    Column("firmware", String(8)),  # uefi; None: BIOS
     Column("target", Text),
     Column("key_id", String(16)),  # of the key that it is encrypted with
     Column("disk_bytes", BigInteger),  # the size of the disk
@@ -78,6 +81,17 @@ Index(
 )
 
 
+backup_targets = Table(
+    "backup_targets",
+    metadata,
+    Column("mark", String(36), primary_key=True),  # what lies on the target: it is known by that, wherever it is
+    Column("name", String(63), nullable=False, unique=True),
+    Column("location", Text, nullable=False),  # where it was last seen
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("seen_at_ms", BigInteger, nullable=False),
+)
+
+
 class Backup(msgspec.Struct, frozen=True):
     """One row, field for column."""
 
@@ -98,6 +112,9 @@ class Backup(msgspec.Struct, frozen=True):
     incremental: bool | None
     frozen: bool | None
     frozen_ms: int | None
+    consistency_detail: str | None
+    cloud_init: str | None
+    firmware: str | None
     target: str | None
     key_id: str | None
     disk_bytes: int | None

@@ -33,6 +33,7 @@ operating_systems = Table(
     Column("url", String(1000)),
     Column("sha256", String(64)),
     Column("sums_url", String(1000)),
+    Column("min_disk_gb", Integer),  # None: not known yet
     Column("available", Boolean, nullable=False),
 )
 
@@ -79,6 +80,7 @@ class OperatingSystem(msgspec.Struct, frozen=True):
     url: str | None
     sha256: str | None
     sums_url: str | None
+    min_disk_gb: int | None
     available: bool
 
 

@@ -13,6 +13,7 @@ hosts = Table(
     Column("cpus", Integer, nullable=False),
     Column("memory_mb", Integer, nullable=False),
     Column("storage_gb", Integer),  # None: not known yet
+    Column("storage_free_mb", BigInteger),  # None: not known yet
     Column("seen_at_ms", BigInteger, nullable=False),
 )
 
@@ -25,4 +26,5 @@ class Host(msgspec.Struct, frozen=True):
     cpus: int
     memory_mb: int
     storage_gb: int | None
+    storage_free_mb: int | None
     seen_at_ms: int

@@ -127,6 +127,14 @@ class GuestStats(msgspec.Struct, frozen=True):
     sent_bytes: int | None = None
 
 
+class GuestRun(msgspec.Struct, frozen=True):
+    """How a program ended that the guest's agent ran."""
+
+    exit_code: int  # -1: it was killed
+    stdout: str = ""
+    stderr: str = ""
+
+
 class HostFacts(msgspec.Struct, frozen=True):
     """What runs the guests, for people: said at the start, by `vpsd doctor` and by /health."""
 
@@ -233,6 +241,15 @@ class Hypervisor(Protocol):
 
     async def stats(self, name: str) -> GuestStats:
         """Statistics of a guest; all None if it is not running."""
+
+    async def run_in_guest(
+        self, name: str, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 10
+    ) -> GuestRun | None:
+        """Run a program through the guest's agent, with an absolute path; nothing that it says is to be believed.
+
+        None where the guest is not running, its agent does not answer or may not run programs, or the program has not
+        ended in time.
+        """
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """Call `changed(guest name)` from any thread when the host reports a change; events may be missed."""

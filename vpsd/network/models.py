@@ -10,4 +10,5 @@ addresses = Table(
     Column("address", String(45), primary_key=True),
     Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, unique=True),
     Column("assigned_at_ms", BigInteger, nullable=False),
+    Column("released_at_ms", BigInteger),  # it rests since then
 )

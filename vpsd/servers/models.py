@@ -1,7 +1,7 @@
 """The table of servers."""
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, String, Table, Text, false
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, String, Table, Text, false, true
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
@@ -12,7 +12,7 @@ servers = Table(
     identity(),
     Column("uuid", String(36), nullable=False, unique=True),
     Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
-    Column("name", String(63), nullable=False),
+    Column("name", String(253), nullable=False),
     Column("hostname", String(253), nullable=False),
     Column("status", String(16), nullable=False),  # written by `transitions.transition` alone
     Column("plan_id", BigInteger, ForeignKey("plans.id"), nullable=False),
@@ -44,6 +44,12 @@ servers = Table(
     Column("purge_due_at_ms", BigInteger),  # when a deletion that can be undone becomes final
     Column("deleted_from", String(16)),  # the status that it goes back to when the deletion is undone
     Column("user_data", Text),  # read alone: it may be large
+    Column("status_detail", Text),  # what there is to say about a status that is not `error`
+    Column("freeze_for_backups", Boolean, nullable=False, server_default=true()),
+    Column("user_data_status", String(16)),  # the guest's own verdict on its first boot
+    Column("user_data_error", Text),
+    Column("ssh_host_keys", Text),  # a JSON list, as the guest's agent read them
+    Column("firmware", String(8)),  # uefi; None: BIOS
     sqlite_autoincrement=True,
 )
 _alive = servers.c.deleted_at_ms.is_(None)
@@ -100,6 +106,12 @@ class ServerRow(msgspec.Struct, frozen=True):
     protected: bool
     purge_due_at_ms: int | None
     deleted_from: str | None
+    status_detail: str | None
+    freeze_for_backups: bool
+    user_data_status: str | None
+    user_data_error: str | None
+    ssh_host_keys: str | None
+    firmware: str | None
 
     @property
     def boot_source(self) -> "BootSource":

@@ -8,7 +8,7 @@ from pathlib import Path
 import libvirt
 
 from vpsd.errors import Unusable
-from vpsd.hypervisor.libvirt import connect, domains, exports, stats, transfer
+from vpsd.hypervisor.libvirt import agent, connect, domains, exports, stats, transfer
 from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.console import Console
 from vpsd.hypervisor.libvirt.domain_xml import SSH_PORT, Files, NetworkInfo, build, read_network
@@ -23,6 +23,7 @@ from vpsd.hypervisor.protocol import (
     BlockMap,
     DiskExport,
     Guest,
+    GuestRun,
     GuestSpec,
     GuestStats,
     HostFacts,
@@ -287,6 +288,21 @@ class LibvirtHypervisor:
 
         return await self._host.call(ask, f"measure the guest {name}", _QUICK_SECONDS)
 
+    async def run_in_guest(
+        self, name: str, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 10
+    ) -> GuestRun | None:
+        """Run a program through the guest's agent."""
+        self._require_own(name)
+
+        def ask(host: libvirt.virConnect) -> GuestRun | None:
+            domain = domains.find(host, name)
+            if domain is None or self._running(host, name) is None:
+                return None
+            return agent.run(domain, argv, stdin, timeout_seconds)
+
+        action = f"run a program in the guest {name}"
+        return await self._host.call(ask, action, _QUICK_SECONDS + timeout_seconds)
+
     def watch(self, changed: Callable[[str], None]) -> None:
         """Call `changed(guest name)` from libvirt's event thread when something happens to a guest."""
         self._watchers.append(changed)
@@ -375,7 +391,7 @@ class LibvirtHypervisor:
 
 def _pings(host: libvirt.virConnect, name: str) -> bool:
     domain = domains.find(host, name)
-    return domain is not None and stats.ask_agent(domain, "guest-ping", timeout_seconds=1) is not None
+    return domain is not None and agent.ask(domain, "guest-ping", timeout_seconds=1) is not None
 
 
 def _version(number: int) -> str:

@@ -15,11 +15,10 @@ import libvirt
 import libvirt_qemu
 
 from vpsd.errors import Unavailable, Unusable
-from vpsd.hypervisor.libvirt import domains
+from vpsd.hypervisor.libvirt import agent, domains
 from vpsd.hypervisor.libvirt.domain_xml import DISK
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.states import power_state
-from vpsd.hypervisor.libvirt.stats import ask_agent
 from vpsd.hypervisor.protocol import DiskExport, PowerState
 
 log = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ def abort(host: libvirt.virConnect, name: str) -> None:
 
 
 def _thaw_if_frozen(domain: libvirt.virDomain) -> None:
-    if power_state(*domain.state()) is PowerState.RUNNING and ask_agent(domain, "guest-fsfreeze-status") == "frozen":
+    if power_state(*domain.state()) is PowerState.RUNNING and agent.ask(domain, "guest-fsfreeze-status") == "frozen":
         _thaw(domain)
 
 

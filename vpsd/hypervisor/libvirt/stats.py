@@ -1,15 +1,13 @@
 """Statistics of a running guest, from libvirt and from the agent inside; calls block."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import libvirt
-import libvirt_qemu
 
+from vpsd.hypervisor.libvirt import agent
 from vpsd.hypervisor.protocol import GuestStats
 
-_AGENT_SECONDS = 2
 _IGNORED_FILE_SYSTEMS = {
     "iso9660",
     "udf",
@@ -24,23 +22,14 @@ def measure(host: libvirt.virConnect, domain: libvirt.virDomain, mac: str) -> Gu
         return GuestStats()
     wanted = libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON
     ((_, stats),) = host.domainListGetStats([domain], wanted, 0)
-    received, sent = _traffic(ask_agent(domain, "guest-network-get-interfaces"), mac)
+    received, sent = _traffic(agent.ask(domain, "guest-network-get-interfaces"), mac)
     return GuestStats(
         cpu_seconds=stats["cpu.time"] / 1e9 if "cpu.time" in stats else None,
         memory_used_mb=_memory_used_mb(stats),
-        disk_used_bytes=_disk_used_bytes(ask_agent(domain, "guest-get-fsinfo")),
+        disk_used_bytes=_disk_used_bytes(agent.ask(domain, "guest-get-fsinfo")),
         received_bytes=received,
         sent_bytes=sent,
     )
-
-
-def ask_agent(domain: libvirt.virDomain, command: str, timeout_seconds: int = _AGENT_SECONDS) -> Any:
-    """The agent's answer, or None if there is no usable one: the agent is under the guest's control."""
-    try:
-        answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": command}), timeout_seconds, 0)
-        return json.loads(answer)["return"]
-    except (libvirt.libvirtError, ValueError, KeyError, TypeError):
-        return None
 
 
 _MAX_BYTES = 1 << 53

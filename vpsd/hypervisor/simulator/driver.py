@@ -13,6 +13,7 @@ from vpsd.hypervisor.protocol import (
     DiskExport,
     Extent,
     Guest,
+    GuestRun,
     GuestSpec,
     GuestStats,
     HostFacts,
@@ -39,6 +40,7 @@ from vpsd.hypervisor.simulator.state import (
     Write,
 )
 
+GuestRunner = Callable[[str, Sequence[str], bytes], GuestRun | None]
 Hook = Callable[[str], Awaitable[None] | None]
 
 
@@ -65,6 +67,7 @@ class Simulator:
         self.export_seconds = 0.0  # how long the export of a disk takes
         self.low_ports = True  # ports below 1024 can be opened
         self.guest_stats = GuestStats()  # of every guest
+        self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
         self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
         self.calls: list[str] = []  # the names of all calls, in order
@@ -288,6 +291,21 @@ class Simulator:
         """`guest_stats`, by default all None: there is no guest to measure, and no value is made up."""
         async with self._call("stats"):
             return self.guest_stats
+
+    async def run_in_guest(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_seconds: float = 10,  # noqa: ARG002
+    ) -> GuestRun | None:
+        """What `guest_run` says; by default that the agent may not run programs, for there is no guest to run one."""
+        async with self._call("run_in_guest"):
+            guest = self._store.current().guests.get(name)
+            if guest is None or guest.power is not PowerState.RUNNING or not self.has_agent:
+                return None
+            return self.guest_run(name, argv, stdin)
 
     def watch(self, changed: Callable[[str], None]) -> None:
         self._watchers.append(changed)
