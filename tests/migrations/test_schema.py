@@ -134,6 +134,37 @@ def test_a_schema_that_differs_from_its_revision_is_refused_and_unchanged(
     assert asyncio.run(schema.run(empty_url, _state)) == before
 
 
+def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str) -> None:
+    waiting = (
+        "INSERT INTO operations (uuid, server_id, command, status, waits_for, progress, attempts, fence, run_at_ms, "
+    )
+    waiting += "created_at_ms) VALUES ('o-{0}', 1, 'stop', 'queued', {1}, 0, 0, 0, 1, 1)"
+    changed = "INSERT INTO events (account_id, at_ms, actor, action, status_before, status_after) VALUES "
+    changed += "(1, 1, 'vpsd', 'server.status', 'active', 'stopped')"
+
+    def make(connection: Connection) -> Any:
+        from alembic import command
+
+        config = schema.alembic_config(connection)
+        command.upgrade(config, "0004")
+        fill(connection)
+        command.upgrade(config, "0005")
+        for statement in (waiting.format(2, "NULL"), waiting.format(3, 2), changed):
+            connection.execute(text(statement))
+        return dump(connection)
+
+    def add_long_name(connection: Connection) -> None:
+        connection.execute(text(f"UPDATE servers SET name = '{'n' * 253}' WHERE id = 1"))
+
+    before = asyncio.run(schema.run(empty_url, make))
+    assert asyncio.run(schema.prepare(empty_url)) == "0005"
+    after = asyncio.run(schema.run(empty_url, dump))
+    for table, rows in before.items():
+        assert [{name: new[name] for name in old} for old, new in zip(rows, after[table], strict=True)] == rows
+    assert {server["freeze_for_backups"] for server in after["servers"]} == {True}
+    asyncio.run(schema.run(empty_url, add_long_name))
+
+
 def test_rows_that_may_be_changed_though_they_are_append_only_are_noticed(database_url: str) -> None:
     drop = "DROP TRIGGER ledger_refuse_update"
     if not database_url.startswith("sqlite"):

@@ -34,7 +34,7 @@ from vpsd.servers.faults import (
 from vpsd.servers.models import LockedServer, servers
 from vpsd.servers.queries import lock_server
 from vpsd.servers.schedule import next_backup_slot_ms
-from vpsd.servers.transitions import given, transition
+from vpsd.servers.transitions import STATUS_EVENT, given, transition
 from vpsd.servers.updates import set_next_backup
 
 _c = servers.c
@@ -114,7 +114,7 @@ async def enqueue(
     command: Command,
     argument: int | None = None,
     *,
-    event: str = "server.status",
+    event: str = STATUS_EVENT,
     detail: str | None = None,
 ) -> Operation:
     """Queue a command on a server whose row the caller has locked, and show that it is under way.

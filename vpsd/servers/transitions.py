@@ -9,7 +9,7 @@ from vpsd.events import service as events
 from vpsd.lifecycle import FOUND, Command, Status, may_begin, may_end
 from vpsd.servers.models import LockedServer, servers
 
-_OWN_EVENT = "server.status"  # of a change that no request caused
+STATUS_EVENT = "server.status"  # of a change that no request caused
 _SET_STATUS = Statement(update(servers).where(servers.c.id == bindparam("id")), ("status", "error", "updated_at_ms"))
 
 
@@ -21,7 +21,7 @@ class Cause(msgspec.Struct, frozen=True):
 
     command: Command | None = None
     has_ended: bool = False
-    event: str = _OWN_EVENT
+    event: str = STATUS_EVENT
     detail: str | None = None
 
     def allows(self, before: Status, to: Status) -> bool:
@@ -31,7 +31,7 @@ class Cause(msgspec.Struct, frozen=True):
         return (may_end if self.has_ended else may_begin)(self.command, before, to)
 
 
-def given(command: Command, *, event: str = _OWN_EVENT, detail: str | None = None) -> Cause:
+def given(command: Command, *, event: str = STATUS_EVENT, detail: str | None = None) -> Cause:
     """A command was given."""
     return Cause(command, event=event, detail=detail)
 
@@ -57,7 +57,7 @@ async def transition(ctx: Ctx, server: LockedServer, to: Status, cause: Cause, *
     await ctx.tx.run(_SET_STATUS, id=server.id, status=to, error=error, updated_at_ms=ctx.now_ms)
     if to is not before:
         changed = {"status_before": before, "status_after": to}
-    elif cause.event == _OWN_EVENT:
+    elif cause.event == STATUS_EVENT:
         return  # there is nothing to tell
     else:
         changed = {}
