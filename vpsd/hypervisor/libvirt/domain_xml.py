@@ -40,6 +40,7 @@ class Files(msgspec.Struct, frozen=True):
     seed: str
     kernel: str | None = None
     initrd: str | None = None
+    serial_log: str | None = None
 
 
 class NetworkInfo(msgspec.Struct, frozen=True):
@@ -103,6 +104,7 @@ def _add_boot(domain: Xml.Element, spec: GuestSpec, files: Files) -> None:
     _text(boot, "type", "hvm", arch="x86_64", machine=_MACHINE)
     if not spec.direct_kernel or files.kernel is None:
         Xml.SubElement(boot, "boot", dev="hd")
+        Xml.SubElement(boot, "bios", useserial="yes")  # so that a disk that does not boot says so
         return
     _text(boot, "kernel", files.kernel)
     if files.initrd:
@@ -137,6 +139,8 @@ def _add_devices(domain: Xml.Element, files: Files) -> None:
     Xml.SubElement(devices, "controller", type="usb", model="none")
     _set_slot(Xml.SubElement(devices, "controller", type="virtio-serial", index="0"), "agent")
     serial = Xml.SubElement(devices, "serial", type="pty")
+    if files.serial_log:
+        Xml.SubElement(serial, "log", file=files.serial_log, append="off")  # begins anew at each power-on
     Xml.SubElement(serial, "target", type="isa-serial", port="0")
     console = Xml.SubElement(devices, "console", type="pty")
     Xml.SubElement(console, "target", type="serial", port="0")
