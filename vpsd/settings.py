@@ -50,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=5,
             le=3600,
-            description="How long a booting guest is waited for; one still silent is left running, with a note.",
+            description="How long a guest may take to answer after power-on; a silent one then goes on, with a note.",
         ),
     ] = 240
     stop_timeout_seconds: Annotated[

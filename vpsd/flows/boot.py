@@ -28,16 +28,17 @@ class Outcome(StrEnum):
 
 
 class Boot(msgspec.Struct, frozen=True):
-    """What became of a boot; `told` is for people, without its end."""
+    """What became of a boot."""
 
     outcome: Outcome
-    told: str = ""
+    why: str = ""  # it got nowhere
+    within: str = ""  # the time that it had, where that is over
     last_lines: str = ""
 
-    def describe(self, *more: str) -> str:
-        """All that there is to say, with the end of what the guest wrote to its serial console."""
-        lines = f"Its serial console ends with: {self.last_lines}" if self.last_lines else ""
-        return " ".join(filter(None, (self.told, *more, lines)))
+    def describe(self, end: str, *, twice: bool = False) -> str:
+        """What there is to say, how it ended, and the end of what the guest wrote to its serial console."""
+        told = f"{_NO_ANSWER}{self.within}{', twice' if twice else ''}{': ' if self.why else ''}{self.why}. {end}"
+        return f"{told} Its serial console ends with: {self.last_lines}" if self.last_lines else told
 
 
 async def watch_boot(job: Job) -> Boot:
@@ -55,17 +56,17 @@ async def watch_boot(job: Job) -> Boot:
                 return gone
             signs = await hypervisor.boot_signs(job.name)
             if signs.stuck is not None:
-                return Boot(Outcome.STUCK, f"{_NO_ANSWER}: {signs.stuck}.", signs.last_lines)
+                return Boot(Outcome.STUCK, signs.stuck, "", signs.last_lines)
             alive_ms = None if not signs.is_up else alive_ms or clock.now_ms()
             if alive_ms is not None and clock.now_ms() - alive_ms >= _SSH_MS:
                 return Boot(Outcome.UP)
         await job.pause()
     if signs.is_up:
         return Boot(Outcome.UP)
-    told = f"{_NO_ANSWER} within {timeout_seconds} seconds of power-on"
+    within = f" within {timeout_seconds} seconds of power-on"
     if signs.is_idle:
-        return Boot(Outcome.STUCK, f"{told}: it neither read its disk nor wrote to its serial console.")
-    return Boot(Outcome.SLOW, f"{told}.", signs.last_lines)
+        return Boot(Outcome.STUCK, "it neither read its disk nor wrote to its serial console", within)
+    return Boot(Outcome.SLOW, "", within, signs.last_lines)
 
 
 async def _gone(job: Job, signs: BootSigns) -> Boot | None:
@@ -73,7 +74,7 @@ async def _gone(job: Job, signs: BootSigns) -> Boot | None:
     if guest is not None and guest.power is PowerState.OFF:
         return Boot(Outcome.OFF)
     if guest is None or guest.power is PowerState.CRASHED:
-        return Boot(Outcome.DIED, f"{_NO_ANSWER}: its QEMU process ended.", signs.last_lines)
+        return Boot(Outcome.DIED, "its QEMU process ended", "", signs.last_lines)
     return None
 
 

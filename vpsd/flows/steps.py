@@ -156,16 +156,16 @@ async def await_boot(job: Job) -> None:
     """
     boot = await watch_boot(job)
     if boot.outcome is Outcome.DIED or (boot.outcome is Outcome.STUCK and _may_cut_power(job)):
-        await job.report(0.5, f"{boot.told} It is powered on once more.")
+        await job.report(0.5, boot.describe("It is powered on once more."))
         await job.runtime.hypervisor.power_off(job.name)
         await job.runtime.hypervisor.power_on(job.name)
         boot = await watch_boot(job)
         if boot.outcome is Outcome.DIED or (boot.outcome is Outcome.STUCK and _is_new_disk(job)):
             await job.runtime.hypervisor.power_off(job.name)
-            raise Unusable(boot.describe("It was powered on twice, and is off now."))
+            raise Unusable(boot.describe("It was powered off.", twice=True))
     if boot.outcome in (Outcome.SLOW, Outcome.STUCK):
-        job.result = boot.told
-        await _record_boot(job, boot.describe("It is left running."))
+        job.result = boot.describe("It was left running.")
+        await _record_boot(job, job.result)
         return
     job.went_off = boot.outcome is Outcome.OFF
     await _record_boot(job, None)

@@ -75,7 +75,6 @@ _CREATED = servers.ServerCreated(
     name="web-server-02",
     hostname="web02.example.com",
     status=Status.PROVISIONING,
-    status_detail=None,
     ip_address=None,
     location="us-west",
     plan=_STANDARD,

@@ -50,7 +50,7 @@ _DAEMONS = {  # in the order of their start
 _SOCKET_PATH_BYTES = 107  # the longest address of a unix socket
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
-_MAX_LOG_BYTES = 256 * 1024  # of each file, and one older is kept
+MAX_LOG_BYTES = 256 * 1024  # of each file, and one older is kept
 _QEMU_USER, _QEMU_ID = "libvirt-qemu", 64055  # as Debian's libvirt-daemon-system makes it
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -236,7 +236,7 @@ def _write_files(data: Path) -> None:
     }
     lines = [f'{name} = "{value}"' for name, value in settings.items()]
     (folder / "libvirtd.conf").write_text("\n".join([*lines, "listen_tls = 0", "listen_tcp = 0", ""]))
-    lines = [f'log_outputs = "3:file:{folder}/log/virtlogd.log"', f"max_size = {_MAX_LOG_BYTES}", "max_backups = 1", ""]
+    lines = [f'log_outputs = "3:file:{folder}/log/virtlogd.log"', f"max_size = {MAX_LOG_BYTES}", "max_backups = 1", ""]
     (folder / "virtlogd.conf").write_text("\n".join(lines))
 
 

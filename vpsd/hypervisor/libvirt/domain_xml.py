@@ -14,7 +14,6 @@ import msgspec
 
 from vpsd.hypervisor.protocol import Forward, GuestSpec
 
-SSH_PORT = 22
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 _VPSD = "urn:vpsd:guest"
@@ -50,10 +49,6 @@ class NetworkInfo(msgspec.Struct, frozen=True):
     forwards: tuple[Forward, ...]
     mac: str
     digest: str  # of the XML that vpsd generated
-
-    def host_port(self, guest_port: int) -> int | None:
-        """The port of the address that is forwarded to that port of the guest."""
-        return next((one.host_port for one in self.forwards if one.guest_port == guest_port), None)
 
 
 def build(spec: GuestSpec, files: Files, virt_type: str) -> str:

@@ -73,6 +73,7 @@ class Simulator:
         self.guest_stats = GuestStats()  # of every guest
         self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
+        self.serial_logs: set[str] = set()  # names of guests whose serial console is recorded
         self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
         self.calls: list[str] = []  # the names of all calls, in order
         self.before_call: Hook | None = None  # called with the name of each call; what it raises, the call raises
@@ -121,6 +122,7 @@ class Simulator:
                 bases=frozenset(state.bases),
                 unfinished=frozenset(self.unfinished_bases),
                 exports=frozenset(state.exports),
+                logs=frozenset(self.serial_logs),
             )
 
     async def ensure_base(self, image: Image, progress: Progress) -> None:
@@ -304,6 +306,7 @@ class Simulator:
                 transaction.apply(*(PutDisk(disk, None) for disk in owned))
                 _delete_checkpoints(transaction, name, None)
                 transaction.apply(PutGuest(name, None), PutSeed(name, None), PutExport(name, None))
+            self.serial_logs.discard(name)
 
     async def stats(self, name: str) -> GuestStats:  # noqa: ARG002
         """`guest_stats`, by default all None: there is no guest to measure, and no value is made up."""

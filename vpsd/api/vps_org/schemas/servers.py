@@ -176,7 +176,6 @@ class ServerCreated(msgspec.Struct, omit_defaults=True):
     name: str
     hostname: str
     status: Status
-    status_detail: StatusDetail
     ip_address: str | None
     location: str
     plan: PlanBrief
@@ -202,7 +201,6 @@ class ServerCreated(msgspec.Struct, omit_defaults=True):
             name=server.name,
             hostname=server.hostname,
             status=server.status,
-            status_detail=None,
             ip_address=None,
             location=server.location,
             plan=PlanBrief(plan.id, plan.name, plan.vcpus, plan.memory_mb, plan.storage_gb),
