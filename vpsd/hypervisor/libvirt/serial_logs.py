@@ -17,6 +17,7 @@ from vpsd.hypervisor.libvirt.volumes import delete, find, open_pool, receive, re
 log = logging.getLogger(__name__)
 
 _TAIL_BYTES = 16 * 1024
+_MAX_BYTES = 4 << 20  # twice what virtlogd lets a file grow to unless it is told otherwise
 
 
 class SerialLogs:
@@ -47,8 +48,8 @@ class SerialLogs:
             volume = find(self._open(host), f"{name}.log")
             if volume is None:
                 return None
-            size: int = volume.info()[1]
-            return receive(volume, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
+            # From its start: libvirt's word on how large a volume is comes out of what the guest wrote.
+            return receive(volume, 0, _MAX_BYTES)[-_TAIL_BYTES:]
         except libvirt.libvirtError as error:
             log.debug("the serial log of %s cannot be read: %s", name, error)
             return None
