@@ -233,6 +233,33 @@ async def test_a_note_ends_with_the_status_that_it_is_about(cloud: Cloud, server
     assert (await shown(cloud, server))["status_detail"] is None
 
 
+async def test_a_note_ends_when_the_guest_goes_down_by_itself(cloud: Cloud, server: int) -> None:
+    is_silent(cloud)
+    await cloud.post(f"/api/v1/servers/{server}/reboot/")
+    await cloud.work()
+    assert (await shown(cloud, server))["status_detail"] is not None
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
+    await cloud.settle()
+    detail = await shown(cloud, server)
+    assert (detail["status"], detail["status_detail"]) == ("stopped", None)
+
+
+async def test_a_newer_note_is_not_taken_back_for_an_older_look(cloud: Cloud, server: int) -> None:
+    is_silent(cloud)
+    await cloud.post(f"/api/v1/servers/{server}/reboot/")
+    await cloud.work()
+
+    async def say_more(call: str) -> None:
+        if call == "is_up":
+            speaks(cloud)
+            async with cloud.writing() as ctx:
+                await updates.set_status_detail(ctx, server, "The guest did not answer, twice.")
+
+    cloud.hypervisor.before_call = say_more
+    await BootWatcher(cloud.runtime).look()
+    assert (await shown(cloud, server))["status_detail"] == "The guest did not answer, twice."
+
+
 @pytest.mark.parametrize("made", [False, True])
 async def test_a_guest_that_powers_itself_off_when_it_boots_has_stopped(cloud: Cloud, made: bool) -> None:
     server = await cloud.have_server() if made else await cloud.create()
