@@ -12,6 +12,7 @@ from vpsd.hypervisor.serial_text import clean_lines, last_lines, read_signs
         (b"\x1b[2J\x1b[1;31mred\x1b[0m \x1b(B\x1b]0;a title\x07plain\x1b7", ["red plain"]),
         (b"[    ] waits\r[  OK  ] done\r\n", ["[    ] waits", "[  OK  ] done"]),
         (b"\x00\x07bell\x08 \xff \xe2\x80\xae\xc2\x9b\xe2\x80\xa8", ["bell �"]),
+        (b"\x1b[2J\x1b[1;1HSeaBIOS\x1b[2;1H\x1b[0mNo bootable device.", ["SeaBIOS", "No bootable device."]),
         ("grüße".encode(), ["grüße"]),
         (b"", []),
     ],

@@ -6,6 +6,7 @@ _LAST_LINES = 10
 _LAST_CHARACTERS = 1000
 _SIGN_LINES = 60  # a panic's call trace is about that long
 
+_JUMP = re.compile(r"\x1b\[[0-9;]*[Hf]")  # firmware and boot loaders place the cursor where others begin a line
 # ECMA-48: control sequences, strings that end with BEL or ST, other escapes.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]")
 
@@ -31,7 +32,7 @@ _STUCK = (
 
 def clean_lines(raw: bytes) -> list[str]:
     """The lines that are not empty, without escape sequences and characters that cannot be printed."""
-    text = _ESCAPE.sub("", raw.decode(errors="replace"))
+    text = _ESCAPE.sub("", _JUMP.sub("\n", raw.decode(errors="replace")))
     lines = ("".join(c for c in line if c.isprintable() or c == "\t").strip() for line in re.split(r"[\r\n]+", text))
     return [line for line in lines if line]
 

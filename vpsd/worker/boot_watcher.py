@@ -7,7 +7,6 @@ from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.boot import is_boot_note
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.lifecycle import Status
-from vpsd.operations import service as operations
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
@@ -47,7 +46,7 @@ class BootWatcher:
         async with self._runtime.write() as ctx:
             server = await servers.lock(ctx, seen.id)
             unchanged = (server.status_detail, server.updated_at_ms) == (seen.status_detail, seen.updated_at_ms)
-            if unchanged and await operations.open_operation(ctx, server.id) is None:
+            if unchanged:
                 log.info("server %s: its guest is up after all", server.id)
                 await updates.set_status_detail(ctx, server.id, None)
 
