@@ -56,7 +56,7 @@ class Audit:
         guests, volumes = await hypervisor.guests(), await hypervisor.volumes()
         after = await self._rows()
         known = {self._name(server_id) for rows in (before, after) for server_id in rows.servers}
-        of_guests = {disk.partition(".")[0] for disk in volumes.disks} | volumes.seeds | volumes.exports
+        of_guests = {disk.partition(".")[0] for disk in volumes.disks} | volumes.seeds | volumes.exports | volumes.logs
         for kind, names in (("guest", set(guests) - known), ("volume", of_guests - set(guests) - known)):
             for name in sorted(names):
                 repair = partial(hypervisor.remove, name)

@@ -42,6 +42,7 @@ from vpsd.runtime import Images, Runtime
 from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
+from vpsd.worker.boot_watcher import BootWatcher
 from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.repricing import apply_catalog
@@ -85,6 +86,7 @@ def _start_workers(runtime: Runtime, token: str | None, say: Say) -> list[asynci
         HostWatcher(runtime, say, greet),
         Runner(runtime, owner),
         Reconciler(runtime),
+        BootWatcher(runtime),
         Sampler(runtime),
         Biller(runtime),
         BackupScheduler(runtime),

@@ -46,7 +46,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     workers: Annotated[int, Meta(ge=1, le=64, description="Worker slots: operations run at once by a process.")] = 4
     boot_timeout_seconds: Annotated[
-        int, Meta(ge=5, le=3600, description="How long a guest may take to answer after power-on.")
+        int,
+        Meta(
+            ge=5,
+            le=3600,
+            description="How long a guest may take to answer after power-on; a silent one then goes on, with a note.",
+        ),
     ] = 240
     stop_timeout_seconds: Annotated[
         int, Meta(ge=1, le=3600, description="How long a graceful stop may take before power is cut.")

@@ -70,7 +70,13 @@ def _let_go(vpsd: Vpsd) -> None:
     assert vpsd.run_json("check") == []
     assert vpsd.rows("SELECT * FROM addresses") == []
     assert host.guests() == {}
-    assert not host.volumes().disks | host.volumes().seeds | host.volumes().unknown | host.volumes().exports
+    assert (
+        not host.volumes().disks
+        | host.volumes().seeds
+        | host.volumes().unknown
+        | host.volumes().exports
+        | host.volumes().logs
+    )
     assert vpsd.interrupt() == 0
 
 

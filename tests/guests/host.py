@@ -12,7 +12,7 @@ import psutil
 from tests.running import Vpsd, until
 from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
-from vpsd.hypervisor.protocol import Guest, Volumes, guest_name
+from vpsd.hypervisor.protocol import BootSigns, Guest, Volumes, guest_name
 
 T = TypeVar("T")
 
@@ -56,6 +56,17 @@ class Host:
         """Wait for the agent in a guest to answer."""
         name = self.name(server_id)
         until(lambda: self._ask(lambda driver: driver.stats(name)).disk_used_bytes, "the guest's agent")
+
+    def run(self, server_id: int, *argv: str) -> int | None:
+        """Run a program through the agent in a guest; its exit code."""
+        name = self.name(server_id)
+        done = self._ask(lambda driver: driver.run_in_guest(name, argv))
+        return None if done is None else done.exit_code
+
+    def signs(self, server_id: int) -> BootSigns:
+        """What is seen of a guest's boot."""
+        name = self.name(server_id)
+        return self._ask(lambda driver: driver.boot_signs(name))
 
     def remove(self, name: str) -> None:
         """Take a guest away with all that it has."""

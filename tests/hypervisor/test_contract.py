@@ -17,10 +17,11 @@ from tests.hypervisor.rigs import (
     power,
     prepare,
     shut_down,
+    until,
     until_power,
 )
 from vpsd.errors import Unavailable, Unusable
-from vpsd.hypervisor.protocol import GuestStats, PortsTaken, PowerState, guest_name
+from vpsd.hypervisor.protocol import BootSigns, GuestStats, PortsTaken, PowerState, guest_name
 
 STRANGER = guest_name(INSTANCE, 404)
 
@@ -43,6 +44,23 @@ async def test_a_guest_goes_its_way(rig: Rig) -> None:
     assert NAME not in await host.guests()
     volumes = await host.volumes()
     assert NAME not in volumes.disks | volumes.seeds
+
+
+async def test_the_signs_of_a_boot_tell_life_from_its_absence(rig: Rig) -> None:
+    host = rig.hypervisor
+    assert await host.boot_signs(STRANGER) == BootSigns()
+    await prepare(rig)
+    assert await host.boot_signs(NAME) == BootSigns()
+    await boot(rig)
+
+    async def is_up() -> bool:
+        return (await host.boot_signs(NAME)).is_up
+
+    await until(is_up)
+    signs = await host.boot_signs(NAME)
+    assert (signs.stuck, signs.is_idle) == (None, False)
+    await host.remove(NAME)
+    assert NAME not in (await host.volumes()).logs
 
 
 async def test_every_call_may_be_repeated(rig: Rig) -> None:

@@ -112,6 +112,19 @@ def test_a_disk_that_boots_by_itself_has_no_kernel() -> None:
     assert domain.find("os/boot[@dev='hd']") is not None
 
 
+def test_what_the_guest_writes_to_its_serial_console_is_recorded_anew_at_each_power_on() -> None:
+    domain = parse(build(SPEC, msgspec.structs.replace(FILES, serial_log="/pool/serial/a.log"), "qemu"))
+    log = domain.find("devices/serial[@type='pty']/log")
+    assert log is not None
+    assert log.attrib == {"file": "/pool/serial/a.log", "append": "off"}
+
+
+def test_a_disk_that_does_not_boot_says_so_on_the_serial_console() -> None:
+    spec = msgspec.structs.replace(SPEC, direct_kernel=False)
+    assert parse(build(spec, FILES, "qemu")).find("os/bios[@useserial='yes']") is not None
+    assert parse(build(SPEC, FILES, "qemu")).find("os/bios") is None
+
+
 def test_kvm_gives_the_hosts_own_cpu() -> None:
     domain = parse(build(SPEC, FILES, "kvm"))
     assert domain.get("type") == "kvm"
@@ -127,8 +140,6 @@ def test_values_cannot_leave_their_place() -> None:
 def test_the_network_can_be_read_back() -> None:
     network = read_network(build(SPEC, FILES, "qemu"))
     assert (network.address, network.forwards, network.mac) == (SPEC.address, SPEC.forwards, SPEC.mac)
-    assert network.host_port(80) == 8080
-    assert network.host_port(443) is None
 
 
 def test_a_domain_that_is_not_ours_reads_as_nothing() -> None:

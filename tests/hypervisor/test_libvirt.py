@@ -2,6 +2,9 @@
 
 import asyncio
 import os
+import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import libvirt
@@ -40,6 +43,82 @@ async def test_a_restart_of_libvirtd_disturbs_no_guest(real: RealRig) -> None:
     assert (real.qemu_pid(), real.ssh("cat /proc/sys/kernel/random/boot_id").stdout) == (pid, boot_id)
     real.crash()
     await until_power(real, PowerState.CRASHED)
+
+
+async def test_a_guest_whose_kernel_panics_says_so_on_its_serial_console(real: RealRig) -> None:
+    real.spec = msgspec.structs.replace(real.spec, cmdline=f"{real.spec.cmdline} rdinit=/nothing init=/nothing panic=0")
+    await prepare(real)
+    await real.hypervisor.power_on(NAME)
+
+    async def is_stuck() -> bool:
+        return (await real.hypervisor.boot_signs(NAME)).stuck == "its kernel panicked"
+
+    await until(is_stuck)
+    signs = await real.hypervisor.boot_signs(NAME)
+    assert "Kernel panic - not syncing" in signs.last_lines
+    assert signs.last_lines.isprintable()
+    assert not signs.is_up
+    assert not await real.hypervisor.is_up(NAME)
+    assert (await real.hypervisor.volumes()).logs == {NAME}
+    await real.hypervisor.power_off(NAME)
+    await real.hypervisor.define(msgspec.structs.replace(real.spec, direct_kernel=False))  # the disk has no boot loader
+    await real.hypervisor.power_on(NAME)
+
+    async def finds_nothing() -> bool:
+        return (await real.hypervisor.boot_signs(NAME)).stuck == "it finds nothing to boot from its disk"
+
+    await until(finds_nothing)
+    assert "panic" not in (await real.hypervisor.boot_signs(NAME)).last_lines  # it began anew
+
+
+async def test_a_log_daemon_that_died_is_there_for_the_next_guest(real: RealRig) -> None:
+    await prepare(real)
+    pid = daemon.running_pid(real.data, "virtlogd")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await boot(real)
+    assert daemon.running_pid(real.data, "virtlogd") not in (None, pid)
+    killed = daemon.running_pid(real.data, "virtlogd")
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)  # under a guest that runs and goes on
+    assert real.ssh("echo words > /dev/ttyS0; echo well").stdout == "well\n"
+
+
+async def test_what_guests_say_is_kept_within_limits_and_goes_with_them(real: RealRig) -> None:
+    await prepare(real)
+    await boot(real)
+    real.ssh(f"yes {'x' * 70} | head -c {daemon.MAX_LOG_BYTES + 9000} > /dev/ttyS0").check_returncode()
+    folder = real.data / "pool" / "serial"
+    assert {file.name for file in folder.iterdir()} == {f"{NAME}.log", f"{NAME}.log.0"}
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 2 * daemon.MAX_LOG_BYTES
+    assert not (await real.hypervisor.volumes()).unknown
+    await real.hypervisor.remove(NAME)
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_guest_of_an_earlier_vpsd_has_no_log_and_its_other_signs_count(real: RealRig) -> None:
+    await prepare(real)
+    xml = _change(real, lambda text: re.sub("<log [^>]*/>", "", text))
+    assert "<log" not in xml
+    await boot(real)
+
+    async def agent_answers() -> bool:
+        return (await real.hypervisor.boot_signs(NAME)).is_up
+
+    await until(agent_answers)
+    signs = await real.hypervisor.boot_signs(NAME)
+    assert (signs.last_lines, signs.is_idle) == ("", False)
+
+
+def _change(real: RealRig, change: Callable[[str], str]) -> str:
+    """Define the guest otherwise, behind vpsd's back; its definition then."""
+    host = libvirt.open(daemon.uri(real.data))
+    try:
+        host.defineXML(change(host.lookupByName(NAME).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
+        xml: str = host.lookupByName(NAME).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        return xml
+    finally:
+        host.close()
 
 
 async def test_a_guest_that_died_while_libvirtd_was_away_has_crashed(real: RealRig) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cloud import Cloud
+from vpsd.worker.boot_watcher import BootWatcher
 from vpsd.worker.host_watcher import HostWatcher
 
 
@@ -14,9 +15,13 @@ def _host_watcher(cloud: Cloud) -> HostWatcher:
     return HostWatcher(cloud.runtime, lambda _: None, lambda _: None)
 
 
+def _boot_watcher(cloud: Cloud) -> BootWatcher:
+    return BootWatcher(cloud.runtime)
+
+
 @pytest.mark.parametrize(
     "made",
-    [Cloud.runner, Cloud.reconciler, Cloud.biller, Cloud.backup_scheduler, Cloud.sampler, _host_watcher],
+    [Cloud.runner, Cloud.reconciler, Cloud.biller, Cloud.backup_scheduler, Cloud.sampler, _host_watcher, _boot_watcher],
 )
 async def test_a_loop_sleeps_by_the_clock_and_outlives_a_host_that_is_away(
     cloud: Cloud, made: Callable[[Cloud], Any]

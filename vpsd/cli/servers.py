@@ -26,11 +26,12 @@ async def list_servers(json: Json = False) -> None:
             "account_id": server.account_id,
             "name": server.name,
             "status": server.status,
+            "status_detail": server.status_detail,
             "ip_address": server.ip_address,
             "guest": guest_name(instance, server.id),
             "error": server.error,
         }
         for server in present
     ]
-    columns = ("id", "account_id", "name", "status", "ip_address", "guest", "error")
+    columns = ("id", "account_id", "name", "status", "ip_address", "guest", "error", "status_detail")
     print_list(json, found, columns, "There are no servers.")

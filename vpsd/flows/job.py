@@ -36,6 +36,8 @@ class Job:
         self.result: str | None = None
         self.step = (0, 1)  # which of how many
         self.superseded = False
+        self.powered_on = False  # this worker has powered the guest on
+        self.went_off = False  # the guest has powered itself off since
 
     @property
     def disk(self) -> str:

@@ -13,6 +13,7 @@ from vpsd.core.ids import mac_address
 from vpsd.core.units import GIB
 from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
+from vpsd.flows.boot import Outcome, watch_boot
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import Forward, GuestSpec, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
@@ -134,6 +135,7 @@ async def power_on(job: Job) -> None:
     """Have the guest running; where the host's QEMU may not open low ports, with high ones."""
     hypervisor = job.runtime.hypervisor
     privileged = job.server.ssh_port in (None, 22)
+    job.powered_on = await _is_off(job)
     try:
         await hypervisor.power_on(job.name)
     except PortsTaken:
@@ -147,35 +149,36 @@ async def power_on(job: Job) -> None:
 
 
 async def await_boot(job: Job) -> None:
-    """Wait until the guest answers; one that does not is powered off and on once, and then left off.
+    """Wait until the guest is up; one that is silent is left running, with a note in `status_detail`.
 
-    Raises `Unusable` when it did not answer the second time either.
+    Where that loses nothing, one that gets nowhere is powered off and on once. Raises `Unusable` for a new disk that
+    does not boot even then, and for a guest that does not stay on; one that powers itself off has stopped.
     """
-    timeout_seconds = job.runtime.settings.boot_timeout_seconds
-    for attempt in (1, 2):
-        if attempt == 2:
-            await job.report(0.5, f"no answer within {timeout_seconds} s: powered off and on once more")
-            await job.runtime.hypervisor.power_on(job.name)
-        if await _answers(job, timeout_seconds):
-            await _record_boot(job)
-            return
+    boot = await watch_boot(job)
+    if boot.outcome is Outcome.DIED or (boot.outcome is Outcome.STUCK and _may_cut_power(job)):
+        await job.report(0.5, boot.describe("It is powered on once more."))
         await job.runtime.hypervisor.power_off(job.name)
-    raise Unusable(f"The guest did not answer within {timeout_seconds} seconds of power-on, twice; it was powered off.")
+        await job.runtime.hypervisor.power_on(job.name)
+        boot = await watch_boot(job)
+        if boot.outcome is Outcome.DIED or (boot.outcome is Outcome.STUCK and _is_new_disk(job)):
+            await job.runtime.hypervisor.power_off(job.name)
+            raise Unusable(boot.describe("It was powered off.", twice=True))
+    if boot.outcome in (Outcome.SLOW, Outcome.STUCK):
+        job.result = boot.describe("It was left running.")
+        await _record_boot(job, job.result)
+        return
+    job.went_off = boot.outcome is Outcome.OFF
+    await _record_boot(job, None)
 
 
-async def _answers(job: Job, timeout_seconds: int) -> bool:
-    clock = job.runtime.clock
-    until_ms = clock.now_ms() + timeout_seconds * 1000
-    checked_ms = clock.now_ms()
-    while clock.now_ms() < until_ms:
-        if await job.runtime.hypervisor.is_up(job.name):
-            return True
-        if clock.now_ms() - checked_ms >= 1000:
-            checked_ms = clock.now_ms()
-            if await _is_off(job):
-                return False
-        await job.pause()
-    return False
+def _is_new_disk(job: Job) -> bool:
+    """Whether the guest has never been up from its disk: its making, and a restore."""
+    return job.server.provisioned_at_ms is None or job.server.previous_boot is not None
+
+
+def _may_cut_power(job: Job) -> bool:
+    """Never of a server that was up before, unless vpsd alone powered it on, after its guest had died."""
+    return _is_new_disk(job) or (job.operation.command == Command.RECOVER and job.powered_on)
 
 
 async def _is_off(job: Job) -> bool:
@@ -183,9 +186,11 @@ async def _is_off(job: Job) -> bool:
     return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
 
 
-async def _record_boot(job: Job) -> None:
+async def _record_boot(job: Job, status_detail: str | None) -> None:
+    """The guest is its customer's from now on; one that is only silent costs, too, for it runs."""
     async with job.write() as ctx:
         await updates.set_booted(ctx, job.server.id, await addresses.assign(ctx, job.server.id))
+        await updates.set_status_detail(ctx, job.server.id, status_detail)
         deleted = (await servers.row(ctx, job.server.id)).deleted_at_ms is not None
         if job.server.provisioned_at_ms is None and not deleted:
             await rentals.confirm_rental(ctx, job.server.id, job.operation.created_at_ms)

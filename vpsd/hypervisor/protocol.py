@@ -91,6 +91,7 @@ class Volumes(msgspec.Struct, frozen=True):
         frozenset()
     )  # image keys of bases whose upload was interrupted; delete_base removes them
     exports: frozenset[str] = frozenset()  # names of guests whose disk has an export next to it
+    logs: frozenset[str] = frozenset()  # names of guests whose serial console is recorded
 
 
 class DiskExport(msgspec.Struct, frozen=True):
@@ -133,6 +134,15 @@ class GuestRun(msgspec.Struct, frozen=True):
     exit_code: int  # -1: it was killed
     stdout: str = ""
     stderr: str = ""
+
+
+class BootSigns(msgspec.Struct, frozen=True):
+    """What can be seen from outside of how far a running guest's boot is, besides its ports."""
+
+    is_up: bool = False  # its agent answers, or a login prompt is on its serial console
+    stuck: str | None = None  # why it gets nowhere, as its serial console says: "its kernel panicked"
+    is_idle: bool = False  # since it was powered on it has not read its disk, nor written to its serial console
+    last_lines: str = ""  # the end of what it wrote to its serial console, printable and short; the guest controls it
 
 
 class HostFacts(msgspec.Struct, frozen=True):
@@ -234,7 +244,13 @@ class Hypervisor(Protocol):
         """Power off at once; succeeds if the guest is off or unknown."""
 
     async def is_up(self, name: str) -> bool:
-        """Whether the guest's SSH server or agent responds; waits for a second at most."""
+        """Whether a forwarded port of the guest sends anything, or on a remote host its agent answers.
+
+        Waits for a second at most. A port that only accepts connections says nothing: QEMU accepts all.
+        """
+
+    async def boot_signs(self, name: str) -> BootSigns:
+        """How far the guest's boot is, for one that no port speaks for; nothing if it is not running."""
 
     async def remove(self, name: str) -> None:
         """Power off and undefine the guest, and delete its disks, export and seed: nothing of that name remains."""

@@ -25,7 +25,7 @@ from vpsd.metrics.models import traffic, usage
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers.faults import UnknownLocation
-from vpsd.servers.models import LockedServer, Server, servers
+from vpsd.servers.models import LockedServer, Server, ServerRow, servers
 
 _FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
 
@@ -36,7 +36,7 @@ _WITH_CATALOG = servers.join(plans, plans.c.id == _c.plan_id).join(
     operating_systems, operating_systems.c.id == _c.os_id
 )
 _SUMMARY = (
-    *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.ip_address, _c.location, _c.plan_id),
+    *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.status_detail, _c.ip_address, _c.location, _c.plan_id),
     *(plans.c.name.label("plan_name"), plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb),
     *(_c.os_id, operating_systems.c.name.label("os_name"), _c.tags, _c.protected, _c.purge_due_at_ms),
     *(_c.created_at_ms, _c.updated_at_ms),
@@ -51,6 +51,7 @@ class ListedServer(msgspec.Struct, frozen=True):
     name: str
     hostname: str
     status: str
+    status_detail: str | None
     ip_address: str | None
     location: str
     plan_id: int
@@ -162,6 +163,9 @@ _PRESENT = Statement(_SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id), i
 _OF_ACCOUNT = Statement(_SERVER.where(_OWN).order_by(_c.id), into=Server)
 _WITH_STATUS = Statement(
     select(_c.account_id).where(_c.status == bindparam("status"), _c.deleted_at_ms.is_(None)).distinct(), into=int
+)
+_WITH_DETAIL = Statement(
+    select(*_COLUMNS).where(_c.status_detail.is_not(None), _c.deleted_at_ms.is_(None)).order_by(_c.id), into=ServerRow
 )
 _PURGE_DUE = Statement(
     select(_c.id).where(_c.purge_due_at_ms <= bindparam("now_ms"), _c.deleted_at_ms.is_(None)), into=int
@@ -363,6 +367,11 @@ async def present(ctx: Ctx) -> list[Server]:
 async def of_account(ctx: Ctx, account_id: int) -> list[Server]:
     """Every server of an account that is not deleted."""
     return await ctx.tx.all(_OF_ACCOUNT, account_id=account_id)
+
+
+async def with_status_detail(ctx: Ctx) -> list[ServerRow]:
+    """Every server about whose status there is something to say."""
+    return await ctx.tx.all(_WITH_DETAIL)
 
 
 async def accounts_with(ctx: Ctx, status: Status) -> list[int]:

@@ -10,7 +10,9 @@ from vpsd.lifecycle import FOUND, Command, Status, may_begin, may_end
 from vpsd.servers.models import LockedServer, servers
 
 STATUS_EVENT = "server.status"  # of a change that no request caused
-_SET_STATUS = Statement(update(servers).where(servers.c.id == bindparam("id")), ("status", "error", "updated_at_ms"))
+_SET_STATUS = Statement(
+    update(servers).where(servers.c.id == bindparam("id")), ("status", "error", "status_detail", "updated_at_ms")
+)
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -49,12 +51,16 @@ def found(detail: str) -> Cause:
 async def transition(ctx: Ctx, server: LockedServer, to: Status, cause: Cause, *, error: str | None = None) -> None:
     """Give a server another status; `error` is why, where it is to rest in `error`.
 
+    `status_detail` is forgotten, but for what the steps of a command that ends well have just written.
+
     Raises ValueError for a change that the table does not have: that is a mistake of vpsd's own.
     """
     before = Status(server.status)
     if not cause.allows(before, to):
         raise ValueError(f"server {server.id}: {cause} does not lead from {before} to {to}")
-    await ctx.tx.run(_SET_STATUS, id=server.id, status=to, error=error, updated_at_ms=ctx.now_ms)
+    told = server.status_detail if cause.has_ended and error is None else None
+    values = {"status": to, "error": error, "status_detail": told, "updated_at_ms": ctx.now_ms}
+    await ctx.tx.run(_SET_STATUS, id=server.id, **values)
     if to is not before:
         changed = {"status_before": before, "status_after": to}
     elif cause.event == STATUS_EVENT:

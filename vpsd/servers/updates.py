@@ -21,6 +21,7 @@ _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
 _SET_PURGED = _set("purged_at_ms")
 _SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "previous_boot")
+_SET_STATUS_DETAIL = _set("status_detail")
 _SET_NEXT_BACKUP = _set("next_backup_at_ms")
 _SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
 _SET_DISCARDED = Statement(
@@ -76,6 +77,11 @@ async def set_ssh_port(ctx: Ctx, server_id: int, port: int) -> None:
 async def set_booted(ctx: Ctx, server_id: int, address: str) -> None:
     """The server answers at its address."""
     await ctx.tx.run(_SET_BOOTED, id=server_id, address=address, now_ms=ctx.now_ms)
+
+
+async def set_status_detail(ctx: Ctx, server_id: int, text: str | None) -> None:
+    """What there is to say about the server's status; it is forgotten when the status changes."""
+    await ctx.tx.run(_SET_STATUS_DETAIL, id=server_id, status_detail=text)
 
 
 async def set_purged(ctx: Ctx, server_id: int) -> None:

@@ -19,7 +19,7 @@ from vpsd.operations.models import Operation
 from vpsd.operations.service import LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
-from vpsd.servers.transitions import ended, transition
+from vpsd.servers.transitions import ended, found, transition
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +179,9 @@ class Runner:
                 if to is not None and to is not rule.working and server.status == rule.working:
                     reason = error if to is Status.ERROR else None
                     await transition(ctx, server, to, ended(command, detail), error=reason)
+                    if job.went_off and to is Status.ACTIVE:  # in the same moment: nobody sees it active
+                        server = await servers.lock(ctx, server.id)
+                        await transition(ctx, server, Status.STOPPED, found("the guest went down by itself"))
         if waiting is not None:
             await self._hand_over(job)
 

@@ -42,6 +42,7 @@ _SERVER = servers.ServerDetail(
     name="web-server-01",
     hostname="web01.example.com",
     status=Status.ACTIVE,
+    status_detail=None,
     ip_address="127.10.0.2",
     ipv6_address=None,
     location="us-west",
@@ -60,11 +61,11 @@ _SERVER = servers.ServerDetail(
 _SERVERS = _page(
     servers.ServerList,
     servers.ServerSummary(
-        *(12345, _UUIDS[0], "web-server-01", "web01.example.com", Status.ACTIVE, "127.10.0.2", "us-west"),
+        *(12345, _UUIDS[0], "web-server-01", "web01.example.com", Status.ACTIVE, None, "127.10.0.2", "us-west"),
         *(_STANDARD, _UBUNTU, ["env:prod", "web"], False, None, "2025-01-10T14:30:00Z", "2025-01-15T10:20:00Z"),
     ),
     servers.ServerSummary(
-        *(12346, _UUIDS[1], "db-server-01", "db01.example.com", Status.ACTIVE, "127.10.0.3", "us-east"),
+        *(12346, _UUIDS[1], "db-server-01", "db01.example.com", Status.ACTIVE, None, "127.10.0.3", "us-east"),
         *(_PERFORMANCE, _DEBIAN, _NO_TAGS, True, None, "2025-01-12T09:15:00Z", "2025-01-16T08:45:00Z"),
     ),
 )

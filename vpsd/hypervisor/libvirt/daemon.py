@@ -3,6 +3,9 @@
 All its state is in `<data>/libvirt`. It runs in a private mount namespace where libvirt's default folders are bind
 mounts of that, so it does not conflict with a libvirt that is installed later or with another vpsd. It listens on a
 unix socket only. Like the guests, it keeps running when vpsd ends.
+
+Beside it runs a virtlogd, in a namespace like that: libvirt has it write and rotate what guests say on their serial
+consoles, and no guest can be started without it.
 """
 
 import contextlib
@@ -19,6 +22,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from vpsd.errors import Misconfigured, Unavailable
 from vpsd.hypervisor.libvirt import reaper
@@ -30,19 +34,33 @@ _FOLDERS = {  # ours -> libvirt's default
     "log": "/var/log/libvirt",
     "etc": "/etc/libvirt",
 }
+
+
+class _Files(NamedTuple):
+    """Of a daemon, in our folder."""
+
+    socket: str
+    pid_file: str
+
+
+_DAEMONS = {  # in the order of their start
+    "virtlogd": _Files("run/virtlogd-sock", "virtlogd.pid"),
+    "libvirtd": _Files("sock/libvirt-sock", "pid"),
+}
 _SOCKET_PATH_BYTES = 107  # the longest address of a unix socket
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
+MAX_LOG_BYTES = 256 * 1024  # of each file, and one older is kept
 _QEMU_USER, _QEMU_ID = "libvirt-qemu", 64055  # as Debian's libvirt-daemon-system makes it
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# In the namespace: bind our folders over libvirt's, then run libvirtd under the reaper.
+# In the namespace: bind our folders over libvirt's, then run the command.
 _NAMESPACE_SCRIPT = "".join(
     (
         "set -eu\n",
         *(f'mount --bind "$1/{ours}" {theirs}\n' for ours, theirs in _FOLDERS.items()),
         *(f'[ ! -e "$1/{name}" ] || mount --bind "$1/{name}" /etc/{name}\n' for name in ("passwd", "group")),
-        'exec "$2" -I -S "$3" libvirtd --daemon --config "$1/libvirtd.conf" --pid-file "$1/pid"\n',
+        'shift; exec "$@"\n',
     )
 )
 
@@ -72,35 +90,41 @@ def uri(data: Path) -> str:
 
 def missing_programs() -> list[str]:
     """Programs that the daemon needs and that are not installed."""
-    needed = ("libvirtd", "qemu-system-x86_64", "qemu-img", "unshare", "mount")
+    needed = ("libvirtd", "virtlogd", "qemu-system-x86_64", "qemu-img", "unshare", "mount")
     return [name for name in needed if shutil.which(name, path=_search_path()) is None]
 
 
 def ensure_running(data: Path) -> None:
-    """Start the daemon of this data folder unless it is running; raises `Unavailable` with its last error."""
+    """Start the daemons of this data folder unless they are running; raises `Unavailable` with their last error."""
     with _locked(data):
-        if _answers(data):
-            return
-        _stop(data)  # one that runs but does not listen is useless; guests keep running
-        _write_files(data)
-        _start(data)
+        if _is_outdated(data):
+            _stop(data, "libvirtd")
+        for name in _DAEMONS:
+            if not _answers(data, name):
+                _stop(data, name)  # one that runs but does not listen is useless; guests keep running
+                _write_files(data)
+                _start(data, name)
 
 
 def stop_own_daemon(data: Path) -> None:
-    """Stop the daemon of this data folder, if any; its guests keep running. For tests and for cleaning up."""
+    """Stop the daemons of this data folder, if any; its guests keep running. For tests and for cleaning up.
+
+    What guests that keep running write to their serial consoles is not recorded until they are powered on again.
+    """
     if state_dir(data).exists():
         with _locked(data):
-            _stop(data)
+            for name in reversed(_DAEMONS):
+                _stop(data, name)
 
 
-def running_pid(data: Path) -> int | None:
-    """The process id of the daemon of this data folder, if it is running."""
+def running_pid(data: Path, name: str = "libvirtd") -> int | None:
+    """The process id of libvirtd (or virtlogd) of this data folder, if it is running."""
     try:
-        pid = int((state_dir(data) / "pid").read_text())
+        pid = int((state_dir(data) / _DAEMONS[name].pid_file).read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return None
-    return pid if os.fsencode(state_dir(data) / "libvirtd.conf") in command.split(b"\0") else None
+    return pid if os.fsencode(state_dir(data) / f"{name}.conf") in command.split(b"\0") else None
 
 
 @contextlib.contextmanager
@@ -112,22 +136,37 @@ def _locked(data: Path) -> Iterator[None]:
         yield
 
 
-def _answers(data: Path) -> bool:
+def _is_outdated(data: Path) -> bool:
+    """Whether the daemon was started by an earlier vpsd, whose libvirtd let guests write their logs without a limit."""
+    qemu_conf = state_dir(data) / "etc" / "qemu.conf"
+    return qemu_conf.exists() and qemu_conf.read_text() != _QEMU_CONF
+
+
+def _answers(data: Path, name: str) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:
-            probe.connect(str(socket_path(data)))
+            probe.connect(str(state_dir(data) / _DAEMONS[name].socket))
         except OSError:
             return False
         return True
 
 
-def _start(data: Path) -> None:
+def _start(data: Path, name: str) -> None:
     for folder in _FOLDERS.values():
         Path(folder).mkdir(parents=True, exist_ok=True)
-    arguments = [str(state_dir(data)), sys.executable, reaper.__file__]
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _NAMESPACE_SCRIPT, "vpsd", *arguments]
-    log = state_dir(data) / "log" / "start.log"
+    files = state_dir(data)
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _NAMESPACE_SCRIPT, "vpsd", str(files)]
+    command += [sys.executable, "-I", "-S", reaper.__file__] if name == "libvirtd" else []
+    command += [
+        name,
+        "--daemon",
+        "--config",
+        f"{files}/{name}.conf",
+        "--pid-file",
+        f"{files}/{_DAEMONS[name].pid_file}",
+    ]
+    log = files / "log" / "start.log"
     try:
         with log.open("wb") as output:
             done = subprocess.run(
@@ -142,26 +181,24 @@ def _start(data: Path) -> None:
                 check=False,
             )
     except subprocess.TimeoutExpired:
-        raise Unavailable(
-            f"vpsd's own libvirtd did not start in {_START_SECONDS:g} s; see {state_dir(data)}/log"
-        ) from None
-    if done.returncode or not _answers(data):
-        raise Unavailable(f"vpsd's own libvirtd did not start: {_last_error(data)} (see {state_dir(data)}/log)")
+        raise Unavailable(f"vpsd's own {name} did not start in {_START_SECONDS:g} s; see {files}/log") from None
+    if done.returncode or not _answers(data, name):
+        raise Unavailable(f"vpsd's own {name} did not start: {_last_error(data, name)} (see {files}/log)")
 
 
-def _last_error(data: Path) -> str:
-    for name in ("start.log", "libvirtd.log"):
+def _last_error(data: Path, name: str) -> str:
+    for file in ("start.log", f"{name}.log"):
         with contextlib.suppress(OSError):
             errors = [
-                line for line in (state_dir(data) / "log" / name).read_text(errors="replace").splitlines() if line
+                line for line in (state_dir(data) / "log" / file).read_text(errors="replace").splitlines() if line
             ]
             if errors:
                 return errors[-1]
     return "it printed nothing"
 
 
-def _stop(data: Path) -> None:
-    pid = running_pid(data)
+def _stop(data: Path, name: str) -> None:
+    pid = running_pid(data, name)
     if pid is None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -199,6 +236,8 @@ def _write_files(data: Path) -> None:
     }
     lines = [f'{name} = "{value}"' for name, value in settings.items()]
     (folder / "libvirtd.conf").write_text("\n".join([*lines, "listen_tls = 0", "listen_tcp = 0", ""]))
+    lines = [f'log_outputs = "3:file:{folder}/log/virtlogd.log"', f"max_size = {MAX_LOG_BYTES}", "max_backups = 1", ""]
+    (folder / "virtlogd.conf").write_text("\n".join(lines))
 
 
 def _write_accounts(folder: Path) -> None:
@@ -219,7 +258,7 @@ _QEMU_CONF = """user = "root"
 group = "root"
 security_driver = "none"
 remember_owner = 0
-stdio_handler = "file"
+stdio_handler = "logd"
 """
 
 

@@ -14,7 +14,6 @@ import msgspec
 
 from vpsd.hypervisor.protocol import Forward, GuestSpec
 
-SSH_PORT = 22
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 _VPSD = "urn:vpsd:guest"
@@ -40,6 +39,7 @@ class Files(msgspec.Struct, frozen=True):
     seed: str
     kernel: str | None = None
     initrd: str | None = None
+    serial_log: str | None = None
 
 
 class NetworkInfo(msgspec.Struct, frozen=True):
@@ -49,10 +49,6 @@ class NetworkInfo(msgspec.Struct, frozen=True):
     forwards: tuple[Forward, ...]
     mac: str
     digest: str  # of the XML that vpsd generated
-
-    def host_port(self, guest_port: int) -> int | None:
-        """The port of the address that is forwarded to that port of the guest."""
-        return next((one.host_port for one in self.forwards if one.guest_port == guest_port), None)
 
 
 def build(spec: GuestSpec, files: Files, virt_type: str) -> str:
@@ -103,6 +99,7 @@ def _add_boot(domain: Xml.Element, spec: GuestSpec, files: Files) -> None:
     _text(boot, "type", "hvm", arch="x86_64", machine=_MACHINE)
     if not spec.direct_kernel or files.kernel is None:
         Xml.SubElement(boot, "boot", dev="hd")
+        Xml.SubElement(boot, "bios", useserial="yes")  # so that a disk that does not boot says so
         return
     _text(boot, "kernel", files.kernel)
     if files.initrd:
@@ -137,6 +134,8 @@ def _add_devices(domain: Xml.Element, files: Files) -> None:
     Xml.SubElement(devices, "controller", type="usb", model="none")
     _set_slot(Xml.SubElement(devices, "controller", type="virtio-serial", index="0"), "agent")
     serial = Xml.SubElement(devices, "serial", type="pty")
+    if files.serial_log:
+        Xml.SubElement(serial, "log", file=files.serial_log, append="off")  # begins anew at each power-on
     Xml.SubElement(serial, "target", type="isa-serial", port="0")
     console = Xml.SubElement(devices, "console", type="pty")
     Xml.SubElement(console, "target", type="serial", port="0")

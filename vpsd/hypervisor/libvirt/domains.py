@@ -64,6 +64,15 @@ def grow_disk(host: libvirt.virConnect, name: str, size_bytes: int) -> bool:
     return True
 
 
+def has_read_disk(domain: libvirt.virDomain) -> bool:
+    """Whether a running domain has read its first disk since it was powered on; assumed where nothing tells."""
+    try:
+        reads: int = domain.blockStats(DISK)[0]
+    except libvirt.libvirtError:
+        return True
+    return reads != 0
+
+
 def request_shutdown(host: libvirt.virConnect, name: str) -> None:
     """Press the power button of a running domain."""
     domain = _get(host, name)

@@ -6,21 +6,24 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import libvirt
+import msgspec
 
 from vpsd.errors import Unusable
 from vpsd.hypervisor.libvirt import agent, connect, domains, exports, stats, transfer
 from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.console import Console
-from vpsd.hypervisor.libvirt.domain_xml import SSH_PORT, Files, NetworkInfo, build, read_network
+from vpsd.hypervisor.libvirt.domain_xml import Files, NetworkInfo, build, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.host import LibvirtHost
-from vpsd.hypervisor.libvirt.ssh_probe import SshProbes
+from vpsd.hypervisor.libvirt.port_probe import PortProbes
+from vpsd.hypervisor.libvirt.serial_logs import SerialLogs
 from vpsd.hypervisor.libvirt.states import power_state
 from vpsd.hypervisor.libvirt.storage import Pool
 from vpsd.hypervisor.libvirt.transfer import transfer_seconds
 from vpsd.hypervisor.probe import probe_kvm
 from vpsd.hypervisor.protocol import (
     BlockMap,
+    BootSigns,
     DiskExport,
     Guest,
     GuestRun,
@@ -32,6 +35,7 @@ from vpsd.hypervisor.protocol import (
     Progress,
     Volumes,
 )
+from vpsd.hypervisor.serial_text import last_lines, read_signs
 
 _QUICK_SECONDS = 20.0
 _START_SECONDS = 60.0
@@ -66,7 +70,8 @@ class LibvirtHypervisor:
         self._networks: dict[str, tuple[str, int, NetworkInfo]] = {}  # by name; valid for that uuid and domain id
         self._watchers: list[Callable[[str], None]] = []
         self._uploads: dict[str, asyncio.Lock] = {}
-        self._ssh_probes = SshProbes()
+        self._logs = SerialLogs(instance, self._pool)
+        self._port_probes = PortProbes()
         self._exports = transfer.ExportReader(self._host, self._pool)
 
     async def facts(self) -> HostFacts:
@@ -115,7 +120,11 @@ class LibvirtHypervisor:
 
     async def volumes(self) -> Volumes:
         """The contents of the storage pool of this vpsd."""
-        return await self._host.call(self._pool.list, "list its volumes", _QUICK_SECONDS)
+
+        def ask(host: libvirt.virConnect) -> Volumes:
+            return msgspec.structs.replace(self._pool.list(host), logs=self._logs.names(host))
+
+        return await self._host.call(ask, "list its volumes", _QUICK_SECONDS)
 
     async def ensure_base(self, image: Image, progress: Progress) -> None:
         """Upload the image's files unless they are complete on the host; only one upload of an image runs at a time."""
@@ -240,7 +249,12 @@ class LibvirtHypervisor:
     async def power_on(self, name: str) -> None:
         """Start or resume the guest."""
         self._require_own(name)
-        await self._host.call(lambda host: domains.power_on(host, name), f"start the guest {name}", _START_SECONDS)
+
+        def ask(host: libvirt.virConnect) -> None:
+            connect.make_ready(self._choice, self._data)  # its log daemon, too: libvirt starts no guest without one
+            domains.power_on(host, name)
+
+        await self._host.call(ask, f"start the guest {name}", _START_SECONDS)
 
     async def request_shutdown(self, name: str) -> None:
         """Press the ACPI power button."""
@@ -254,15 +268,33 @@ class LibvirtHypervisor:
         await self._host.call(lambda host: domains.power_off(host, name), f"power off the guest {name}", _STOP_SECONDS)
 
     async def is_up(self, name: str) -> bool:
-        """Whether the guest's SSH server responds, or on a remote host its agent; waits for a second at most."""
+        """Whether a forwarded port of the guest sends anything, or on a remote host its agent answers."""
         network = await self._host.call(lambda host: self._running(host, name), f"look up {name}", _QUICK_SECONDS)
-        port = None if network is None else network.host_port(SSH_PORT)
         if network is None:
-            await self._ssh_probes.stop(name)
+            await self._port_probes.stop(name)
             return False
-        if port is None or not connect.is_local(self._choice.uri):
+        if not network.forwards or not connect.is_local(self._choice.uri):
             return await self._host.call(lambda host: _pings(host, name), f"ping the agent of {name}", _QUICK_SECONDS)
-        return await self._ssh_probes.responds(name, network.address, port)
+        return await self._port_probes.responds(name, network.address, [one.host_port for one in network.forwards])
+
+    async def boot_signs(self, name: str) -> BootSigns:
+        """How far the guest's boot is, by its agent, its serial console and its disk."""
+
+        def ask(host: libvirt.virConnect) -> BootSigns:
+            domain = domains.find(host, name)
+            if domain is None or self._running(host, name) is None:
+                return BootSigns()
+            text = self._logs.tail(host, name)
+            shows_login, stuck = read_signs(text or b"")
+            is_up = shows_login or _pings(host, name)
+            return BootSigns(
+                is_up=is_up,
+                stuck=None if is_up else stuck,
+                is_idle=not text and not domains.has_read_disk(domain),
+                last_lines=last_lines(text or b""),
+            )
+
+        return await self._host.call(ask, f"look at the boot of {name}", _QUICK_SECONDS)
 
     async def remove(self, name: str) -> None:
         """Power off and undefine the guest, and delete its disks, export and seed."""
@@ -271,12 +303,13 @@ class LibvirtHypervisor:
         def ask(host: libvirt.virConnect) -> None:
             domains.power_off(host, name)
             domains.undefine(host, name)
+            self._logs.delete(host, name)
             self._pool.delete_guest(host, name)
 
         await self._host.call(ask, f"remove the guest {name}", _STOP_SECONDS)
         self._networks.pop(name, None)
         self._exports.forget(name)
-        await self._ssh_probes.stop(name)
+        await self._port_probes.stop(name)
 
     async def stats(self, name: str) -> GuestStats:
         """Statistics of a guest; all None if it is not running."""
@@ -324,7 +357,7 @@ class LibvirtHypervisor:
     async def close(self) -> None:
         """Disconnect from the host; guests keep running."""
         self._watchers.clear()
-        await self._ssh_probes.close()
+        await self._port_probes.close()
         await self._host.close()
 
     def _find_uri(self) -> str:
@@ -356,6 +389,7 @@ class LibvirtHypervisor:
             seed=str(folder / f"{spec.name}-seed.iso"),
             kernel=base and base.kernel,
             initrd=base and base.initrd,
+            serial_log=self._logs.prepare(host, spec.name),
         )
 
     def _read(self, domain: libvirt.virDomain, state: int, reason: int) -> Guest | None:

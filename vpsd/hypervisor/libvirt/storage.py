@@ -25,6 +25,7 @@ from vpsd.hypervisor.libvirt.volumes import (
     find,
     is_incomplete,
     is_qcow2,
+    open_pool,
     refresh,
     send_bytes,
     send_file,
@@ -36,6 +37,8 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BASE_VOLUME = re.compile(r"base-(.+)\.(qcow2|kernel|initrd|whole)")
 
 _RESERVED_BYTES = GIB
+
+SERIAL_FOLDER = "serial"  # the folder in the pool's that `serial_logs` has a pool of its own in
 
 Report = Callable[[float, str], None]
 
@@ -64,16 +67,7 @@ class Pool:
     def open(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
         """The active pool."""
         with self._lock:
-            try:
-                pool = host.storagePoolLookupByName(self._name)
-            except libvirt.libvirtError as error:
-                if not is_absent(error):
-                    raise
-                pool = self._define(host)
-            if not pool.isActive():
-                pool.build(0)
-                pool.create(0)
-            return pool
+            return open_pool(host, self._name, self._path)
 
     def path(self, host: libvirt.virConnect) -> Path:
         """The pool's folder on the host; raises `Misconfigured` if it is not the configured one."""
@@ -122,7 +116,7 @@ class Pool:
         """Everything in the pool, as found in the host's file system."""
         pool = self.open(host)
         refresh(pool)
-        names = {volume.name() for volume in pool.listAllVolumes(0)}
+        names = {volume.name() for volume in pool.listAllVolumes(0)} - {SERIAL_FOLDER}
         kinds: dict[str, set[str]] = {kind: set() for kind in ("disk", "seed", "export", "whole", "base", "unknown")}
         for name in names:
             if match := self._disk.fullmatch(name):
@@ -285,14 +279,6 @@ class Pool:
         restored = [disk for disk in disks if disk.startswith(f"{name}.")]
         for volume in (f"{name}.qcow2", *restored, f"{name}-copy", f"{name}-seed.iso"):
             delete(pool, volume)
-
-    def _define(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
-        root = Xml.Element("pool", type="dir")
-        Xml.SubElement(root, "name").text = self._name
-        Xml.SubElement(Xml.SubElement(root, "target"), "path").text = str(self._path)
-        pool = host.storagePoolDefineXML(Xml.tostring(root, encoding="unicode"), 0)
-        pool.setAutostart(1)
-        return pool
 
     def _require_unused(self, pool: libvirt.virStoragePool, key: str, path: str) -> None:
         users = [

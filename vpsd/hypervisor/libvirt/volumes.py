@@ -16,6 +16,24 @@ _CHUNK_BYTES = 256 * 1024  # the maximum size of a stream message in libvirt
 _INCOMPLETE_BYTES = MIB  # a smaller overlay without backing store was interrupted while it was created
 
 
+def open_pool(host: libvirt.virConnect, name: str, path: Path) -> libvirt.virStoragePool:
+    """The active pool of that name: it is defined, and its folder made, where there is none."""
+    try:
+        pool = host.storagePoolLookupByName(name)
+    except libvirt.libvirtError as error:
+        if not is_absent(error):
+            raise
+        root = Xml.Element("pool", type="dir")
+        Xml.SubElement(root, "name").text = name
+        Xml.SubElement(Xml.SubElement(root, "target"), "path").text = str(path)
+        pool = host.storagePoolDefineXML(Xml.tostring(root, encoding="unicode"), 0)
+        pool.setAutostart(1)
+    if not pool.isActive():
+        pool.build(0)
+        pool.create(0)
+    return pool
+
+
 def refresh(pool: libvirt.virStoragePool) -> None:
     """Rescan the pool's folder; libvirt refuses while it creates a volume, and then its present view has to do."""
     try:

@@ -10,6 +10,7 @@ from vpsd.core.clock import Clock, SystemClock
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import (
     BlockMap,
+    BootSigns,
     DiskExport,
     Extent,
     Guest,
@@ -23,6 +24,7 @@ from vpsd.hypervisor.protocol import (
     Progress,
     Volumes,
 )
+from vpsd.hypervisor.serial_text import last_lines, read_signs
 from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, StateEdit
 from vpsd.hypervisor.simulator.migration import read_sqlite
 from vpsd.hypervisor.simulator.state import (
@@ -62,13 +64,16 @@ class Simulator:
         self.delay_seconds = 0.0  # of every call
         self.broken = False  # the host does not answer
         self.ignores_acpi = False  # guests do not react to the power button
-        self.never_boots = False  # guests start and never respond
-        self.has_agent = True  # guests can freeze their file systems
+        self.never_boots = False  # guests that are powered on get nowhere: they do not even read their disks
+        self.ports_answer = True  # a forwarded port of a guest that has booted sends something
+        self.has_agent = True  # guests that have booted have an agent, which can freeze their file systems
+        self.boot_text = ""  # what each guest writes to its serial console
         self.export_seconds = 0.0  # how long the export of a disk takes
         self.low_ports = True  # ports below 1024 can be opened
         self.guest_stats = GuestStats()  # of every guest
         self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
+        self.serial_logs: set[str] = set()  # names of guests whose serial console is recorded
         self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
         self.calls: list[str] = []  # the names of all calls, in order
         self.before_call: Hook | None = None  # called with the name of each call; what it raises, the call raises
@@ -117,6 +122,7 @@ class Simulator:
                 bases=frozenset(state.bases),
                 unfinished=frozenset(self.unfinished_bases),
                 exports=frozenset(state.exports),
+                logs=frozenset(self.serial_logs),
             )
 
     async def ensure_base(self, image: Image, progress: Progress) -> None:
@@ -270,13 +276,27 @@ class Simulator:
 
     async def is_up(self, name: str) -> bool:
         async with self._call("is_up"):
+            return self.ports_answer and self._has_booted(name)
+
+    async def boot_signs(self, name: str) -> BootSigns:
+        async with self._call("boot_signs"):
             guest = self._store.current().guests.get(name)
-            return (
-                guest is not None
-                and guest.power is PowerState.RUNNING
-                and guest.up_at_ms is not None
-                and self._clock.now_ms() >= guest.up_at_ms
-            )
+            if guest is None or guest.power is not PowerState.RUNNING:
+                return BootSigns()
+            text = self.boot_text.encode()
+            shows_login, stuck = read_signs(text)
+            is_up = shows_login or (self.has_agent and self._has_booted(name))
+            is_idle = not text and guest.up_at_ms is None
+            return BootSigns(is_up, None if is_up else stuck, is_idle, last_lines(text))
+
+    def _has_booted(self, name: str) -> bool:
+        guest = self._store.current().guests.get(name)
+        return (
+            guest is not None
+            and guest.power is PowerState.RUNNING
+            and guest.up_at_ms is not None
+            and self._clock.now_ms() >= guest.up_at_ms
+        )
 
     async def remove(self, name: str) -> None:
         async with self._call("remove"):
@@ -286,6 +306,7 @@ class Simulator:
                 transaction.apply(*(PutDisk(disk, None) for disk in owned))
                 _delete_checkpoints(transaction, name, None)
                 transaction.apply(PutGuest(name, None), PutSeed(name, None), PutExport(name, None))
+            self.serial_logs.discard(name)
 
     async def stats(self, name: str) -> GuestStats:  # noqa: ARG002
         """`guest_stats`, by default all None: there is no guest to measure, and no value is made up."""

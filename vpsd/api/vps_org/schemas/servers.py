@@ -18,6 +18,11 @@ DeleteAt = Annotated[
     str | None, Meta(description="When its deletion becomes final; null unless it is deleted and may be undeleted")
 ]
 
+StatusDetail = Annotated[
+    str | None,
+    Meta(description="What there is to say about the status: that a running server is silent, say; usually null"),
+]
+
 
 class PlanBrief(msgspec.Struct):
     """The plan of a server in a list: memory in MB, storage in GB."""
@@ -59,6 +64,7 @@ class ServerSummary(msgspec.Struct):
     name: str
     hostname: str
     status: Status
+    status_detail: StatusDetail
     ip_address: Annotated[str | None, Meta(description="Null until the address works")]
     location: str
     plan: PlanBrief
@@ -78,6 +84,7 @@ class ServerSummary(msgspec.Struct):
             server.name,
             server.hostname,
             server.status,  # type: ignore[arg-type]  # the column holds nothing else, and making the enum costs time
+            server.status_detail,
             server.ip_address,
             server.location,
             PlanBrief(server.plan_id, server.plan_name, server.vcpus, server.memory_mb, server.storage_gb),
@@ -104,6 +111,7 @@ class ServerDetail(msgspec.Struct):
     name: str
     hostname: str
     status: Status
+    status_detail: StatusDetail
     ip_address: Annotated[str | None, Meta(description="Null until the address works")]
     ipv6_address: Annotated[str | None, Meta(description="Null where servers have no IPv6")]
     location: str
@@ -130,6 +138,7 @@ class ServerDetail(msgspec.Struct):
             name=server.name,
             hostname=server.hostname,
             status=Status(server.status),
+            status_detail=server.status_detail,
             ip_address=server.ip_address,
             ipv6_address=None,  # servers have none yet
             location=server.location,

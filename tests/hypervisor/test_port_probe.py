@@ -1,11 +1,11 @@
-"""The SSH probe finds a server soon, and never opens more connections than sshd tolerates."""
+"""The probe finds a server soon, and never opens more connections than sshd tolerates."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
-from vpsd.hypervisor.libvirt.ssh_probe import SshProbe
+from vpsd.hypervisor.libvirt.port_probe import PortProbe, PortProbes
 
 
 class Door:
@@ -58,7 +58,7 @@ class Time:
 
 async def test_a_server_that_greets_is_up(door: Door) -> None:
     door.greets.set()
-    probe = SshProbe("127.0.0.1", door.port, Time(), wait_seconds=10)
+    probe = PortProbe("127.0.0.1", door.port, Time(), wait_seconds=10)
     assert await probe.check()
     await probe.stop()
 
@@ -67,7 +67,7 @@ async def test_a_server_that_would_send_the_next_one_away_is_not_up_yet(door: Do
     door.greets.set()
     door.full_after = 1
     time = Time()
-    probe = SshProbe("127.0.0.1", door.port, time, wait_seconds=10)
+    probe = PortProbe("127.0.0.1", door.port, time, wait_seconds=10)
     for _ in range(5):
         assert not await probe.check()
         time.now += 0.3
@@ -78,14 +78,14 @@ async def test_a_server_that_would_send_the_next_one_away_is_not_up_yet(door: Do
 
 
 async def test_a_port_that_nobody_listens_on_is_not_up(door: Door) -> None:
-    probe = SshProbe("127.0.0.2", door.port, Time(), wait_seconds=10)
+    probe = PortProbe("127.0.0.2", door.port, Time(), wait_seconds=10)
     assert not await probe.check()
     await probe.stop()
 
 
 async def test_a_slow_server_is_waited_for_on_the_connections_that_it_has(door: Door) -> None:
     time = Time()
-    probe = SshProbe("127.0.0.1", door.port, time, wait_seconds=0.01)
+    probe = PortProbe("127.0.0.1", door.port, time, wait_seconds=0.01)
     for _ in range(400):  # a minute and more of silence
         assert not await probe.check()
         time.now += 0.2
@@ -103,7 +103,7 @@ async def test_a_slow_server_is_waited_for_on_the_connections_that_it_has(door: 
 
 async def test_a_connection_that_was_taken_too_early_does_not_keep_others_out(door: Door) -> None:
     time = Time()
-    probe = SshProbe("127.0.0.1", door.port, time, wait_seconds=0.01)
+    probe = PortProbe("127.0.0.1", door.port, time, wait_seconds=0.01)
     for _ in range(20):
         assert not await probe.check()
         time.now += 0.3
@@ -113,8 +113,22 @@ async def test_a_connection_that_was_taken_too_early_does_not_keep_others_out(do
 
 async def test_a_guest_that_was_not_looked_at_for_long_is_begun_anew(door: Door) -> None:
     time = Time()
-    probe = SshProbe("127.0.0.1", door.port, time)
+    probe = PortProbe("127.0.0.1", door.port, time)
     assert probe.is_current("127.0.0.1", door.port)
     assert not probe.is_current("127.0.0.1", 1)
     time.now += 31
     assert not probe.is_current("127.0.0.1", door.port)
+
+
+async def test_a_server_on_any_of_the_ports_counts_and_a_silent_one_does_not(door: Door) -> None:
+    door.greets.set()
+    silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    quiet = silent.sockets[0].getsockname()[1]
+    probes = PortProbes()
+    for _ in range(3):
+        assert not await probes.responds("guest", "127.0.0.1", [quiet])
+    async with asyncio.timeout(30):
+        while not await probes.responds("guest", "127.0.0.1", [quiet, door.port]):
+            pass
+    await probes.close()
+    silent.close()
