@@ -11,6 +11,7 @@ from vpsd.backups.targets import TargetNotThere
 from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.catalog import service as catalog
 from vpsd.errors import Unavailable, Unusable
+from vpsd.flows import cloud_init
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import PowerState, Progress, disk_name
 from vpsd.lifecycle import Status
@@ -30,6 +31,7 @@ async def copy_disk(job: Job) -> None:
     guest = await hypervisor.guest(job.name)
     if job.server.status == Status.ACTIVE and (guest is None or guest.power is not PowerState.RUNNING):
         raise Unusable("The guest is not running. It is brought back first; ask again then.")
+    found = await cloud_init.ask(job)  # before anything is frozen
     with _without_location(job):
         parent = await _choose_parent(job, backup, mark)
     since = parent.uuid if parent is not None and parent.disk == job.server.disk else None
@@ -50,6 +52,7 @@ async def copy_disk(job: Job) -> None:
             incremental=export.since_checkpoint is not None,
             frozen=export.frozen,
             frozen_ms=export.frozen_ms,
+            cloud_init=found,
             target=mark,
             key_id=repository.key_id,
         )

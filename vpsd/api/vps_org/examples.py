@@ -101,6 +101,7 @@ def _backup(id: int, description: str, created_at: str, size_mb: int | None) -> 
         "completed_at": created_at.replace(":00Z", ":42Z"),
         "consistent": True,
         "paused_ms": 180,
+        "cloud_init": "enabled",
         "incremental": True,
         "sent_mb": 61.5,
         "encrypted": True,
@@ -113,7 +114,9 @@ def _daily(expires_at: str) -> dict[str, Any]:
 
 
 def _being_made(id: int, description: str, noun: str) -> dict[str, Any]:  # noqa: A002
-    unknown = dict.fromkeys(("completed_at", "consistent", "paused_ms", "incremental", "sent_mb", "encrypted"))
+    unknown = dict.fromkeys(
+        ("completed_at", "consistent", "paused_ms", "cloud_init", "incremental", "sent_mb", "encrypted")
+    )
     made = _backup(id, description, "2025-01-16T16:15:00Z", None)
     message = RULES[Command.BACKUP].message.format(noun=noun)
     return {**made, **unknown, "status": backups.State.IN_PROGRESS, "message": message, "operation": _QUEUED}
