@@ -1,5 +1,6 @@
 """What is asked and done in a guest that was made from a backup: the programs themselves, on folders of a test."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vpsd.images.clones import CloudInit, Identity
 OLD, NEW = "52:54:00:11:22:33", "52:54:00:11:22:33"
 HASH = "$6$salt$" + "x" * 86
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ it's mine"
+_TOOLS = ("awk", "cat", "chmod", "cp", "grep", "mkdir", "rm", "sed", "sync", "tr")
 
 
 class Guest:
@@ -31,6 +33,8 @@ class Guest:
         self.program("ssh-keygen", f"echo new > {root}/etc/ssh/ssh_host_ed25519_key")
         self.program("chpasswd", f"cat > {root}/chpasswd")
         self.program("ip", "exit 0")
+        for tool in _TOOLS:  # and no others: this machine's own network is nobody's to set up
+            (self.bin / tool).symlink_to(shutil.which(tool) or tool)
 
     def write(self, path: str, text: str) -> None:
         file = self.root / path
@@ -51,7 +55,7 @@ class Guest:
                 f"=/{folder}/", f"={self.root}/{folder}/"
             )
         path = next(line for line in script.splitlines() if line.startswith("export PATH="))
-        script = script.replace(path, f"export PATH={self.bin}:/usr/bin:/bin")
+        script = script.replace(path, f"export PATH={self.bin}")
         return subprocess.run([shell, flag, script], input=stdin, capture_output=True, check=False)
 
     def asked(self) -> CloudInit | None:
