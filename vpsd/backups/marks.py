@@ -4,7 +4,6 @@ So a folder that is not mounted is no empty target, and one that has moved is th
 seen is marked by itself, when it is first used; whatever else an operator wants has to be said (`adopt`).
 """
 
-import logging
 import re
 from collections.abc import Sequence
 
@@ -15,12 +14,10 @@ from vpsd.backups.models import BackupStatus, backup_targets, backups
 from vpsd.backups.repository import MARK, BackupRef, Repository
 from vpsd.backups.targets import TargetNotThere
 from vpsd.core.context import Ctx, Transactions
-from vpsd.core.db import Statement, UniqueViolation
+from vpsd.core.db import Statement, Tx, UniqueViolation
 from vpsd.core.units import MINUTE_MS
 from vpsd.errors import Fault, Invalid, NotFound, Unusable
 from vpsd.servers.models import servers
-
-log = logging.getLogger(__name__)
 
 _LOOKED_FOR = 20  # manifests that are looked for, newest first, before backups are said not to be there
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -87,7 +84,12 @@ class NameTaken(Fault, frozen=True):
 
 async def list_targets(ctx: Ctx) -> list[BackupTarget]:
     """All that were ever seen, oldest first."""
-    return await ctx.tx.all(_TARGETS)
+    return await read_targets(ctx.tx)
+
+
+async def read_targets(tx: Tx) -> list[BackupTarget]:
+    """The same, without a context."""
+    return await tx.all(_TARGETS)
 
 
 async def count_backups(ctx: Ctx, target: BackupTarget) -> int:
@@ -121,8 +123,6 @@ async def identify(transactions: Transactions, repository: Repository, *, first_
     """
     with repository.noting():
         mark = await _identify(transactions, repository, first_use)
-    if repository.status.error is not None:
-        log.warning("backups: %s is there again", repository.location)
     repository.status.status, repository.status.error = "unused" if mark is None else "ok", None
     return mark
 
@@ -141,15 +141,11 @@ async def _identify(transactions: Transactions, repository: Repository, first_us
     here = await _find_here(repository, unmarked)
     former = last_at(known, location)
     if former is not None:
-        what = "bears the mark of another target" if mark else f"has no {MARK}"
-        raise TargetNotThere(
-            f"{location} {what}, and the target {former.name} was there: is it mounted? Nothing is stored or deleted "
-            f"there until it is back. If that is what you want: vpsd backup target adopt"
-        )
+        raise not_there(location, mark, former)
     if location not in here and any(one.target == location for one in unmarked):
         raise TargetNotThere(
             f"{location} holds none of the backups that were stored there: is it mounted? Nothing is stored or deleted "
-            f"there until they are back. If that is what you want: vpsd backup target adopt"
+            "there until they are back. If they are not to come back: vpsd backup target adopt"
         )
     if mark is None and not here and not first_use:
         return None
@@ -159,6 +155,15 @@ async def _identify(transactions: Transactions, repository: Repository, first_us
     except UniqueViolation:  # somebody else was here first
         return await _identify(transactions, repository, first_use)
     return mark
+
+
+def not_there(location: str, mark: str | None, former: BackupTarget) -> TargetNotThere:
+    """What is at a place, marked or not, is not the target that was there."""
+    what = "bears the mark of another target" if mark else f"has no {MARK}"
+    return TargetNotThere(
+        f"{location} {what}, and the target {former.name} was there: is it mounted? Nothing is stored or deleted there "
+        "until it is back. If it is not to come back: vpsd backup target adopt"
+    )
 
 
 async def adopt(transactions: Transactions, repository: Repository, *, new: bool = False) -> str:
@@ -208,8 +213,6 @@ async def _note_seen(transactions: Transactions, target: BackupTarget, location:
     now_ms = transactions.clock.now_ms()
     if target.locations[:1] == [location] and now_ms - target.seen_at_ms < MINUTE_MS:
         return
-    if target.locations[0] != location:
-        log.warning("backups: the target %s is now at %s", target.name, location)
     lines = [location, *(line for line in target.locations if line != location)]
     async with transactions.write() as ctx:
         await ctx.tx.run(_SET_SEEN, of_mark=target.mark, location="\n".join(lines), seen_at_ms=now_ms)
@@ -223,7 +226,6 @@ async def _add(transactions: Transactions, mark: str, location: str, former: set
         await ctx.tx.run(_ADD, mark=mark, name=name, location=location, created_at_ms=now_ms, seen_at_ms=now_ms)
         for before in sorted(former):
             await ctx.tx.run(_SET_TARGET, before=before, target=mark)
-    log.info("backups: %s is known as the target %s from now on", location, name)
 
 
 def _free_name(location: str, taken: set[str]) -> str:

@@ -166,15 +166,12 @@ class Repository:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Note what comes of a look at the target; a change for the worse is logged, once."""
-        before = msgspec.structs.replace(self.status)
+        """Note in `status` why a look at the target failed."""
         try:
             yield
         except VpsdError as error:
             self.status.status = "missing" if isinstance(error, TargetNotThere) else "unavailable"
             self.status.error = str(error)
-            if self.status != before:
-                log.error("backups: %s", error)
             raise
 
     async def has_manifest(self, ref: BackupRef) -> bool:

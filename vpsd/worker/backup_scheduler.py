@@ -26,6 +26,7 @@ class BackupScheduler:
         self._runtime = runtime
         self._collect_at_ms: dict[int, int] = {}  # by backup: not before, after a try that failed
         self._look_at_ms = 0
+        self._said: str | None = None  # of the target, in the log
         self._target_is_there = False
 
     async def run(self) -> None:
@@ -57,11 +58,18 @@ class BackupScheduler:
         if now_ms < self._look_at_ms:
             return
         self._look_at_ms, self._target_is_there = now_ms + _LOOK_MS, False
+        repository = self._runtime.repository
         try:
-            await marks.identify(self._runtime, self._runtime.repository)
+            await marks.identify(self._runtime, repository)
             self._target_is_there = True
         except VpsdError as error:
-            log.debug("the backups' target: %s", error)
+            if self._said != str(error):
+                log.error("backups cannot be made: %s", error)
+            self._said = str(error)
+            return
+        if self._said is not None:
+            log.warning("%s is there again: backups can be made", repository.location)
+        self._said = None
 
     async def collect_garbage(self) -> None:
         """Take off the target what is left of backups that nobody needs."""
