@@ -109,6 +109,17 @@ async def test_a_folder_that_is_not_mounted_is_not_an_empty_target(cloud: Cloud)
     assert len(await _targets(cloud)) == 1
 
 
+async def test_a_customer_does_not_read_where_backups_are_kept(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+
+    def refuse(_: str) -> None:
+        raise Unusable(f"{cloud.target.name}: no access to {cloud.target.folder}/vpsd-1/servers: Permission denied")
+
+    cloud.target.before_call = refuse
+    error = (await _try_backup(cloud, server))["error"]
+    assert error == "the backups' store: no access to it/vpsd-1/servers: Permission denied"
+
+
 async def test_a_folder_that_is_gone_altogether_is_not_made_anew(cloud: Cloud) -> None:
     server = await cloud.have_server()
     await cloud.have_copy(server)
@@ -188,6 +199,24 @@ async def test_a_backup_whose_target_goes_away_under_it_is_not_completed(cloud: 
     assert (await _try_backup(cloud, server))["status"] == "completed"
 
 
+async def test_what_goes_away_while_it_is_restored_is_not_called_damaged(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.writes(await cloud.disk(server), 0, b"new" * 1000)
+    backup = await cloud.have_copy(server)
+    gets: list[str] = []
+
+    def unmount(call: str) -> None:
+        gets.append(call)
+        if len(gets) == 3:  # the mark, the manifest, a chunk
+            _unmount(cloud)
+
+    cloud.target.before_call = unmount
+    detail = await _restore(cloud, backup, server)
+    cloud.target.before_call = None
+    assert "The backups' store is not there now" in detail["error"]
+    assert "missing" not in detail["error"]
+
+
 async def test_a_target_that_was_moved_is_the_same(cloud: Cloud, tmp_path: Path) -> None:
     server = await cloud.have_server()
     backup = await cloud.have_copy(server)
@@ -213,6 +242,7 @@ async def test_a_new_place_is_a_new_target_and_what_is_on_the_old_one_stays(clou
     assert "operator can help" in (await _restore(cloud, old, server))["error"]
     assert (await cloud.ask("DELETE", f"/api/v1/backups/{old['id']}/")).status_code == 204
     await cloud.backup_scheduler().schedule()
+    assert await _health(cloud) == (200, "ok", "ok")
     _use(cloud, there)
     assert cloud.target.objects() == objects
     await cloud.backup_scheduler().schedule()

@@ -77,8 +77,10 @@ async def test_where_cloud_init_runs_nothing_is_done_for_it(cloud: Cloud) -> Non
     agent, backup = await _backup(cloud, "enabled")
     made = (await _order(cloud, backup, user_data="#!/bin/sh\n")).json()
     assert made["message"] == "Server is being provisioned. This may take 2-5 minutes."
+    agent.cloud_init = None  # and nobody waits for the agent
     await cloud.work()
     assert (await _detail(cloud, made))["status"] == "active"
+    assert (await cloud.row(made["id"])).status_detail is None
     assert agent.told == []
 
 
@@ -94,6 +96,7 @@ async def test_where_it_does_not_the_agent_sets_everything_once(cloud: Cloud, st
     await cloud.work()
     assert (await _detail(cloud, made))["status"] == "active"
     assert agent.told == [cloud.guest(made["id"])]
+    assert cloud.hypervisor.calls.count("request_shutdown") == 1
     assert cloud.hypervisor.calls.count("power_on") == 2  # it takes effect when it boots again
     source, row = await cloud.row(backup["server"]["id"]), await cloud.row(made["id"])
     assert f"old_mac=52:54:00:{source.uuid[0:2]}:{source.uuid[2:4]}:{source.uuid[4:6]}\n" in agent.given
