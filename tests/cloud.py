@@ -19,7 +19,7 @@ from vpsd.accounts import tokens
 from vpsd.accounts.models import Account
 from vpsd.api.app import make_app
 from vpsd.api.http.middleware import Asgi
-from vpsd.backups.repository import Repository
+from vpsd.backups.repository import MARK, Repository
 from vpsd.backups.targets import Directory
 from vpsd.billing import credit, ledger
 from vpsd.catalog import service as catalog
@@ -74,6 +74,10 @@ class WatchedDirectory(Directory):
         await self._called("put")
         await super().put(key, data)
 
+    async def create(self, key: str, data: bytes) -> bytes:
+        await self._called("create")
+        return await super().create(key, data)
+
     async def get(self, key: str) -> bytes:
         await self._called("get")
         return await super().get(key)
@@ -87,8 +91,9 @@ class WatchedDirectory(Directory):
         await super().delete(keys)
 
     def objects(self) -> list[str]:
-        """The paths of all files."""
-        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+        """The paths of all files but the target's mark."""
+        files = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path for path in files if path != MARK)
 
 
 class Cloud:

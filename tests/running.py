@@ -173,6 +173,11 @@ class Vpsd:
         results: list[dict[str, Any]] = self.get(f"servers/{server_id}/operations/")["results"]
         return results
 
+    def objects(self) -> list[Path]:
+        """What lies on the backups' target besides its mark."""
+        files = (path for path in (self.data / "backups").rglob("*") if path.is_file())
+        return [path for path in files if path.name != "vpsd-target.json"]
+
     def health(self) -> httpx.Response:
         """What it says of itself."""
         return self._http.get("/health")

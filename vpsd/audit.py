@@ -1,4 +1,4 @@
-"""Compares database, guests, volumes and addresses: what is unknown, what is missing.
+"""Compares database, guests, volumes, addresses and the backups' target: what is unknown, what is missing.
 
 Safe beside a running vpsd: a server that an operation is working on is left out, and what lies on the host is only
 called unknown when no row spoke for it before the look nor after it.
@@ -9,8 +9,10 @@ from functools import partial
 
 import msgspec
 
+from vpsd.backups import marks
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
+from vpsd.errors import VpsdError
 from vpsd.hypervisor.protocol import Volumes, disk_name, guest_name
 from vpsd.lifecycle import AT_REST, FOUND, Command, Status
 from vpsd.network import addresses
@@ -51,6 +53,7 @@ class Audit:
 
     async def run(self) -> list[Finding]:
         """Look, repair if asked to, and report."""
+        await self._check_target()
         hypervisor = self._runtime.hypervisor
         before = await self._rows()
         guests, volumes = await hypervisor.guests(), await hypervisor.volumes()
@@ -96,6 +99,13 @@ class Audit:
     async def _free(self, address: str) -> None:
         async with self._runtime.write() as ctx:
             await addresses.free(ctx, address)
+
+    async def _check_target(self) -> None:
+        repository = self._runtime.repository
+        try:
+            await marks.identify(self._runtime, repository)
+        except VpsdError as error:
+            await self._report("target", repository.location, f"backups cannot be made: {error}")
 
     async def _check_left_behind(self, server: Server, volumes: Volumes) -> None:
         """What a backup or restore that could not clean up has left."""

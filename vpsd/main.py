@@ -70,7 +70,7 @@ async def serve(settings: Settings, say: Say) -> None:
             if token is not None:
                 say(f"token (also in {settings.data_dir / 'token'}): {token}")
             if settings.role == "api":
-                runtime.host.status = "elsewhere"
+                runtime.host.status = runtime.repository.status.status = "elsewhere"
             workers = _start_workers(runtime, token, say) if settings.role != "api" else []
             await _until_stopped(settings, make_app(runtime), listener, workers, say)
 

@@ -44,6 +44,10 @@ class RecordingTarget:
         await self._step(lambda: self.objects.update({key: data}))
         self.puts.append(key)
 
+    async def create(self, key: str, data: bytes) -> bytes:
+        await self._step(lambda: self.objects.setdefault(key, data))
+        return self.objects[key]
+
     async def get(self, key: str) -> bytes:
         await self._step(lambda: self.reads.append(key))
         if key not in self.objects:

@@ -49,7 +49,7 @@ async def test_objects_lie_by_instance_server_and_backup(repository: Repository,
         f"{FOLDER}/{backup_ref(0).backup}/{digest}",
         f"{FOLDER}/{backup_ref(0).backup}/manifest",
     }
-    assert repository.target_name == "target"
+    assert repository.location == "target"
 
 
 async def test_two_vpsd_share_a_target_and_do_not_see_each_other(target: RecordingTarget) -> None:

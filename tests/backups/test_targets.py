@@ -49,6 +49,27 @@ async def test_objects_come_back_are_listed_by_folder_and_go(target: Target) -> 
         await target.get("a/b/one")
 
 
+async def test_an_object_is_created_once_and_whoever_comes_later_is_told_what_is_there(target: Target) -> None:
+    assert await target.create("mark", b"1") == b"1"
+    assert await target.create("mark", b"2") == b"1"
+    assert await target.get("mark") == b"1"
+
+
+async def test_of_two_that_create_an_object_in_a_bucket_at_once_one_wins(
+    bucket: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, other = (S3(bucket[0], "", bucket[1], "us-east-1") for _ in range(2))
+    look = target._get
+
+    def meet(key: str) -> bytes:
+        monkeypatch.setattr(target, "_get", look)
+        other._put(key, b"other")  # after this one has looked
+        raise Missing(key)
+
+    monkeypatch.setattr(target, "_get", meet)
+    assert await target.create("mark", b"mine") == b"other"
+
+
 async def test_backups_of_a_chain_come_back_and_leave_nothing(target: Target) -> None:
     repository = Repository(target, "0a1b2c3d", KEY, CHUNK)
     held = await chain(repository, 3)

@@ -24,8 +24,8 @@ from tests.backups.recording_target import (
 )
 from tests.killed import Killed
 from vpsd.backups.concurrency import MAX_IN_FLIGHT, map_ordered, run_in_thread
-from vpsd.backups.repository import CHUNK_BYTES, Repository
-from vpsd.backups.targets import Missing, TargetFull
+from vpsd.backups.repository import CHUNK_BYTES, MARK, Repository
+from vpsd.backups.targets import Missing, TargetFull, TargetNotThere
 from vpsd.backups.transfer import chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import BlockMap, Extent
@@ -464,3 +464,21 @@ def test_a_copy_of_everything_is_held_against_the_one_before(
                 assert len(target.objects) == before + 1  # its manifest
 
     asyncio.run(live())
+
+
+async def test_little_is_written_beside_a_target_that_goes_away(target: RecordingTarget) -> None:
+    repository, disk = Repository(target, "0a1b2c3d", None, CHUNK), Disk(CHUNK * 300)
+    disk.write(0, random.Random(1).randbytes(CHUNK * 300))
+    copy, mark = disk.copy(whole=True), "11111111-1111-4111-8111-111111111111"
+
+    async def read(offset: int, length: int) -> bytes:
+        target.objects.pop(MARK, None)
+        return await copy.read(offset, length)
+
+    await repository.put_mark(mark)
+    with pytest.raises(TargetNotThere):
+        await store(repository, backup_ref(0), copy.block_map, read, None, {}, 1, quiet, mark)
+    assert len(target.objects) <= 64 + MAX_IN_FLIGHT
+    await repository.put_mark(mark)
+    await store(repository, backup_ref(0), copy.block_map, copy.read, None, {}, 1, quiet, mark)
+    assert await restored(repository, backup_ref(0)) == copy.content

@@ -1,6 +1,7 @@
 """Backups from the operator's side."""
 
 import asyncio
+import json
 from pathlib import Path
 
 from tests.cli.conftest import Command
@@ -96,3 +97,41 @@ def test_backups_are_encrypted_with_the_operators_key(tmp_path: Path, command: C
         assert encrypting.run("backup", "verify").returncode == 1
     finally:
         encrypting.discard()
+
+
+def test_the_target_is_shown_renamed_and_adopted_and_check_and_doctor_miss_it(tmp_path: Path, command: Command) -> None:
+    folder, away = tmp_path / "store", tmp_path / "away"
+    running = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, backup_dir=folder)
+    try:
+        running.start()
+        (unused,) = running.run_json("backup", "target")
+        assert (unused["state"], unused["location"], unused["name"]) == ("unused", f"directory {folder}", None)
+        server = running.create("kept")["id"]
+        running.until_status(server, "active")
+        running.until_copied(running.post("backups/", {"server_id": server}))
+        (shown,) = running.run_json("backup", "target")
+        assert (shown["name"], shown["backups"], shown["state"]) == ("store", 1, "in use")
+        assert shown["mark"] in (folder / "vpsd-target.json").read_text()
+        assert running.run_json("backup", "target", "rename", "offsite") == {"name": "offsite"}
+        assert "offsite" in running.run("backup", "target").stdout
+        assert running.run_json("backup", "list")[0]["target_name"] == "offsite"
+        assert "the target offsite" in running.run_json("doctor")["backups"]
+        folder.rename(away)
+        folder.mkdir()
+        (shown,) = running.run_json("backup", "target")
+        assert (shown["state"], "is it mounted?" in shown["error"]) == ("missing", True)
+        (found,) = json.loads(running.run("check", "--json").stdout)
+        assert (found["kind"], found["name"]) == ("target", f"directory {folder}")
+        assert any("no backups can be made" in problem for problem in running.run_json("doctor")["problems"])
+        until(lambda: running.health().json()["backups"]["status"] == "missing", "/health to miss it")
+        assert running.health().json()["status"] == "degraded"
+        assert "--new" in running.run("backup", "target", "adopt").stderr
+        assert running.run("backup", "verify").returncode == 1
+        adopted = running.run_json("backup", "target", "adopt", "--new")
+        assert (adopted["name"], adopted["location"]) == ("store", f"directory {folder}")
+        states = {one["name"]: one["state"] for one in running.run_json("backup", "target")}
+        assert states == {"offsite": "elsewhere", "store": "in use"}
+        (verified,) = json.loads(running.run("backup", "verify", "--json").stdout)
+        assert "it is on the target offsite" in verified["error"]
+    finally:
+        running.discard()

@@ -125,7 +125,7 @@ def test_nothing_is_left_of_servers_and_backups_that_are_deleted(vpsd: Vpsd, hos
     host.until_at_rest([server for (server,) in vpsd.rows("SELECT id FROM servers")])
     for backup in (backed.full, backed.later):
         assert vpsd.ask("DELETE", f"backups/{backup['id']}/").status_code == 204
-    until(lambda: not any(path.is_file() for path in (vpsd.data / "backups").rglob("*")), "the target to be empty")
+    until(lambda: not vpsd.objects(), "the target to be empty")
     assert vpsd.run_json("check") == []
     assert host.guests() == {}
     assert not host.volumes().disks | host.volumes().exports

@@ -66,7 +66,7 @@ def _let_go(vpsd: Vpsd) -> None:
     for what in ("backups", "snapshots"):
         for copy in vpsd.get(f"{what}/")["results"]:
             assert vpsd.ask("DELETE", f"{what}/{copy['id']}/").status_code == 204
-    until(lambda: not any(path.is_file() for path in (vpsd.data / "backups").rglob("*")), "the target to be empty")
+    until(lambda: not vpsd.objects(), "the target to be empty")
     assert vpsd.run_json("check") == []
     assert vpsd.rows("SELECT * FROM addresses") == []
     assert host.guests() == {}

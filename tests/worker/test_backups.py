@@ -13,7 +13,7 @@ from tests.cloud import TINY, Cloud
 from tests.killed import Killed
 from vpsd.audit import Audit
 from vpsd.backups import queries
-from vpsd.backups.repository import Repository
+from vpsd.backups.repository import MARK, Repository
 from vpsd.backups.targets import Directory, TargetFull
 from vpsd.core.clock import FakeClock
 from vpsd.core.db import Statement
@@ -293,7 +293,7 @@ async def test_a_restore_whose_backup_cannot_be_read_leaves_the_server_as_it_was
     backup = await cloud.have_copy(server)
     await _write(cloud, server, MB, "after")
     for path in cloud.target.folder.rglob("*"):
-        if path.is_file() and path.name != "manifest":
+        if path.is_file() and path.name not in ("manifest", MARK):
             path.write_bytes(path.read_bytes()[:-3] + b"bad")
     await _restore(cloud, "backup", backup["id"])
     detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()

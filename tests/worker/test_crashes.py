@@ -9,6 +9,7 @@ import pytest
 from tests.cloud import Cloud
 from tests.killed import Killed
 from vpsd.audit import Audit
+from vpsd.backups import marks
 from vpsd.core.money import MICROS
 from vpsd.lifecycle import Command, Status
 from vpsd.operations.service import LEASE_SECONDS
@@ -81,6 +82,9 @@ async def _suspend(cloud: Cloud) -> None:
 
 
 async def _calls_of(cloud: Cloud, command: Command) -> int:
+    await marks.identify(
+        cloud.runtime, cloud.runtime.repository, first_use=True
+    )  # what is done once is tried elsewhere
     server = await _told(cloud, command)
     before = len(cloud.hypervisor.calls) + len(cloud.target.calls)
     await cloud.work()

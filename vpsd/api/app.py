@@ -13,7 +13,6 @@ from vpsd.api.http.requests import ApiRequest
 from vpsd.api.vps_org import account, backups, catalog, servers, ssh_keys
 from vpsd.api.vps_org.description import DESCRIPTION
 from vpsd.api.vps_org.texts import text
-from vpsd.hosts.status import HostStatus
 from vpsd.runtime import Runtime
 
 _SECTIONS = (servers.router, *backups.routers, ssh_keys.router, catalog.router, account.router)
@@ -45,7 +44,7 @@ def openapi_json() -> bytes:
 
 
 def _make_litestar(runtime: Runtime | None) -> Litestar:
-    health = health_of(runtime.host if runtime else HostStatus())
+    health = health_of(runtime)
     app = Litestar(
         route_handlers=[health, Router("/api/v1", route_handlers=[*_SECTIONS, openapi])],
         request_class=ApiRequest,

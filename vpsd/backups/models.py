@@ -86,7 +86,7 @@ backup_targets = Table(
     metadata,
     Column("mark", String(36), primary_key=True),  # what lies on the target: it is known by that, wherever it is
     Column("name", String(63), nullable=False, unique=True),
-    Column("location", Text, nullable=False),  # where it was last seen
+    Column("location", Text, nullable=False),  # where it was seen, the last place first, one a line
     Column("created_at_ms", BigInteger, nullable=False),
     Column("seen_at_ms", BigInteger, nullable=False),
 )

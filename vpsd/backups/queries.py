@@ -198,7 +198,7 @@ async def choose_source(
     if backup.status != BackupStatus.COMPLETED:
         faults.add(field, NotCompleted(noun(kinds), source_id, backup.status))
         return None
-    return BackupSource(backup.id, backup.os_id, backup.disk_bytes, noun(kinds))
+    return BackupSource(backup.id, backup.os_id, backup.disk_bytes, noun(kinds), backup.cloud_init)
 
 
 async def used_by(ctx: Ctx, backup_id: int) -> int | None:

@@ -1,5 +1,6 @@
 """The backups on a target: encodes, names and verifies their objects, and deletes backups without breaking others.
 
+    vpsd-target.json                                                the target's mark, by which it is known
     vpsd-<instance>/servers/<server uuid>/<backup uuid>/<digest>    a chunk that this backup was the first to have
     vpsd-<instance>/servers/<server uuid>/<backup uuid>/manifest    written last: without it a backup is incomplete
     vpsd-<instance>/servers/<server uuid>/<backup uuid>/deleted     its manifest, while it is being deleted
@@ -22,8 +23,8 @@ import secrets
 import stat
 import struct
 import zlib
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -31,14 +32,15 @@ import msgspec
 from msgspec import Meta
 
 from vpsd.backups.concurrency import map_ordered, run_in_thread
-from vpsd.backups.targets import Missing, Target
+from vpsd.backups.targets import Missing, Target, TargetNotThere
 from vpsd.core.units import GIB, MIB
-from vpsd.errors import Misconfigured, Unusable
+from vpsd.errors import Misconfigured, Unusable, VpsdError
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = MIB
 KEY_BYTES = 32
+MARK = "vpsd-target.json"
 
 _FORMAT = 1  # of manifests
 _MANIFEST_BYTES = GIB  # enough for a disk of some ten TB; a larger one is not ours
@@ -103,6 +105,19 @@ class VerifyResult(msgspec.Struct, frozen=True):
     size_bytes: int  # of their content
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """What lies on a target, in `vpsd-target.json`."""
+
+    mark: Uuid
+
+
+class TargetStatus(msgspec.Struct):
+    """How the target was when it was last looked at."""
+
+    status: str = "unknown"  # unknown | ok | unused | missing | unavailable | elsewhere where no worker runs here
+    error: str | None = None
+
+
 class _Version(msgspec.Struct):
     version: int
 
@@ -113,20 +128,59 @@ class Repository:
     def __init__(self, target: Target, instance: str, key: bytes | None, chunk_bytes: int = CHUNK_BYTES) -> None:
         """`instance` is the database's own id: several vpsd may share a target. Without a key nothing is encrypted."""
         self._target = target
+        self.status = TargetStatus()
         self._folder = f"vpsd-{instance}/servers"
         self._key = key
         self.chunk_bytes = chunk_bytes
         self._key_id = _NO_KEY if key is None else _derive_key(key, b"key id")[:4]
 
     @property
-    def target_name(self) -> str:
-        """The name of the target, for people."""
+    def location(self) -> str:
+        """Where the target is, for people."""
         return self._target.name
 
-    def check_target(self, name: str | None) -> None:
-        """Raise `Unusable` for a backup that is on another target than vpsd is configured for."""
-        if name != self._target.name:
-            raise Unusable(f"it is in {name}, and vpsd is configured for {self._target.name}")
+    async def read_mark(self) -> str | None:
+        """The mark of what is at the target's place, None where there is none; raises `Unusable` for one like none."""
+        try:
+            data = await self._target.get(MARK)
+        except Missing:
+            return None
+        return self._decode_mark(data)
+
+    async def put_mark(self, mark: str) -> str:
+        """Mark the target, unless it is marked; its mark then."""
+        return self._decode_mark(await self._target.create(MARK, msgspec.json.encode(Mark(mark)) + b"\n"))
+
+    def _decode_mark(self, data: bytes) -> str:
+        try:
+            return msgspec.json.decode(data, type=Mark).mark
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            what = f"{self.location}: {MARK} is not a mark of vpsd ({error})"
+            raise TargetNotThere(f"{what}; delete it, and then: vpsd backup target adopt") from error
+
+    async def check_mark(self, mark: str | None) -> None:
+        """Raise `TargetNotThere` unless the target with that mark is where it is looked for."""
+        with self.noting():
+            if mark is None or await self.read_mark() != mark:
+                raise TargetNotThere(f"{self.location} does not bear the mark {mark}: is it mounted?")
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note in `status` why a look at the target failed."""
+        try:
+            yield
+        except VpsdError as error:
+            self.status.status = "missing" if isinstance(error, TargetNotThere) else "unavailable"
+            self.status.error = str(error)
+            raise
+
+    async def has_manifest(self, ref: BackupRef) -> bool:
+        """Whether a complete backup is there; not whether it can be read."""
+        try:
+            await self._target.get(self._path(ref, _MANIFEST))
+        except Missing:
+            return False
+        return True
 
     @property
     def key_id(self) -> str | None:

@@ -24,6 +24,10 @@ class Missing(Unusable):
     """There is no such object on the target."""
 
 
+class TargetNotThere(Unusable):
+    """What is at the target's place is not that target: a folder that is not mounted, or another one."""
+
+
 class Target(Protocol):
     """Stores objects by key: names joined by `/`, none of which starts with a dot.
 
@@ -34,6 +38,9 @@ class Target(Protocol):
 
     async def put(self, key: str, data: bytes) -> None:
         """Store the object atomically and durably. Raises `TargetFull`."""
+
+    async def create(self, key: str, data: bytes) -> bytes:
+        """Store the object unless there is one of that key; the bytes that are there then."""
 
     async def get(self, key: str) -> bytes:
         """The object's bytes; raises `Missing`."""
@@ -69,6 +76,10 @@ class Directory:
     async def put(self, key: str, data: bytes) -> None:
         await run_in_thread(self._put, key, data)
 
+    async def create(self, key: str, data: bytes) -> bytes:
+        await run_in_thread(self._put, key, data, replace=False)
+        return await run_in_thread(self._get, key)
+
     async def get(self, key: str) -> bytes:
         return await run_in_thread(self._get, key)
 
@@ -78,13 +89,13 @@ class Directory:
     async def delete(self, keys: Sequence[str]) -> None:
         await run_in_thread(self._delete, keys)
 
-    def _put(self, key: str, data: bytes) -> None:
+    def _put(self, key: str, data: bytes, *, replace: bool = True) -> None:
         path = self._root / key
         with self._translated_errors():
             for left in reversed(range(self._ATTEMPTS)):
                 try:
                     self._make_folder(path.parent)
-                    self._write(path, data)
+                    self._write(path, data, replace)
                     return
                 except FileNotFoundError:
                     if not left:
@@ -97,7 +108,7 @@ class Directory:
         folder.mkdir(mode=0o700, exist_ok=True)
         _sync(folder.parent)
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes, replace: bool) -> None:
         temporary = path.with_name(f".{path.name}")
         with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
             try:
@@ -107,6 +118,9 @@ class Directory:
             if not os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
                 raise FileNotFoundError(temporary)  # renamed since it was opened: it is an object by now
             try:
+                if not replace and path.exists():  # whoever writes it has this lock
+                    temporary.unlink()
+                    return
                 file.truncate(0)
                 file.write(data)
                 file.flush()
@@ -189,6 +203,8 @@ def _sync(folder: Path) -> None:
 
 # Every S3 service has its own codes: AWS, Ceph (QuotaExceeded), MinIO (XMinio…)
 _FULL = {"QuotaExceeded", "StorageQuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
+_IS_THERE = {"PreconditionFailed", "ConditionalRequestConflict"}  # answers to If-None-Match
+_NO_CONDITIONS = {"NotImplemented", "InvalidArgument"}  # of services that do not know it
 _TRANSIENT = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"}
 
 
@@ -212,6 +228,9 @@ class S3:
     async def put(self, key: str, data: bytes) -> None:
         await run_in_thread(self._put, key, data)
 
+    async def create(self, key: str, data: bytes) -> bytes:
+        return await run_in_thread(self._create, key, data)
+
     async def get(self, key: str) -> bytes:
         return await run_in_thread(self._get, key)
 
@@ -224,6 +243,25 @@ class S3:
     def _put(self, key: str, data: bytes) -> None:
         with self._translated_errors() as client:
             client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
+
+    def _create(self, key: str, data: bytes) -> bytes:
+        from botocore.exceptions import ClientError
+
+        try:
+            return self._get(key)
+        except Missing:
+            pass
+        with self._translated_errors() as client:
+            wanted = {"Bucket": self._bucket, "Key": self._prefix + key, "Body": data}
+            try:
+                client.put_object(**wanted, IfNoneMatch="*")
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code", "")
+                if code in _NO_CONDITIONS:
+                    client.put_object(**wanted)
+                elif code not in _IS_THERE:
+                    raise
+        return self._get(key)
 
     def _get(self, key: str) -> bytes:
         with self._translated_errors() as client:

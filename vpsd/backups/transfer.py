@@ -15,6 +15,8 @@ from vpsd.hypervisor.protocol import BlockMap, Extent, Progress
 Read = Callable[[int, int], Awaitable[bytes]]
 """Called with an offset and a length in bytes; returns that many bytes of the export."""
 
+_CHUNKS_PER_LOOK = 64  # so much may end up beside a target that is unmounted meanwhile, and no more
+
 _ChunkRef = tuple[str, str]  # the owner of a chunk and its digest
 
 
@@ -43,11 +45,13 @@ async def store(
     facts: Mapping[str, str],
     created_at_ms: int,
     progress: Progress,
+    mark: str | None = None,
 ) -> StoreResult:
     """Store a complete export of a disk: what is in none of its extents is as in the parent, or zeros.
 
     Resumes where an earlier attempt stopped: chunks on the target are not sent again. Raises `TargetFull`, and for the
     parent `Missing`, `WrongKey` or `Damaged`; until it returns the backup is incomplete, and `discard` deletes it.
+    `mark` is the target's: it is looked for now and then, and when all is said to be there (`TargetNotThere`).
     """
     before = None if parent is None else await repository.read_manifest(parent)
     if before is not None and (
@@ -73,8 +77,14 @@ async def store(
         async for number, ref in results:
             refs[number] = ref
             done += 1
+            if mark is not None and done % _CHUNKS_PER_LOOK == 0:
+                await repository.check_mark(mark)
             progress(done / len(updates), "storing the backup")
+    if mark is not None:
+        await repository.check_mark(mark)
     await repository.put_manifest(_manifest(repository, backup, block_map.size_bytes, refs, facts, created_at_ms))
+    if mark is not None:  # else what was just written may be under the place where the target was mounted
+        await repository.check_mark(mark)
     own = {ref[1] for ref in refs if ref and ref[0] == backup.backup}
     # Left by an earlier attempt with another export; after the manifest, since that attempt may have written one.
     await repository.delete_chunks(backup, sorted(stored_before - own))

@@ -8,17 +8,22 @@ import typer
 
 from vpsd import main
 from vpsd.accounts import service as accounts
-from vpsd.backups import commands, queries
+from vpsd.backups import commands, marks, queries
+from vpsd.backups.marks import BackupTarget
 from vpsd.backups.models import Backup, Kind
-from vpsd.backups.repository import VerifyResult, new_key
+from vpsd.backups.repository import Repository, VerifyResult, new_key
+from vpsd.backups.targets import TargetNotThere
 from vpsd.cli.output import print_json, print_list, print_result, print_rows
-from vpsd.cli.run import Json, reading, run_async, writing
+from vpsd.cli.run import Json, reading, run_async, transactions, writing
 from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.units import MIB
-from vpsd.errors import Misconfigured, NotFound, Unavailable, Unusable
+from vpsd.errors import Misconfigured, NotFound, Unavailable, Unusable, VpsdError
 from vpsd.servers import queries as servers
 
 app = typer.Typer(no_args_is_help=True, help="Backups and snapshots of all accounts.")
+target_app = typer.Typer(help="Where backups are kept: the targets that were ever used.")
+app.add_typer(target_app, name="target")
 
 
 @app.command("list")
@@ -29,12 +34,13 @@ async def list_backups(json: Json = False) -> None:
     `vpsd backup verify` checks that they can be read.
     """
     async with reading() as ctx:
-        found = [_fields(backup) for backup in await queries.present(ctx)]
+        known = {target.mark: target for target in await marks.list_targets(ctx)}
+        found = [_fields(backup, known.get(backup.target or "")) for backup in await queries.present(ctx)]
     columns = ("id", "kind", "server_id", "status", "made", "expires", "disk_mb", "sent_mb", "target", "error")
     print_list(json, found, columns, "There are no backups.")
 
 
-def _fields(backup: Backup) -> dict[str, Any]:
+def _fields(backup: Backup, target: BackupTarget | None) -> dict[str, Any]:
     return {
         "id": backup.id,
         "uuid": backup.uuid,
@@ -49,7 +55,8 @@ def _fields(backup: Backup) -> dict[str, Any]:
         "paused_ms": backup.frozen_ms,
         "disk_mb": None if backup.size_bytes is None else -(-backup.size_bytes // MIB),
         "sent_mb": None if backup.sent_bytes is None else round(backup.sent_bytes / MIB, 2),
-        "target": backup.target,
+        "target": backup.target if target is None else target.locations[0],
+        "target_name": None if target is None else target.name,
         "key_id": backup.key_id,
         "error": backup.error,
     }
@@ -66,17 +73,21 @@ async def verify(
     Exit status 1 if one is damaged. Example: `vpsd backup verify 12`. The only complete test is to create a server
     from a backup.
     """
-    async with writing() as ctx:
-        repository = main.make_repository(ctx.settings, await accounts.instance(ctx))
-        found = [backup for backup in await queries.stored(ctx) if backup_id in (None, backup.id)]
+    async with transactions() as opened:
+        repository = await _repository(opened)
+        mark = await marks.identify(opened, repository)
+        async with opened.read() as ctx:
+            names = {target.mark: target.name for target in await marks.list_targets(ctx)}
+            found = [backup for backup in await queries.stored(ctx) if backup_id in (None, backup.id)]
     if backup_id is not None and not found:
         raise NotFound("completed backup or snapshot", backup_id)
     results = []
     for backup in found:
         read, error = VerifyResult(0, 0), None
         try:
-            repository.check_target(backup.target)
-            read = await repository.verify(backup.ref)
+            read = await _verify(repository, backup, mark, names)
+        except TargetNotThere:
+            raise
         except (Unavailable, Unusable) as damage:
             error = str(damage)
         results.append(
@@ -89,6 +100,113 @@ async def verify(
         print_rows(("id", "kind", "chunks", "bytes", "result"), rows, "There are no backups.")
     if any(result["error"] for result in results):
         raise typer.Exit(1)
+
+
+async def _repository(opened: Transactions) -> Repository:
+    async with opened.write() as ctx:
+        return main.make_repository(ctx.settings, await accounts.instance(ctx))
+
+
+async def _verify(
+    repository: Repository, backup: queries.StoredBackup, mark: str | None, names: dict[str, str]
+) -> VerifyResult:
+    if backup.target != mark:
+        raise Unusable(
+            f"it is on the target {names.get(backup.target or '', backup.target)}, and vpsd is configured for "
+            f"{repository.location}"
+        )
+    try:
+        return await repository.verify(backup.ref)
+    except Unusable:
+        await repository.check_mark(mark)  # what is not mounted is not damaged
+        raise
+
+
+@target_app.callback(invoke_without_command=True)
+@run_async
+async def target(context: typer.Context, json: Json = False) -> None:
+    """Show where backups are kept: each target with its name, its mark, and whether it is there.
+
+    A target is known by the mark that lies on it (`vpsd-target.json`), so it may move: set VPSD_BACKUP_DIR or
+    VPSD_BACKUP_S3 to its new place. Example: `vpsd backup target --json`.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    async with transactions() as opened:
+        repository = await _repository(opened)
+        mark, error = None, None
+        try:
+            mark = await marks.identify(opened, repository)
+        except VpsdError as reason:
+            error = str(reason)
+        async with opened.read() as ctx:
+            known = await marks.list_targets(ctx)
+            counts = {one.mark: await marks.count_backups(ctx, one) for one in known}
+    former = None if mark else marks.last_at(known, repository.location)
+    found = [_target_fields(one, counts[one.mark], repository, mark, former) for one in known]
+    if mark is None and former is None:
+        unused = {"name": None, "mark": None, "location": repository.location, "backups": 0, "made": None, "seen": None}
+        found.append({**unused, "state": repository.status.status, "error": error})
+    for fields in found:
+        fields["error"] = error if fields["state"] in ("missing", "unavailable") else None
+    print_list(json, found, ("name", "mark", "location", "backups", "seen", "state", "error"), "")
+
+
+def _target_fields(
+    one: BackupTarget, count: int, repository: Repository, mark: str | None, former: BackupTarget | None
+) -> dict[str, Any]:
+    here = "in use" if one.mark == mark else None
+    return {
+        "name": one.name,
+        "mark": one.mark,
+        "location": one.locations[0],
+        "backups": count,
+        "made": iso_utc(one.created_at_ms),
+        "seen": iso_utc(one.seen_at_ms),
+        "state": here or (repository.status.status if one is former else "elsewhere"),
+    }
+
+
+@target_app.command("rename")
+@run_async
+async def rename_target(
+    name: Annotated[str, typer.Argument(help="Its new name: letters, digits, dots, hyphens and underscores.")],
+    of: Annotated[
+        str | None, typer.Option("--target", help="The name or mark of the target; by default, the one in use.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Call a target something else. Example: `vpsd backup target rename offsite`."""
+    async with transactions() as opened:
+        repository = await _repository(opened)
+        async with opened.write(OPERATOR) as ctx:
+            if of is None:
+                here = marks.last_at(await marks.list_targets(ctx), repository.location)
+                if here is None:
+                    raise Unusable(f"No backup was stored in {repository.location} yet, so it has no name.")
+                of = here.mark
+            await marks.rename(ctx, of, name)
+    print_result(json, {"name": name}, f"The target is called {name}.")
+
+
+@target_app.command()
+@run_async
+async def adopt(
+    new: Annotated[bool, typer.Option("--new", help="It may be empty: a target that was never used.")] = False,
+    json: Json = False,
+) -> None:
+    """Take what is at the configured place as the backups' target, although it is not the one that was there.
+
+    One that has lost its mark is known by the backups on it, and gets it again. Backups on other targets stay what they
+    are, and can be restored when their target is configured again. Example: `vpsd backup target adopt --new`.
+    """
+    async with transactions() as opened:
+        repository = await _repository(opened)
+        mark = await marks.adopt(opened, repository, new=new)
+        async with opened.read() as ctx:
+            name = next(one.name for one in await marks.list_targets(ctx) if one.mark == mark)
+    text = f"{repository.location} is the target {name} from now on."
+    print_result(json, {"name": name, "mark": mark, "location": repository.location}, text)
 
 
 @app.command()

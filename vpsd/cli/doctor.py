@@ -1,13 +1,20 @@
 """What this machine can do, and how vpsd is configured."""
 
 import asyncio
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
 
+import asyncpg
 import msgspec
 import typer
 
 from vpsd import __version__, main
+from vpsd.backups import marks
+from vpsd.backups.marks import BackupTarget
 from vpsd.cli.output import console, print_json
 from vpsd.cli.run import Json, read_settings
+from vpsd.core import db
 from vpsd.core.clock import SystemClock
 from vpsd.errors import VpsdError
 from vpsd.hypervisor.protocol import HostFacts
@@ -24,10 +31,11 @@ class Report(msgspec.Struct):
     host: HostFacts | None
     problems: list[str]
     images: list[str]
+    backups: str = ""
 
 
 def doctor(json: Json = False) -> None:
-    """Show which libvirt and virtualization are used and why, what is missing, and what every setting means.
+    """Show which libvirt and virtualization are used and why, what is missing (backups' target too), and every setting.
 
     Does not change the database. Exit status 1 if servers cannot be created. Example:
     `VPSD_VIRT_TYPE=qemu vpsd doctor` shows what emulation would be like.
@@ -43,6 +51,10 @@ def doctor(json: Json = False) -> None:
         require("qemu-img", "mke2fs", "mmdebstrap")
     except VpsdError as error:
         report.problems.append(f"some images cannot be built: {error}")
+    try:
+        report.backups = asyncio.run(_backups(settings))
+    except VpsdError as error:
+        report.problems.append(f"no backups can be made: {error}")
     if json:
         print_json(report)
     else:
@@ -60,6 +72,32 @@ async def _facts(settings: Settings) -> HostFacts:
         await hypervisor.close()
 
 
+async def _backups(settings: Settings) -> str:
+    """Where backups are kept, and as which target that is known."""
+    repository = main.make_repository(settings, "00000000")
+    mark, known = await repository.read_mark(), await _known_targets(settings)
+    this = next((one for one in known if one.mark == mark), None)
+    former = marks.last_at(known, repository.location)
+    if this is None and former is not None:
+        raise marks.not_there(repository.location, mark, former)
+    said = "not used yet" if mark is None else "marked" if this is None else f"the target {this.name}"
+    return f"{repository.location}: {said}"
+
+
+async def _known_targets(settings: Settings) -> Sequence[BackupTarget]:
+    """Those of the database; none where there is no database yet, or one that the next start migrates."""
+    if settings.database_url is None and not Path(db.sqlite_path(settings.url)).exists():
+        return ()
+    database = await db.connect(settings.url)
+    try:
+        async with database.read() as tx:
+            return await marks.read_targets(tx)
+    except (sqlite3.Error, asyncpg.PostgresError):
+        return ()
+    finally:
+        await database.close()
+
+
 def _values(settings: Settings) -> dict[str, str | None]:
     values = msgspec.structs.asdict(settings)
     if settings.database_url is not None:
@@ -75,6 +113,7 @@ def _print(report: Report) -> None:
         console.print(f"guests       {host.virt_type}: {host.virt_reason}", markup=False)
         console.print(f"host         {host.cpus} CPUs, {host.memory_mb} MB of memory")
     console.print(f"images       {', '.join(report.images) or 'none yet'}", markup=False)
+    console.print(f"backups      {report.backups or 'see below'}", markup=False)
     for problem in report.problems:
         console.print(f"problem      {problem}", markup=False, style="bold red")
     console.print("\nsettings (VPSD_… variables)", style="bold")

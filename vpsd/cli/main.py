@@ -57,7 +57,7 @@ async def check(
     fix: bool = typer.Option(False, "--fix", help="Repair what is found."),
     json: Json = False,
 ) -> None:
-    """Compare database, guests, volumes and addresses: what is unknown, and what is missing?
+    """Compare database, guests, volumes, addresses and the backups' target: what is unknown, and what is missing?
 
     Exit status 1 if something was found and not repaired. Works while vpsd runs. Example: `vpsd check --fix`.
     """

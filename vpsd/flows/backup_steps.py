@@ -1,15 +1,17 @@
 """The steps of backups and restores, and what is cleaned up after those that come to nothing."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
-from vpsd.backups import commands, queries
+from vpsd.backups import commands, marks, queries
 from vpsd.backups.models import Backup, BackupStatus
 from vpsd.backups.repository import BackupRef
+from vpsd.backups.targets import TargetNotThere
 from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.catalog import service as catalog
 from vpsd.errors import Unavailable, Unusable
+from vpsd.flows import cloud_init
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import PowerState, Progress, disk_name
 from vpsd.lifecycle import Status
@@ -25,10 +27,13 @@ async def copy_disk(job: Job) -> None:
     hypervisor, repository, backup = job.runtime.hypervisor, job.runtime.repository, await _backup_of(job)
     if job.server.provisioned_at_ms is None:
         raise Unusable("The server has no disk yet.")
+    mark = await _target_of(job)
     guest = await hypervisor.guest(job.name)
     if job.server.status == Status.ACTIVE and (guest is None or guest.power is not PowerState.RUNNING):
         raise Unusable("The guest is not running. It is brought back first; ask again then.")
-    parent = await _choose_parent(job, backup)
+    found = await cloud_init.ask(job)  # before anything is frozen
+    with _without_location(job):
+        parent = await _choose_parent(job, backup, mark)
     since = parent.uuid if parent is not None and parent.disk == job.server.disk else None
     export = await hypervisor.export_disk(job.name, backup.uuid, since)
     try:
@@ -47,16 +52,25 @@ async def copy_disk(job: Job) -> None:
             incremental=export.since_checkpoint is not None,
             frozen=export.frozen,
             frozen_ms=export.frozen_ms,
-            target=repository.target_name,
+            cloud_init=found,
+            target=mark,
             key_id=repository.key_id,
         )
 
 
-async def _choose_parent(job: Job, backup: Backup) -> Backup | None:
+async def _target_of(job: Job) -> str:
+    """The mark of the target that backups are stored on."""
+    with _without_location(job):
+        mark = await marks.identify(job.runtime, job.runtime.repository, first_use=True)
+    assert mark is not None
+    return mark
+
+
+async def _choose_parent(job: Job, backup: Backup, mark: str) -> Backup | None:
     """The backup that this one builds on, recorded as such; none where it cannot be read any more."""
     repository = job.runtime.repository
     async with job.write() as ctx:
-        parent = await queries.latest(ctx, job.server.id, repository.target_name, repository.key_id)
+        parent = await queries.latest(ctx, job.server.id, mark, repository.key_id)
         await commands.set_parent(ctx, backup.id, None if parent is None else parent.id)
     if parent is None:
         return None
@@ -88,6 +102,7 @@ async def _power_off_if_paused(job: Job) -> None:
 
 async def store_copy(job: Job) -> None:
     """Have all of the export on the target."""
+    await _target_of(job)
     runtime, backup = job.runtime, await _backup_of(job)
     async with runtime.read() as ctx:
         parent = None if backup.parent_id is None else await queries.row(ctx, backup.parent_id)
@@ -111,9 +126,10 @@ async def store_copy(job: Job) -> None:
             {"server": job.server.name, "os": system.slug, "kind": backup.kind},
             backup.created_at_ms,
             progress,
+            backup.target,
         )
 
-    with _without_target_name(job):
+    async with _on_target(job, backup):
         stored = await job.watched(send)
     async with job.write() as ctx:
         await commands.set_stored(
@@ -141,26 +157,42 @@ async def _backup_of(job: Job) -> Backup:
 
 async def completed_backup(job: Job, backup_id: int) -> Backup:
     """A backup to write a disk from."""
+    with _without_location(job):
+        mark = await marks.identify(job.runtime, job.runtime.repository)
     async with job.runtime.read() as ctx:
         backup = await queries.find(ctx, backup_id)
     if backup is None or backup.status != BackupStatus.COMPLETED or backup.deleted_at_ms is not None:
         raise Unusable(f"The backup {backup_id} no longer exists.")
-    try:
-        job.runtime.repository.check_target(backup.target)
-    except Unusable as error:
-        log.warning("backup %s: %s", backup_id, error)
-        raise Unusable(f"The backup {backup_id} is kept where vpsd does not look; its operator can help.") from error
+    if backup.target != mark:
+        log.warning("backup %s is on the target %s, and the one in use is %s", backup_id, backup.target, mark)
+        raise Unusable(f"The backup {backup_id} is kept where vpsd does not look; its operator can help.")
     return backup
 
 
+@asynccontextmanager
+async def _on_target(job: Job, backup: Backup) -> AsyncIterator[None]:
+    """What goes wrong because the target is gone is said to be that, and not that backups are damaged."""
+    with _without_location(job):
+        try:
+            yield
+        except Unusable:
+            await job.runtime.repository.check_mark(backup.target)
+            raise
+
+
 @contextmanager
-def _without_target_name(job: Job) -> Iterator[None]:
+def _without_location(job: Job) -> Iterator[None]:
     """Where an operator keeps backups is nothing that customers read: the log has it."""
+    location = job.runtime.repository.location
     try:
         yield
+    except TargetNotThere as error:
+        log.warning("operation %s: %s", job.operation.id, error)
+        raise TargetNotThere("The backups' store is not there now; try again when the operator has it back.") from error
     except (Unavailable, Unusable) as error:
         log.warning("operation %s: %s", job.operation.id, error)
-        raise type(error)(str(error).replace(job.runtime.repository.target_name, "the backups' store")) from error
+        text = str(error).replace(location, "the backups' store").replace(location.partition(" ")[2], "it")
+        raise type(error)(text) from error
 
 
 async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:
@@ -176,7 +208,7 @@ async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:
                 disk, manifest.size_bytes, manifest.chunk_bytes, chunk_numbers(manifest), content
             )
 
-    with _without_target_name(job):
+    async with _on_target(job, backup):
         await job.watched(write)
 
 

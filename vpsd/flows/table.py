@@ -14,6 +14,7 @@ from vpsd.flows.backup_steps import (
     take_restored_disk,
     write_restored_disk,
 )
+from vpsd.flows.first_boot import set_right
 from vpsd.flows.job import Job
 from vpsd.flows.steps import (
     await_boot,
@@ -35,7 +36,8 @@ from vpsd.operations.models import Operation
 
 Step = Callable[[Job], Awaitable[None]]
 
-_BOOT: tuple[Step, ...] = (reserve_address, fetch_image, make_disk, write_seed, define_guest, power_on, await_boot)
+_MADE: tuple[Step, ...] = (reserve_address, fetch_image, make_disk, write_seed, define_guest)
+_BOOT: tuple[Step, ...] = (*_MADE, power_on, set_right, await_boot)
 _BACKUP: tuple[Step, ...] = (copy_disk, store_copy, drop_copy)
 
 # The names of the steps are stored in `operations.step`, and customers see them.

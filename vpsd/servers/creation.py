@@ -14,12 +14,13 @@ from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.core.units import GIB
 from vpsd.events import service as events
+from vpsd.images.clones import CloudInit
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers import user_data
 from vpsd.servers.checks import check_capacity, check_tags, offered_plan, offered_system, password_hash, tags_text
-from vpsd.servers.faults import DiskTooSmall, UnknownLocation, UnknownSshKey
+from vpsd.servers.faults import DiskTooSmall, NobodyRunsUserData, UnknownLocation, UnknownSshKey
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
 from vpsd.ssh_keys import service as ssh_keys
@@ -31,6 +32,7 @@ _ADD = Statement(
     + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data"),
     into=int,
 )
+_WITHOUT_CLOUD_INIT = (CloudInit.DISABLED, CloudInit.MISSING)
 
 
 class NewServer(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +57,22 @@ class BackupSource(msgspec.Struct, frozen=True):
     os_id: int
     disk_bytes: int | None
     copy: str  # what people call it: backup | snapshot
+    cloud_init: str | None  # enabled | disabled | missing; None: nobody could be asked
+
+    def note(self, login: str) -> str:
+        """What whoever makes a server from it has to know, where its cloud-init may not give it what is promised."""
+        if self.cloud_init == CloudInit.ENABLED:
+            return ""
+        given = f"network, {login}, hostname and host keys"
+        if self.cloud_init is None:
+            return (
+                f" Nobody could be asked whether cloud-init runs in this {self.copy}. If not, vpsd sets {given} "
+                "through the guest's agent; where that does not answer, they stay the backed up server's."
+            )
+        return (
+            f" cloud-init is {self.cloud_init} in this {self.copy}: vpsd sets {given} through the guest's agent at the "
+            "first boot, and reboots it once. If the agent does not answer, the server ends in error."
+        )
 
 
 class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +120,8 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     refused = None if new.user_data is None else user_data.refusal(new.user_data)
     if refused is not None:
         faults.add("user_data", refused)
+    elif new.user_data is not None and source is not None and source.cloud_init in _WITHOUT_CLOUD_INIT:
+        faults.add("user_data", NobodyRunsUserData(source.copy, source.cloud_init))
     faults.check()
     assert plan is not None
     assert system is not None
@@ -110,6 +130,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     await credit.check_create(ctx, plan)
     await check_capacity(ctx, plan)
     password = None if key else ctx.ids.password()
+    note = "" if source is None else source.note("SSH key" if key else "password")
     values: dict[str, Any] = {
         "uuid": ctx.ids.uuid(),
         "name": new.name,
@@ -147,7 +168,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         system=system,
         tags=new.tags,
         created_at_ms=ctx.now_ms,
-        message=RULES[Command.CREATE].message,
+        message=RULES[Command.CREATE].message + note,
         password=password,
         operation=operation,
     )

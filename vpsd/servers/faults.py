@@ -83,6 +83,19 @@ class DiskCannotShrink(Fault, frozen=True):
         return f"A disk cannot shrink ({sizes}). Choose a plan with at least {self.present_gb} GB."
 
 
+class NobodyRunsUserData(Fault, frozen=True):
+    """A server is to be made from a copy whose cloud-init does not run."""
+
+    copy: str
+    cloud_init: str
+
+    def __str__(self) -> str:
+        return (
+            f"cloud-init is {self.cloud_init} in this {self.copy}, so nothing would apply user data. Leave it out, and "
+            "set the server up when it is active."
+        )
+
+
 class DiskTooSmall(Fault, frozen=True):
     """The plan's disk is smaller than that of the copy the server begins with."""
 

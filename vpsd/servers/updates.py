@@ -19,6 +19,7 @@ def _set(*columns: str) -> Statement[Any]:
 _SET_BASE = _set("base", "kernel_cmdline")
 _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
+_SET_STATUS_DETAIL = _set("status_detail")
 _SET_PURGED = _set("purged_at_ms")
 _SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "previous_boot")
 _SET_STATUS_DETAIL = _set("status_detail")
@@ -72,6 +73,11 @@ async def set_seed(ctx: Ctx, server_id: int, hostname: str) -> None:
 async def set_ssh_port(ctx: Ctx, server_id: int, port: int) -> None:
     """The port of the address that leads to the guest's port 22."""
     await ctx.tx.run(_SET_PORT, id=server_id, ssh_port=port)
+
+
+async def set_status_detail(ctx: Ctx, server_id: int, detail: str | None) -> None:
+    """What there is to say about the server's status."""
+    await ctx.tx.run(_SET_STATUS_DETAIL, id=server_id, status_detail=detail)
 
 
 async def set_booted(ctx: Ctx, server_id: int, address: str) -> None:

@@ -2,18 +2,20 @@
 
 import logging
 
-from vpsd.backups import commands, queries
-from vpsd.backups.models import Backup
+from vpsd.backups import commands, marks, queries
+from vpsd.backups.models import Backup, BackupStatus
 from vpsd.backups.repository import BackupRef
+from vpsd.backups.targets import TargetNotThere
 from vpsd.core.clock import every
 from vpsd.core.units import MINUTE_MS
-from vpsd.errors import Busy, Unavailable, VpsdError
+from vpsd.errors import Busy, Unavailable, Unusable, VpsdError
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 5.0
+_LOOK_MS = 15_000  # between two looks at the target
 _AGAIN_MS = 5 * MINUTE_MS  # after a target that did not answer
 
 
@@ -23,6 +25,9 @@ class BackupScheduler:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._collect_at_ms: dict[int, int] = {}  # by backup: not before, after a try that failed
+        self._look_at_ms = 0
+        self._said: str | None = None  # of the target, in the log
+        self._target_is_there = False
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -30,6 +35,7 @@ class BackupScheduler:
 
     async def schedule(self) -> None:
         """Do what is due."""
+        await self._look()
         async with self._runtime.read() as ctx:
             due = await servers.backup_due(ctx)
             expired = await queries.expired(ctx)
@@ -40,9 +46,30 @@ class BackupScheduler:
             except Busy:
                 log.debug("server %s is busy; its backup waits", server_id)
         for backup in expired:
+            if backup.status == BackupStatus.COMPLETED and not self._target_is_there:
+                continue  # while no new ones can be made, the old ones are all there is
             async with self._runtime.write() as ctx:
                 await commands.expire(ctx, backup)
         await self.collect_garbage()
+
+    async def _look(self) -> None:
+        """Look for the target, for /health and for what is done to it; why it is not there is logged."""
+        now_ms = self._runtime.clock.now_ms()
+        if now_ms < self._look_at_ms:
+            return
+        self._look_at_ms, self._target_is_there = now_ms + _LOOK_MS, False
+        repository = self._runtime.repository
+        try:
+            await marks.identify(self._runtime, repository)
+            self._target_is_there = True
+        except VpsdError as error:
+            if self._said != str(error):
+                log.error("backups cannot be made: %s", error)
+            self._said = str(error)
+            return
+        if self._said is not None:
+            log.warning("%s is there again: backups can be made", repository.location)
+        self._said = None
 
     async def collect_garbage(self) -> None:
         """Take off the target what is left of backups that nobody needs."""
@@ -58,7 +85,7 @@ class BackupScheduler:
             except VpsdError as error:
                 log.warning("backup %s cannot be taken off its target; tried again later: %s", backup.id, error)
                 self._collect_at_ms[backup.id] = now_ms + _AGAIN_MS
-                if isinstance(error, Unavailable):
+                if isinstance(error, Unavailable | TargetNotThere):
                     return  # neither can the others
 
     async def _collect(self, backup: Backup) -> None:
@@ -67,8 +94,10 @@ class BackupScheduler:
             server = await servers.row(ctx, backup.server_id)
             others = await queries.others(ctx, backup)
         if backup.target is not None:  # else nothing of it was ever sent
-            repository.check_target(backup.target)
+            if await marks.identify(self._runtime, repository) != backup.target:
+                raise Unusable("it is on another target")
             kept = [BackupRef(server.uuid, one.uuid) for one in others if one.target == backup.target]
             await repository.discard(BackupRef(server.uuid, backup.uuid), kept)
+            await repository.check_mark(backup.target)  # else it may still lie there, where this was not mounted
         async with self._runtime.write() as ctx:
             await commands.set_purged(ctx, backup.id)

@@ -10,9 +10,11 @@ from msgspec import Meta
 from vpsd import __version__
 from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.routes import get
+from vpsd.backups.repository import TargetStatus
 from vpsd.catalog import service as catalog
 from vpsd.core.context import Ctx
 from vpsd.hosts.status import HostStatus
+from vpsd.runtime import Runtime
 
 
 class HypervisorHealth(msgspec.Struct):
@@ -23,24 +25,40 @@ class HypervisorHealth(msgspec.Struct):
     virt_type: Annotated[str | None, Meta(description="kvm, qemu (emulation) or none")]
 
 
+class BackupsHealth(msgspec.Struct):
+    """Whether backups can be made and restored; where they are kept, and what is wrong, is for the operator alone."""
+
+    status: Annotated[
+        str,
+        Meta(
+            description="ok, unused before the first backup, missing where the target is not the one that was there "
+            "(not mounted?), unavailable where it does not answer, unknown before the first look, or elsewhere where "
+            "no worker runs here"
+        ),
+    ]
+
+
 class Health(msgspec.Struct):
     """How vpsd is."""
 
     status: Annotated[str, Meta(description="ok or degraded")]
     version: str
     hypervisor: HypervisorHealth
+    backups: BackupsHealth
 
 
-def health_of(host: HostStatus) -> HTTPRouteHandler:
-    """The route that tells how vpsd and this host are."""
+def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
+    """The route that tells how vpsd, this host and the backups' target are."""
+    host, target = (runtime.host, runtime.repository.status) if runtime else (HostStatus(), TargetStatus())
 
     @get("/health", "health", "Health", tags=["Service"], needs=PUBLIC, further={503: "The host does not answer"})
     async def health(ctx: Ctx) -> Response[Health]:
-        """Whether vpsd can do its work; 503 while its host does not answer."""
+        """Whether vpsd can do its work; 503 while its host does not answer, but not for backups alone."""
         await catalog.list_locations(ctx)
-        well, facts = host.status != "unavailable", host.facts
+        answers, facts = host.status != "unavailable", host.facts
+        well = answers and target.status not in ("missing", "unavailable")
         hypervisor = HypervisorHealth(host.status, facts.driver if facts else None, facts.virt_type if facts else None)
-        answer = Health("ok" if well else "degraded", __version__, hypervisor)
-        return Response(answer, status_code=200 if well else 503)
+        answer = Health("ok" if well else "degraded", __version__, hypervisor, BackupsHealth(target.status))
+        return Response(answer, status_code=200 if answers else 503)
 
     return health

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from vpsd.api.http.forms import Listing
-from vpsd.api.http.health import Health, HypervisorHealth
+from vpsd.api.http.health import BackupsHealth, Health, HypervisorHealth
 from vpsd.api.vps_org.dry_run import DryRun, Placement, Price
 from vpsd.api.vps_org.schemas import account, backups, catalog, operations, servers, ssh_keys
 from vpsd.api.vps_org.schemas.amounts import amount
@@ -102,6 +102,7 @@ def _backup(id: int, description: str, created_at: str, size_mb: int | None) -> 
         "completed_at": created_at.replace(":00Z", ":42Z"),
         "consistent": True,
         "paused_ms": 180,
+        "cloud_init": "enabled",
         "incremental": True,
         "sent_mb": 61.5,
         "encrypted": True,
@@ -114,7 +115,9 @@ def _daily(expires_at: str) -> dict[str, Any]:
 
 
 def _being_made(id: int, description: str, noun: str) -> dict[str, Any]:  # noqa: A002
-    unknown = dict.fromkeys(("completed_at", "consistent", "paused_ms", "incremental", "sent_mb", "encrypted"))
+    unknown = dict.fromkeys(
+        ("completed_at", "consistent", "paused_ms", "cloud_init", "incremental", "sent_mb", "encrypted")
+    )
     made = _backup(id, description, "2025-01-16T16:15:00Z", None)
     message = RULES[Command.BACKUP].message.format(noun=noun)
     return {**made, **unknown, "status": backups.State.IN_PROGRESS, "message": message, "operation": _QUEUED}
@@ -306,5 +309,5 @@ ANSWERS: dict[str, Any] = {
             )
         ],
     ),
-    "health": Health("ok", "1.0.0", HypervisorHealth("ok", "libvirt", "kvm")),
+    "health": Health("ok", "1.0.0", HypervisorHealth("ok", "libvirt", "kvm"), BackupsHealth("ok")),
 }

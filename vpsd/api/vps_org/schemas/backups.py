@@ -102,6 +102,14 @@ class CopyView(msgspec.Struct):
         Meta(description="Nothing was being written: file systems frozen by the agent, or the server off"),
     ]
     paused_ms: Annotated[int | None, Meta(description="For how long at most the running server could not write, in ms")]
+    cloud_init: Annotated[
+        str | None,
+        Meta(
+            description="Whether cloud-init sets up a new server made from it: enabled, disabled (or told to leave the "
+            "network alone) or missing; then vpsd does, through the guest's agent. Null where the agent could not be "
+            "asked"
+        ),
+    ]
     incremental: Annotated[bool | None, Meta(description="Only what was written since the one before was copied")]
     sent_mb: Annotated[float | None, Meta(description="What had to be sent for it, compressed, in MB")]
     encrypted: bool | None
@@ -122,6 +130,7 @@ class CopyView(msgspec.Struct):
             completed_at=iso_utc_or_none(backup.completed_at_ms),
             consistent=backup.frozen,
             paused_ms=backup.frozen_ms,
+            cloud_init=backup.cloud_init,
             incremental=backup.incremental,
             sent_mb=None if backup.sent_bytes is None or not completed else round(backup.sent_bytes / MIB, 2),
             encrypted=None if backup.target is None else backup.key_id is not None,
