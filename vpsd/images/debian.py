@@ -73,7 +73,7 @@ async def _bootstrap(tar: Path, sources: list[debs.Source], scratch: Path, log: 
         f"--include={','.join(_PACKAGES)}",
         '--aptopt=Acquire::Languages "none"',
         f"--essential-hook={_guest_file('debian-initramfs')}",
-        f"--customize-hook={_guest_file('debian-customize')}",
+        f"--customize-hook={_guest_file('debian-customize').replace('FREEZE_GUARD', _guest_file('freeze-guard'))}",
         _CODENAME,
         "-",
         *(f"deb {signed}{source.uri} {source.suite} {source.component}" for source in sources),

@@ -29,7 +29,7 @@ _EARLY = (  # dependencies first
 )
 _LATE = (
     *("cdrom", "isofs", "scsi_common", "scsi_mod", "sr_mod", "libata", "ata_piix"),
-    *("button", "evdev", "virtio-rng", "virtio_balloon", "virtio_console"),
+    *("button", "evdev", "virtio-rng", "virtio_balloon", "virtio_console", "loop"),
 )
 _OWN_SHUTDOWN = ("poweroff", "reboot", "halt", "shutdown")
 _LEFT_OUT = ("busybox", "dpkg", "dpkg-deb", "mke2fs", "rpm", "init", *_OWN_SHUTDOWN)
@@ -108,7 +108,7 @@ async def _fill_root(packages: Path, root: Path, log: Path) -> None:
         _write(root / name, text)
     _write(root / "etc/shadow", "root:*:19700:0:99999:7:::\n", 0o640)
     _write(root / "etc/inittab", _guest_file("inittab"))
-    for name in ("tiny-boot", "tiny-ssh", "tiny-agent", "tiny-shutdown", "tiny-user-data"):
+    for name in ("tiny-boot", "tiny-ssh", "tiny-agent", "tiny-shutdown", "tiny-user-data", "freeze-guard"):
         _write(root / "sbin" / name, _guest_file(name), 0o755)
     _write(root / "etc/acpi/PWRF/00000080", "#!/bin/sh\nsetsid /sbin/tiny-shutdown poweroff &\n", 0o755)
     _write(root / "root/.ssh/authorized_keys", "", 0o600)
