@@ -185,6 +185,7 @@ async def _is_off(job: Job) -> bool:
 
 async def _record_boot(job: Job) -> None:
     async with job.write() as ctx:
+        await updates.forget_freeze(ctx, job.server.id)
         await updates.set_booted(ctx, job.server.id, await addresses.assign(ctx, job.server.id))
         deleted = (await servers.row(ctx, job.server.id)).deleted_at_ms is not None
         if job.server.provisioned_at_ms is None and not deleted:

@@ -78,6 +78,7 @@ class DetailedServer(ListedServer, frozen=True):
 
     bandwidth_gb: int
     backups_enabled: bool
+    freeze_for_backups: bool
     ssh_port: int | None
     error: str | None
     sampled_at_ms: int | None
@@ -137,7 +138,7 @@ class _ServerName(msgspec.Struct, frozen=True):
 _DETAIL = Statement(
     select(
         *_SUMMARY,
-        *(plans.c.bandwidth_gb, _c.backups_enabled, _c.ssh_port, _c.error),
+        *(plans.c.bandwidth_gb, _c.backups_enabled, _c.freeze_for_backups, _c.ssh_port, _c.error),
         *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
         *(traffic.c.received_bytes, traffic.c.sent_bytes),
     )
@@ -165,6 +166,9 @@ _WITH_STATUS = Statement(
 )
 _PURGE_DUE = Statement(
     select(_c.id).where(_c.purge_due_at_ms <= bindparam("now_ms"), _c.deleted_at_ms.is_(None)), into=int
+)
+_UNTHAWED = Statement(
+    _SERVER.where(_c.unthawed_backup_id.is_not(None), _c.deleted_at_ms.is_(None)).order_by(_c.id), into=Server
 )
 _BACKUP_DUE = Statement(
     select(_c.id)
@@ -373,6 +377,11 @@ async def accounts_with(ctx: Ctx, status: Status) -> list[int]:
 async def purge_due(ctx: Ctx) -> list[int]:
     """Servers whose deletion cannot be undone any more."""
     return await ctx.tx.all(_PURGE_DUE, now_ms=ctx.now_ms)
+
+
+async def unthawed(ctx: Ctx) -> list[Server]:
+    """For workers: those that were frozen for a backup and have not been seen to write since."""
+    return await ctx.tx.all(_UNTHAWED)
 
 
 async def backup_due(ctx: Ctx) -> list[int]:

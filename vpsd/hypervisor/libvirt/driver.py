@@ -180,14 +180,14 @@ class LibvirtHypervisor:
 
         await self._host.call(ask, f"grow the disk of {name}", _QUICK_SECONDS)
 
-    async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
+    async def export_disk(self, name: str, checkpoint: str, since: str | None, *, freeze: bool = True) -> DiskExport:
         """Start exporting the guest's disk to a file next to it."""
         self._require_own(name)
 
         def ask(host: libvirt.virConnect) -> DiskExport:
             self._drop_export(host, name)
             self._pool.require_space(host, 0 if since else self._pool.max_export_bytes(host, name))
-            return exports.begin(host, name, self._pool.export_path(host, name), checkpoint, since)
+            return exports.begin(host, name, self._pool.export_path(host, name), checkpoint, since, freeze=freeze)
 
         return await self._host.call(ask, f"export the disk of {name}", _START_SECONDS)
 
@@ -219,6 +219,12 @@ class LibvirtHypervisor:
         self._require_own(name)
         action = f"delete checkpoints of {name}"
         await self._host.call(lambda host: exports.delete_checkpoints(host, name, checkpoint), action, _START_SECONDS)
+
+    async def ensure_thawed(self, name: str) -> bool | None:
+        """Have the guest's file systems thawed, and see whether it writes."""
+        self._require_own(name)
+        action = f"thaw the file systems of {name}"
+        return await self._host.call(lambda host: exports.ensure_thawed(host, name), action, _START_SECONDS)
 
     async def write_seed(self, name: str, content: bytes) -> None:
         """Write or replace the guest's seed."""
