@@ -17,7 +17,9 @@ from vpsd.lifecycle import Status
 EXAMPLES = Path(__file__).parent / "examples"
 
 # What vpsd adds to the published answers.
-ADDED = {"uuid", "next", "previous", "ssh", "error", "password", "tags", "protected", "delete_at", "operation"}
+ADDED = {"uuid", "next", "previous", "ssh", "error", "password", "tags", "protected", "delete_at", "operation"} | {
+    "freeze_for_backups"
+}
 # Figures that nobody measured, and addresses that nobody has.
 MAY_BE_NULL = {"ipv6_address", "cpu_percent", "memory_used", "disk_used", "bandwidth_used"}
 

@@ -98,7 +98,7 @@ class DiskExport(msgspec.Struct, frozen=True):
 
     since_checkpoint: str | None  # the export holds the changes since that checkpoint; None: it holds everything
     frozen: bool  # the file systems were quiescent: frozen by the guest's agent, or the guest is off
-    frozen_ms: int  # for how long the guest could not write
+    frozen_ms: int | None  # for how long the guest could not write; None: its agent did not answer any more
     started_paused: bool  # the guest was off and was started paused; power it off when the export is complete
     freeze_asked: bool = False  # its agent was told to freeze them: `ensure_thawed` sees what became of that
     detail: str = ""  # for people: what was frozen, or why nothing was

@@ -167,9 +167,6 @@ _WITH_STATUS = Statement(
 _PURGE_DUE = Statement(
     select(_c.id).where(_c.purge_due_at_ms <= bindparam("now_ms"), _c.deleted_at_ms.is_(None)), into=int
 )
-_UNTHAWED = Statement(
-    _SERVER.where(_c.unthawed_backup_id.is_not(None), _c.deleted_at_ms.is_(None)).order_by(_c.id), into=Server
-)
 _BACKUP_DUE = Statement(
     select(_c.id)
     .where(
@@ -377,11 +374,6 @@ async def accounts_with(ctx: Ctx, status: Status) -> list[int]:
 async def purge_due(ctx: Ctx) -> list[int]:
     """Servers whose deletion cannot be undone any more."""
     return await ctx.tx.all(_PURGE_DUE, now_ms=ctx.now_ms)
-
-
-async def unthawed(ctx: Ctx) -> list[Server]:
-    """For workers: those that were frozen for a backup and have not been seen to write since."""
-    return await ctx.tx.all(_UNTHAWED)
 
 
 async def backup_due(ctx: Ctx) -> list[int]:

@@ -27,11 +27,12 @@ class ThawChecker:
     async def check(self) -> None:
         """Look at all of them once; a backup that is under way does so itself."""
         async with self._runtime.read() as ctx:
-            unthawed = await servers.unthawed(ctx)
+            present = await servers.present(ctx)
             busy = await operations.busy_servers(ctx)
-        for server in unthawed:
-            if server.id not in busy:
-                try:
-                    await confirm_thawed(self._runtime, server)
-                except VpsdError as error:
-                    log.debug("server %s could not be looked at: %s", server.id, error)
+        for server in present:
+            if server.unthawed_backup_id is None or server.deleted_at_ms is not None or server.id in busy:
+                continue
+            try:
+                await confirm_thawed(self._runtime, server)
+            except VpsdError as error:
+                log.debug("server %s could not be looked at: %s", server.id, error)

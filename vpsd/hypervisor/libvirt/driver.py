@@ -223,8 +223,7 @@ class LibvirtHypervisor:
     async def ensure_thawed(self, name: str) -> bool | None:
         """Have the guest's file systems thawed, and see whether it writes."""
         self._require_own(name)
-        action = f"thaw the file systems of {name}"
-        return await self._host.call(lambda host: exports.ensure_thawed(host, name), action, _START_SECONDS)
+        return await self._host.call(lambda host: exports.ensure_thawed(host, name), f"thaw {name}", _START_SECONDS)
 
     async def write_seed(self, name: str, content: bytes) -> None:
         """Write or replace the guest's seed."""
@@ -267,7 +266,9 @@ class LibvirtHypervisor:
             await self._ssh_probes.stop(name)
             return False
         if port is None or not connect.is_local(self._choice.uri):
-            return await self._host.call(lambda host: _pings(host, name), f"ping the agent of {name}", _QUICK_SECONDS)
+            return await self._host.call(
+                lambda host: domains.pings(host, name), f"ping the agent of {name}", _QUICK_SECONDS
+            )
         return await self._ssh_probes.responds(name, network.address, port)
 
     async def remove(self, name: str) -> None:
@@ -393,11 +394,6 @@ class LibvirtHypervisor:
     def _require_own(self, name: str) -> None:
         if not name.startswith(self._prefix):
             raise Unusable(f"{name} does not belong to this vpsd.")
-
-
-def _pings(host: libvirt.virConnect, name: str) -> bool:
-    domain = domains.find(host, name)
-    return domain is not None and agent.ask(domain, "guest-ping", timeout_seconds=1) is not None
 
 
 def _version(number: int) -> str:

@@ -42,7 +42,7 @@ class Freeze(msgspec.Struct):
     detail: str = ""
     frozen: bool = False  # while the export began
     asked: bool = False  # the agent was told to freeze, and may still do so
-    ms: int = 0  # for how long the guest could not write
+    ms: int | None = 0  # for how long the guest could not write; None: nobody knows
 
 
 def choose_mounts(fsinfo: Any) -> Mounts:
@@ -92,10 +92,12 @@ def frozen(domain: libvirt.virDomain) -> Iterator[Freeze]:
         yield freeze
     finally:
         watchdog.cancel()
-        thawed = _thaw(domain) if count else None
-        freeze.ms = round((time.monotonic() - began) * 1000) if count else 0
-        freeze.frozen = count >= len(mounts.freeze) and thawed != 0
-        freeze.detail = _describe(mounts, count, thawed, freeze.ms, error)
+        in_time = time.monotonic() - began < _LONGEST_SECONDS
+        thawed = _thaw(domain) if count else 0
+        ms = round((time.monotonic() - began) * 1000) if count else 0
+        freeze.ms = None if error or thawed is None else ms
+        freeze.frozen = count >= len(mounts.freeze) and (in_time if thawed is None else thawed > 0)
+        freeze.detail = _describe(mounts, count, thawed, freeze, error)
 
 
 def ensure_thawed(domain: libvirt.virDomain) -> bool | None:
@@ -140,18 +142,18 @@ def _thaw(domain: libvirt.virDomain) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def _describe(mounts: Mounts, count: int, thawed: int | None, ms: int, error: str) -> str:
+def _describe(mounts: Mounts, count: int, thawed: int | None, freeze: Freeze, error: str) -> str:
     names = _names(mounts.freeze)
     if error:
         text = f"Not frozen: the guest's agent could not freeze {names} in time: {error.splitlines()[0]}."
     elif count < len(mounts.freeze):
         text = f"Only {count} of {len(mounts.freeze)} file systems were frozen: {names}."
-    elif thawed == 0:
+    elif thawed is not None and not freeze.frozen:
         text = f"Frozen: {names}. They were thawed before the copy had begun."
     elif thawed is None:
         text = f"Frozen: {names}. The guest's agent did not answer when it was told to thaw them."
     else:
-        text = f"Frozen for {ms} ms: {names}."
+        text = f"Frozen for {freeze.ms} ms: {names}."
     return _join(text, mounts)
 
 

@@ -43,6 +43,11 @@ from vpsd.hypervisor.simulator.state import (
 GuestRunner = Callable[[str, Sequence[str], bytes], GuestRun | None]
 Hook = Callable[[str], Awaitable[None] | None]
 
+_OFF = "The guest was off: nothing was being written."
+_FROZEN = "Frozen for 0 ms: /."
+_DEAD = "Frozen: /. The guest's agent did not answer when it was told to thaw them."
+_SILENT = "Not frozen: the guest's agent did not answer."
+
 
 class Simulator:
     """A simulated host. Its public attributes control how it behaves; delays and faults are those of this object."""
@@ -192,12 +197,9 @@ class Simulator:
                     FillExport(name, disk, after or 0),
                     PutCheckpoint(name, checkpoint, state.writes(disk)),
                 )
-            detail = "The guest was off: nothing was being written." if off else "Frozen for 0 ms: /."
-            if asked and self.agent_dies_frozen:
-                detail = "Frozen: /. The guest's agent did not answer when it was told to thaw them."
-            elif not asked and not off:
-                detail = "Not frozen: the guest's agent did not answer." if freeze else ""
-            return DiskExport(None if after is None else since, asked or off, 0, off, asked, detail)
+            dies = asked and self.agent_dies_frozen
+            detail = _OFF if off else (_DEAD if dies else _FROZEN) if asked else _SILENT
+            return DiskExport(None if after is None else since, asked or off, None if dies else 0, off, asked, detail)
 
     async def ensure_thawed(self, name: str) -> bool | None:
         async with self._call("ensure_thawed"):

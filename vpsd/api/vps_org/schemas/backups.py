@@ -108,7 +108,13 @@ class CopyView(msgspec.Struct):
         str | None,
         Meta(description="What was frozen and for how long, and what was not and why; null for old ones"),
     ]
-    paused_ms: Annotated[int | None, Meta(description="For how long at most the running server could not write, in ms")]
+    paused_ms: Annotated[
+        int | None,
+        Meta(
+            description="For how long at most the running server could not write, in ms; null where its agent was told "
+            "to freeze and did not answer any more"
+        ),
+    ]
     incremental: Annotated[bool | None, Meta(description="Only what was written since the one before was copied")]
     sent_mb: Annotated[float | None, Meta(description="What had to be sent for it, compressed, in MB")]
     encrypted: bool | None
