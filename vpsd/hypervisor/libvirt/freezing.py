@@ -14,6 +14,7 @@ from typing import Any
 import libvirt
 import msgspec
 
+from vpsd.hypervisor.freeze_guard import FREEZE_GUARD
 from vpsd.hypervisor.libvirt import agent
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def frozen(domain: libvirt.virDomain) -> Iterator[Freeze]:
         yield freeze
         return
     freeze.asked = True
+    _guard(domain, "freeze")  # the image may have none
     began = time.monotonic()
     watchdog = threading.Timer(_LONGEST_SECONDS, _thaw, [domain])  # the export may hang
     watchdog.daemon = True
@@ -85,7 +87,7 @@ def frozen(domain: libvirt.virDomain) -> Iterator[Freeze]:
         answer = agent.demand(domain, "guest-fsfreeze-freeze-list", _AGENT_SECONDS, mountpoints=list(mounts.freeze))
         count = answer if isinstance(answer, int) else 0
     except (libvirt.libvirtError, ValueError) as failure:
-        error = str(failure)
+        error = _first_line(failure)
         log.warning("%s: not frozen: %s", domain.name(), error)
         _thaw(domain)  # the freeze may have succeeded late, or in part
     try:
@@ -98,6 +100,8 @@ def frozen(domain: libvirt.virDomain) -> Iterator[Freeze]:
         freeze.ms = None if error or thawed is None else ms
         freeze.frozen = count >= len(mounts.freeze) and (in_time if thawed is None else thawed > 0)
         freeze.detail = _describe(mounts, count, thawed, freeze, error)
+        if thawed is not None and not error:
+            _guard(domain, "thaw")
 
 
 def ensure_thawed(domain: libvirt.virDomain) -> bool | None:
@@ -130,6 +134,8 @@ def _ask_for_mounts(domain: libvirt.virDomain, freeze: Freeze) -> Mounts:
     except (libvirt.libvirtError, ValueError) as error:
         log.info("%s: exported without freezing its file systems: %s", domain.name(), error)
         freeze.detail = "Not frozen: the guest's agent did not answer."
+        if isinstance(error, ValueError) or error.get_error_code() != libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+            freeze.detail = f"Not frozen: the guest's agent does not say what is mounted: {_first_line(error)}."
         return Mounts((), ())
     if not mounts.freeze:
         freeze.detail = _join("Not frozen: the guest's agent knows no file system that can be.", mounts)
@@ -142,10 +148,17 @@ def _thaw(domain: libvirt.virDomain) -> int | None:
     return count if isinstance(count, int) else None
 
 
+def _guard(domain: libvirt.virDomain, action: str) -> None:
+    """Set up or end the guard in the guest; without effect where the agent may not run programs."""
+    program = agent.start(domain, ["/bin/sh", "-c", FREEZE_GUARD, "freeze-guard", action, "alone"])
+    if program is None or agent.await_end(domain, program, _AGENT_SECONDS) is None:
+        log.info("%s: nothing in it thaws its file systems should its agent die", domain.name())
+
+
 def _describe(mounts: Mounts, count: int, thawed: int | None, freeze: Freeze, error: str) -> str:
     names = _names(mounts.freeze)
     if error:
-        text = f"Not frozen: the guest's agent could not freeze {names} in time: {error.splitlines()[0]}."
+        text = f"Not frozen: the guest's agent could not freeze {names} in time: {error}."
     elif count < len(mounts.freeze):
         text = f"Only {count} of {len(mounts.freeze)} file systems were frozen: {names}."
     elif thawed is not None and not freeze.frozen:
@@ -155,6 +168,10 @@ def _describe(mounts: Mounts, count: int, thawed: int | None, freeze: Freeze, er
     else:
         text = f"Frozen for {freeze.ms} ms: {names}."
     return _join(text, mounts)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200].rstrip(".")
 
 
 def _join(text: str, mounts: Mounts) -> str:
