@@ -86,7 +86,9 @@ async def _record_thawed(ctx: Ctx, server: LockedServer, backup: Backup) -> None
     await updates.clear_unthawed(ctx, server.id)
     if was_told:
         await updates.set_status_detail(ctx, server.id, None)
-        await events.record(ctx, "server.thawed", "server", server.id, f"it writes again after {_name(backup)}")
+        await events.record(
+            ctx, "server.thawed", "server", server.id, f"nothing is frozen for {_name(backup)} any more"
+        )
 
 
 def _detail(server: ServerRow, backup: Backup, writes: bool | None) -> str:
