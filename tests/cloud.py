@@ -47,6 +47,7 @@ from vpsd.worker.biller import Biller
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
+from vpsd.worker.thaw_checker import ThawChecker
 
 TINY = {"plan_id": 4, "os_id": 1, "location": "us-west"}
 
@@ -212,6 +213,9 @@ class Cloud:
 
     def backup_scheduler(self) -> BackupScheduler:
         return BackupScheduler(self.runtime)
+
+    def thaw_checker(self) -> ThawChecker:
+        return ThawChecker(self.runtime)
 
     def sampler(self) -> Sampler:
         return Sampler(self.runtime)

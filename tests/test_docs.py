@@ -34,7 +34,7 @@ def _blocks(paper: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("paper", "count"), [("README.md", 9), ("docs/money.md", 4), ("docs/permissions.md", 3), ("docs/backups.md", 6)]
+    ("paper", "count"), [("README.md", 9), ("docs/money.md", 4), ("docs/permissions.md", 3), ("docs/backups.md", 7)]
 )
 def test_a_papers_commands_work_one_after_the_other(vpsd: Vpsd, tmp_path: Path, paper: str, count: int) -> None:
     key = tmp_path / "id_ed25519.pub"

@@ -48,6 +48,7 @@ from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.repricing import apply_catalog
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
+from vpsd.worker.thaw_checker import ThawChecker
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def _start_workers(runtime: Runtime, token: str | None, say: Say) -> list[asynci
         Sampler(runtime),
         Biller(runtime),
         BackupScheduler(runtime),
+        ThawChecker(runtime),
     )
     return [asyncio.create_task(worker.run()) for worker in workers]
 

@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).parent / "examples"
 # What vpsd adds to the published answers.
 ADDED = {
     "status_detail",
+    "freeze_for_backups",
     "uuid",
     "next",
     "previous",

@@ -35,6 +35,7 @@ async def test_a_server_is_created_and_becomes_active(cloud: Cloud) -> None:
         "plan": {"id": 1, "name": "Standard VPS", "vcpus": 2, "memory": 4096, "storage": 80},
         "os": {"id": 5, "name": "Ubuntu 22.04 LTS"},
         "backups_enabled": True,
+        "freeze_for_backups": True,
         "tags": [],
         "protected": False,
         "created_at": "2025-06-15T15:06:40Z",
@@ -105,7 +106,9 @@ async def test_changes_refuse_null_and_what_cannot_be_changed(cloud: Cloud) -> N
             "name": ["Expected a string, got null."],
             "hostname": ["Expected a string, got null."],
             "backups_enabled": ["Expected true or false, got null."],
-            "plan_id": ["Unknown field. The fields are name, hostname, backups_enabled, tags, protected."],
+            "plan_id": [
+                "Unknown field. The fields are name, hostname, backups_enabled, freeze_for_backups, tags, protected."
+            ],
         }
 
 

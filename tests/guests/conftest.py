@@ -35,6 +35,8 @@ def vpsd() -> Iterator[Vpsd]:
     running = Vpsd(address_pool=f"127.77.{os.getpid() % 250}.0/24", workers=8, grace_hours=0, vcpu_overcommit=32)
     if os.geteuid() == 0:
         connect.remember(connect.Choice("own", "", ""), running.data)  # also beside a system's libvirt
+    if images := os.environ.get("TEST_IMAGES_DIR"):
+        (running.data / "images").symlink_to(Path(images).absolute())
     try:
         running.start()
         _offer_larger_disk(running)

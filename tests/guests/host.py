@@ -7,6 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
 
+import libvirt
 import psutil
 
 from tests.running import Vpsd, until
@@ -71,6 +72,22 @@ class Host:
     def remove(self, name: str) -> None:
         """Take a guest away with all that it has."""
         self._ask(lambda driver: driver.remove(name))
+
+    def meddle(self, server_id: int, what: str) -> None:
+        """Do something to a guest as `virsh` would: suspend, destroy, undefine."""
+
+        async def do(driver: LibvirtHypervisor) -> None:
+            host = libvirt.open((await driver.facts()).uri)
+            try:
+                domain = host.lookupByName(self.name(server_id))
+                if what == "undefine":
+                    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+                else:
+                    getattr(domain, what)()
+            finally:
+                host.close()
+
+        self._ask(do)
 
     def processes(self, server_id: int) -> list[psutil.Process]:
         """The QEMU processes of a server: one, or none."""

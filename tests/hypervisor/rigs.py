@@ -266,9 +266,9 @@ class Picture:
         await host.write_disk(disk, self.size_bytes, self.CHUNK_BYTES, numbers, content())
 
 
-async def copy(rig: Rig, checkpoint: str, since: str | None) -> DiskExport:
+async def copy(rig: Rig, checkpoint: str, since: str | None, *, freeze: bool = True) -> DiskExport:
     """Copy the disk, to the end."""
-    started = await rig.hypervisor.export_disk(NAME, checkpoint, since)
+    started = await rig.hypervisor.export_disk(NAME, checkpoint, since, freeze=freeze)
 
     async def is_whole() -> bool:
         return await rig.hypervisor.export_progress(NAME) == 1.0

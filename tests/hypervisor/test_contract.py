@@ -197,6 +197,27 @@ async def test_copies_of_a_running_guest_make_disks_that_boot(rig: Rig) -> None:
     assert not (await host.volumes()).disks
 
 
+async def test_a_guest_is_frozen_for_a_copy_unless_it_is_not_to_be_and_writes_again(rig: Rig) -> None:
+    host = rig.hypervisor
+    await prepare(rig)
+    assert await host.ensure_thawed(NAME) is None
+    await boot(rig)
+    await rig.until_agent()
+    assert await host.ensure_thawed(NAME) is True
+    copied = await copy(rig, "m-1", None)
+    assert (copied.frozen, copied.freeze_asked) == (True, True)
+    assert copied.detail.startswith("Frozen for ")
+    assert copied.detail.endswith(" ms: /.")
+    assert await host.ensure_thawed(NAME) is True
+    copied = await copy(rig, "m-2", "m-1", freeze=False)
+    assert (copied.frozen, copied.frozen_ms, copied.freeze_asked) == (False, 0, False)
+    await host.power_off(NAME)
+    assert await host.ensure_thawed(NAME) is None
+    copied = await copy(rig, "m-3", "m-2")
+    assert (copied.frozen, copied.freeze_asked) == (True, False)
+    assert copied.detail == "The guest was off: nothing was being written."
+
+
 async def test_a_copy_of_a_guest_that_is_off_leaves_it_off(rig: Rig) -> None:
     host = rig.hypervisor
     await prepare(rig)
@@ -318,6 +339,7 @@ async def test_copies_of_guests_that_the_host_does_not_know(rig: Rig) -> None:
         await host.export_disk(STRANGER, "m-1", None)
     with pytest.raises(Unavailable):
         await host.export_progress(STRANGER)
+    assert await host.ensure_thawed(STRANGER) is None
     await host.drop_export(STRANGER)
     await host.keep_checkpoint(STRANGER, None)
     await host.delete_disk(STRANGER)

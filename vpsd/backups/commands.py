@@ -51,7 +51,8 @@ _ADD = Statement(
 _SET_PARENT = Statement(_ONE, ("parent_id",))
 _SET_EXPORTED = Statement(
     _ONE,
-    ("os_id", "disk", "base", "kernel_cmdline", "incremental", "frozen", "frozen_ms", "cloud_init", "target", "key_id"),
+    ("os_id", "disk", "base", "kernel_cmdline", "incremental", "frozen", "frozen_ms", "consistency_detail")
+    + ("cloud_init", "target", "key_id"),
 )
 _SET_STORED = Statement(_ONE, ("disk_bytes", "size_bytes", "sent_bytes"))
 _SET_COMPLETED = Statement(_MADE, ("status", "completed_at_ms", "expires_at_ms"))

@@ -11,7 +11,7 @@ from vpsd.backups.targets import TargetNotThere
 from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.catalog import service as catalog
 from vpsd.errors import Unavailable, Unusable
-from vpsd.flows import cloud_init
+from vpsd.flows import cloud_init, freezing
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import PowerState, Progress, disk_name
 from vpsd.lifecycle import Status
@@ -35,8 +35,11 @@ async def copy_disk(job: Job) -> None:
     with _without_location(job):
         parent = await _choose_parent(job, backup, mark)
     since = parent.uuid if parent is not None and parent.disk == job.server.disk else None
-    export = await hypervisor.export_disk(job.name, backup.uuid, since)
+    refusal = None if guest is None or guest.power is not PowerState.RUNNING else await freezing.refusal(job, backup)
+    export = await hypervisor.export_disk(job.name, backup.uuid, since, freeze=refusal is None)
     try:
+        if refusal is None:
+            await freezing.release(job, asked=export.freeze_asked)
         await _await_export(job)
     finally:
         if export.started_paused:
@@ -52,6 +55,7 @@ async def copy_disk(job: Job) -> None:
             incremental=export.since_checkpoint is not None,
             frozen=export.frozen,
             frozen_ms=export.frozen_ms,
+            consistency_detail=refusal or export.detail,
             cloud_init=found,
             target=mark,
             key_id=repository.key_id,
@@ -146,6 +150,8 @@ async def drop_copy(job: Job) -> None:
     backup = await _backup_of(job)
     await job.runtime.hypervisor.keep_checkpoint(job.name, backup.uuid)
     await job.runtime.hypervisor.drop_export(job.name)
+    if job.server.unthawed_backup_id is not None:
+        await freezing.confirm_thawed(job.runtime, job.server)
     job.result = f"{backup.kind} {backup.id} is stored"
 
 
@@ -272,6 +278,8 @@ async def clean_up_backup(job: Job) -> str | None:
         parent = None if backup.parent_id is None else await queries.row(ctx, backup.parent_id)
     await job.runtime.hypervisor.keep_checkpoint(job.name, None if parent is None else parent.uuid)
     await job.runtime.hypervisor.drop_export(job.name)
+    if job.server.unthawed_backup_id is not None:
+        await freezing.confirm_thawed(job.runtime, job.server)
     if job.server.status != Status.ACTIVE:
         await _power_off_if_paused(job)
     return None

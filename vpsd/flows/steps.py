@@ -189,6 +189,7 @@ async def _is_off(job: Job) -> bool:
 async def _record_boot(job: Job, status_detail: str | None) -> None:
     """The guest is its customer's from now on; one that is only silent costs, too, for it runs."""
     async with job.write() as ctx:
+        await updates.forget_freeze(ctx, job.server.id)
         await updates.set_booted(ctx, job.server.id, await addresses.assign(ctx, job.server.id))
         await updates.set_status_detail(ctx, job.server.id, status_detail)
         deleted = (await servers.row(ctx, job.server.id)).deleted_at_ms is not None

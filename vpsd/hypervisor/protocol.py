@@ -99,8 +99,10 @@ class DiskExport(msgspec.Struct, frozen=True):
 
     since_checkpoint: str | None  # the export holds the changes since that checkpoint; None: it holds everything
     frozen: bool  # the file systems were quiescent: frozen by the guest's agent, or the guest is off
-    frozen_ms: int  # for how long the guest could not write
+    frozen_ms: int | None  # for how long the guest could not write; None: its agent did not answer any more
     started_paused: bool  # the guest was off and was started paused; power it off when the export is complete
+    freeze_asked: bool = False  # its agent was told to freeze them: `ensure_thawed` sees what became of that
+    detail: str = ""  # for people: what was frozen, or why nothing was
 
 
 class Extent(msgspec.Struct, frozen=True):
@@ -206,11 +208,20 @@ class Hypervisor(Protocol):
         The next export of a disk that grew holds everything.
         """
 
-    async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
+    async def export_disk(self, name: str, checkpoint: str, since: str | None, *, freeze: bool = True) -> DiskExport:
         """Start exporting the guest's disk, as it is now, to a file next to it; replaces an earlier export.
 
         Creates a checkpoint of that name: a later export can hold the changes since then. Exports everything, and says
         so, if the host cannot tell what changed since the checkpoint `since`. A guest that is off is started paused.
+
+        With `freeze`, the agent of a running guest freezes its file systems for the moment in which the export begins,
+        a few seconds at most; an agent that does not answer is not waited for.
+        """
+
+    async def ensure_thawed(self, name: str) -> bool | None:
+        """Have the guest's file systems thawed, and have it write to each: whether it does so within seconds.
+
+        None if the guest is not running or its agent does not answer.
         """
 
     async def export_progress(self, name: str) -> float:

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vpsd.core.units import MIB
+from vpsd.hypervisor.freeze_guard import FREEZE_GUARD
 from vpsd.hypervisor.protocol import Progress
 from vpsd.images import debs
 from vpsd.images.disks import to_qcow2
@@ -73,7 +74,7 @@ async def _bootstrap(tar: Path, sources: list[debs.Source], scratch: Path, log: 
         f"--include={','.join(_PACKAGES)}",
         '--aptopt=Acquire::Languages "none"',
         f"--essential-hook={_guest_file('debian-initramfs')}",
-        f"--customize-hook={_guest_file('debian-customize')}",
+        f"--customize-hook={_guest_file('debian-customize').replace('FREEZE_GUARD', FREEZE_GUARD)}",
         _CODENAME,
         "-",
         *(f"deb {signed}{source.uri} {source.suite} {source.component}" for source in sources),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vpsd.core.units import MIB
 from vpsd.errors import Unusable
+from vpsd.hypervisor.freeze_guard import FREEZE_GUARD
 from vpsd.hypervisor.protocol import Progress
 from vpsd.images import debs
 from vpsd.images.disks import make_ext4, to_qcow2
@@ -29,7 +30,7 @@ _EARLY = (  # dependencies first
 )
 _LATE = (
     *("cdrom", "isofs", "scsi_common", "scsi_mod", "sr_mod", "libata", "ata_piix"),
-    *("button", "evdev", "virtio-rng", "virtio_balloon", "virtio_console"),
+    *("button", "evdev", "virtio-rng", "virtio_balloon", "virtio_console", "loop"),
 )
 _OWN_SHUTDOWN = ("poweroff", "reboot", "halt", "shutdown")
 _LEFT_OUT = ("busybox", "dpkg", "dpkg-deb", "mke2fs", "rpm", "init", *_OWN_SHUTDOWN)
@@ -110,6 +111,7 @@ async def _fill_root(packages: Path, root: Path, log: Path) -> None:
     _write(root / "etc/inittab", _guest_file("inittab"))
     for name in ("tiny-boot", "tiny-ssh", "tiny-agent", "tiny-shutdown", "tiny-user-data"):
         _write(root / "sbin" / name, _guest_file(name), 0o755)
+    _write(root / "sbin/freeze-guard", FREEZE_GUARD, 0o755)
     _write(root / "etc/acpi/PWRF/00000080", "#!/bin/sh\nsetsid /sbin/tiny-shutdown poweroff &\n", 0o755)
     _write(root / "root/.ssh/authorized_keys", "", 0o600)
     for folder, mode in (("root", 0o700), ("root/.ssh", 0o700), ("tmp", 0o1777), ("var/tmp", 0o1777)):

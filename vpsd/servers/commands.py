@@ -53,6 +53,7 @@ class ServerChanges(msgspec.Struct, frozen=True, kw_only=True):
     name: str | UnsetType = UNSET
     hostname: str | UnsetType = UNSET
     backups_enabled: bool | UnsetType = UNSET
+    freeze_for_backups: bool | UnsetType = UNSET
     tags: list[str] | UnsetType = UNSET
     protected: bool | UnsetType = UNSET
 

@@ -27,7 +27,18 @@ from vpsd.ssh_keys import service as ssh_keys
 
 _ADD = Statement(
     insert(servers).returning(servers.c.id),
-    ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
+    (
+        "uuid",
+        "account_id",
+        "name",
+        "hostname",
+        "status",
+        "plan_id",
+        "os_id",
+        "location",
+        "backups_enabled",
+        "freeze_for_backups",
+    )
     + ("authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
     + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data"),
     into=int,
@@ -45,6 +56,7 @@ class NewServer(msgspec.Struct, frozen=True, kw_only=True):
     location: str | UnsetType = UNSET
     ssh_key_id: int | None = None  # without one it gets a root password
     backups_enabled: bool = False
+    freeze_for_backups: bool = True
     tags: list[str] = []
     protected: bool = False
     user_data: str | None = None
@@ -87,6 +99,7 @@ class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan
     system: OperatingSystem
     backups_enabled: bool
+    freeze_for_backups: bool
     tags: list[str]
     protected: bool
     created_at_ms: int
@@ -138,6 +151,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         "status": RULES[Command.CREATE].working,
         "location": new.location,
         "backups_enabled": new.backups_enabled,
+        "freeze_for_backups": new.freeze_for_backups,
         "protected": new.protected,
     }
     slot_ms = next_backup_slot_ms(ctx.settings, values["uuid"], ctx.now_ms) if new.backups_enabled else None

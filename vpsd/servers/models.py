@@ -46,6 +46,7 @@ servers = Table(
     Column("user_data", Text),  # read alone: it may be large
     Column("status_detail", Text),  # what there is to say about a status that is not `error`
     Column("freeze_for_backups", Boolean, nullable=False, server_default=true()),
+    Column("unthawed_backup_id", BigInteger),  # it was frozen for that one, and has not been seen to write since
     Column("user_data_status", String(16)),  # the guest's own verdict on its first boot
     Column("user_data_error", Text),
     Column("ssh_host_keys", Text),  # a JSON list, as the guest's agent read them
@@ -108,6 +109,7 @@ class ServerRow(msgspec.Struct, frozen=True):
     deleted_from: str | None
     status_detail: str | None
     freeze_for_backups: bool
+    unthawed_backup_id: int | None
     user_data_status: str | None
     user_data_error: str | None
     ssh_host_keys: str | None

@@ -79,6 +79,7 @@ class DetailedServer(ListedServer, frozen=True):
 
     bandwidth_gb: int
     backups_enabled: bool
+    freeze_for_backups: bool
     ssh_port: int | None
     error: str | None
     sampled_at_ms: int | None
@@ -138,7 +139,7 @@ class _ServerName(msgspec.Struct, frozen=True):
 _DETAIL = Statement(
     select(
         *_SUMMARY,
-        *(plans.c.bandwidth_gb, _c.backups_enabled, _c.ssh_port, _c.error),
+        *(plans.c.bandwidth_gb, _c.backups_enabled, _c.freeze_for_backups, _c.ssh_port, _c.error),
         *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
         *(traffic.c.received_bytes, traffic.c.sent_bytes),
     )

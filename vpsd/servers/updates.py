@@ -22,8 +22,13 @@ _SET_PORT = _set("ssh_port")
 _SET_STATUS_DETAIL = _set("status_detail")
 _SET_PURGED = _set("purged_at_ms")
 _SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "previous_boot")
-_SET_STATUS_DETAIL = _set("status_detail")
 _SET_NEXT_BACKUP = _set("next_backup_at_ms")
+_SET_UNTHAWED = _set("unthawed_backup_id")
+_FORGET_FREEZE = Statement(
+    update(servers)
+    .where(servers.c.id == bindparam("id"), servers.c.unthawed_backup_id.is_not(None))
+    .values(unthawed_backup_id=None, status_detail=None)
+)
 _SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
 _SET_DISCARDED = Statement(
     _ONE.values(
@@ -60,6 +65,26 @@ async def set_next_backup(ctx: Ctx, server_id: int, at_ms: int | None) -> None:
     await ctx.tx.run(_SET_NEXT_BACKUP, id=server_id, next_backup_at_ms=at_ms)
 
 
+async def set_status_detail(ctx: Ctx, server_id: int, detail: str | None) -> None:
+    """What there is to say about a status that is not `error`."""
+    await ctx.tx.run(_SET_STATUS_DETAIL, id=server_id, status_detail=detail)
+
+
+async def set_unthawed(ctx: Ctx, server_id: int, backup_id: int) -> None:
+    """The guest is about to be frozen for a backup."""
+    await ctx.tx.run(_SET_UNTHAWED, id=server_id, unthawed_backup_id=backup_id)
+
+
+async def clear_unthawed(ctx: Ctx, server_id: int) -> None:
+    """The guest has been seen to write, or was not frozen."""
+    await ctx.tx.run(_SET_UNTHAWED, id=server_id, unthawed_backup_id=None)
+
+
+async def forget_freeze(ctx: Ctx, server_id: int) -> None:
+    """The guest has booted anew: whatever was frozen before is not any more."""
+    await ctx.tx.run(_FORGET_FREEZE, id=server_id)
+
+
 async def set_base(ctx: Ctx, server_id: int, base: str | None, kernel_cmdline: str | None) -> None:
     """What the server's disk stands on."""
     await ctx.tx.run(_SET_BASE, id=server_id, base=base, kernel_cmdline=kernel_cmdline)
@@ -75,19 +100,9 @@ async def set_ssh_port(ctx: Ctx, server_id: int, port: int) -> None:
     await ctx.tx.run(_SET_PORT, id=server_id, ssh_port=port)
 
 
-async def set_status_detail(ctx: Ctx, server_id: int, detail: str | None) -> None:
-    """What there is to say about the server's status."""
-    await ctx.tx.run(_SET_STATUS_DETAIL, id=server_id, status_detail=detail)
-
-
 async def set_booted(ctx: Ctx, server_id: int, address: str) -> None:
     """The server answers at its address."""
     await ctx.tx.run(_SET_BOOTED, id=server_id, address=address, now_ms=ctx.now_ms)
-
-
-async def set_status_detail(ctx: Ctx, server_id: int, text: str | None) -> None:
-    """What there is to say about the server's status; it is forgotten when the status changes."""
-    await ctx.tx.run(_SET_STATUS_DETAIL, id=server_id, status_detail=text)
 
 
 async def set_purged(ctx: Ctx, server_id: int) -> None:

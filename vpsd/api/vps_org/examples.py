@@ -49,6 +49,7 @@ _SERVER = servers.ServerDetail(
     plan=servers.PlanFull(1, "Standard VPS", 2, 4096, 80, 2048),
     os=_UBUNTU,
     backups_enabled=True,
+    freeze_for_backups=True,
     tags=["env:prod", "web"],
     protected=False,
     delete_at=None,
@@ -80,6 +81,7 @@ _CREATED = servers.ServerCreated(
     plan=_STANDARD,
     os=_UBUNTU,
     backups_enabled=True,
+    freeze_for_backups=True,
     tags=["env:prod"],
     protected=False,
     created_at="2025-01-16T15:30:00Z",
@@ -101,6 +103,7 @@ def _backup(id: int, description: str, created_at: str, size_mb: int | None) -> 
         "uuid": _UUIDS[1],
         "completed_at": created_at.replace(":00Z", ":42Z"),
         "consistent": True,
+        "consistency_detail": "Frozen for 180 ms: /.",
         "paused_ms": 180,
         "cloud_init": "enabled",
         "incremental": True,
@@ -116,7 +119,8 @@ def _daily(expires_at: str) -> dict[str, Any]:
 
 def _being_made(id: int, description: str, noun: str) -> dict[str, Any]:  # noqa: A002
     unknown = dict.fromkeys(
-        ("completed_at", "consistent", "paused_ms", "cloud_init", "incremental", "sent_mb", "encrypted")
+        ("completed_at", "consistent", "consistency_detail", "paused_ms", "cloud_init", "incremental", "sent_mb")
+        + ("encrypted",)
     )
     made = _backup(id, description, "2025-01-16T16:15:00Z", None)
     message = RULES[Command.BACKUP].message.format(noun=noun)

@@ -3,6 +3,7 @@
 import libvirt
 
 from vpsd.errors import Unusable
+from vpsd.hypervisor.libvirt import agent
 from vpsd.hypervisor.libvirt.domain_xml import DISK, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.states import power_state
@@ -105,6 +106,12 @@ def undefine(host: libvirt.virConnect, name: str) -> None:
     except libvirt.libvirtError as error:
         if not is_absent(error):
             raise
+
+
+def pings(host: libvirt.virConnect, name: str) -> bool:
+    """Whether the domain's agent answers, within a second or so."""
+    domain = find(host, name)
+    return domain is not None and agent.ask(domain, "guest-ping", timeout_seconds=1) is not None
 
 
 def detect_kvm(host: libvirt.virConnect) -> tuple[str, str]:

@@ -189,14 +189,14 @@ class LibvirtHypervisor:
 
         await self._host.call(ask, f"grow the disk of {name}", _QUICK_SECONDS)
 
-    async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
+    async def export_disk(self, name: str, checkpoint: str, since: str | None, *, freeze: bool = True) -> DiskExport:
         """Start exporting the guest's disk to a file next to it."""
         self._require_own(name)
 
         def ask(host: libvirt.virConnect) -> DiskExport:
             self._drop_export(host, name)
             self._pool.require_space(host, 0 if since else self._pool.max_export_bytes(host, name))
-            return exports.begin(host, name, self._pool.export_path(host, name), checkpoint, since)
+            return exports.begin(host, name, self._pool.export_path(host, name), checkpoint, since, freeze=freeze)
 
         return await self._host.call(ask, f"export the disk of {name}", _START_SECONDS)
 
@@ -228,6 +228,11 @@ class LibvirtHypervisor:
         self._require_own(name)
         action = f"delete checkpoints of {name}"
         await self._host.call(lambda host: exports.delete_checkpoints(host, name, checkpoint), action, _START_SECONDS)
+
+    async def ensure_thawed(self, name: str) -> bool | None:
+        """Have the guest's file systems thawed, and see whether it writes."""
+        self._require_own(name)
+        return await self._host.call(lambda host: exports.ensure_thawed(host, name), f"thaw {name}", _START_SECONDS)
 
     async def write_seed(self, name: str, content: bytes) -> None:
         """Write or replace the guest's seed."""
@@ -274,7 +279,9 @@ class LibvirtHypervisor:
             await self._port_probes.stop(name)
             return False
         if not network.forwards or not connect.is_local(self._choice.uri):
-            return await self._host.call(lambda host: _pings(host, name), f"ping the agent of {name}", _QUICK_SECONDS)
+            return await self._host.call(
+                lambda host: domains.pings(host, name), f"ping the agent of {name}", _QUICK_SECONDS
+            )
         return await self._port_probes.responds(name, network.address, [one.host_port for one in network.forwards])
 
     async def boot_signs(self, name: str) -> BootSigns:
@@ -286,7 +293,7 @@ class LibvirtHypervisor:
                 return BootSigns()
             text = self._logs.tail(host, name)
             shows_login, stuck = read_signs(text or b"")
-            is_up = shows_login or _pings(host, name)
+            is_up = shows_login or domains.pings(host, name)
             return BootSigns(
                 is_up=is_up,
                 stuck=None if is_up else stuck,
@@ -421,11 +428,6 @@ class LibvirtHypervisor:
     def _require_own(self, name: str) -> None:
         if not name.startswith(self._prefix):
             raise Unusable(f"{name} does not belong to this vpsd.")
-
-
-def _pings(host: libvirt.virConnect, name: str) -> bool:
-    domain = domains.find(host, name)
-    return domain is not None and agent.ask(domain, "guest-ping", timeout_seconds=1) is not None
 
 
 def _version(number: int) -> str:

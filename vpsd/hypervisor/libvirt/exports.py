@@ -7,27 +7,27 @@ later export can hold only the changes.
 import contextlib
 import json
 import logging
-import time
-from collections.abc import Iterator
 from xml.etree import ElementTree as Xml
 
 import libvirt
 import libvirt_qemu
 
 from vpsd.errors import Unavailable, Unusable
-from vpsd.hypervisor.libvirt import agent, domains
+from vpsd.hypervisor.libvirt import domains, freezing
 from vpsd.hypervisor.libvirt.domain_xml import DISK
 from vpsd.hypervisor.libvirt.failures import is_absent
+from vpsd.hypervisor.libvirt.freezing import Freeze
 from vpsd.hypervisor.libvirt.states import power_state
 from vpsd.hypervisor.protocol import DiskExport, PowerState
 
 log = logging.getLogger(__name__)
 
-_AGENT_SECONDS = 5  # if the agent has not frozen the file systems by then, they are thawed and exported as they are
 _ANY_JOB = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
 
 
-def begin(host: libvirt.virConnect, name: str, path: str, checkpoint: str, since: str | None) -> DiskExport:
+def begin(
+    host: libvirt.virConnect, name: str, path: str, checkpoint: str, since: str | None, *, freeze: bool
+) -> DiskExport:
     """Start an export to a file that does not exist yet."""
     domain = domains.find(host, name)
     if domain is None:
@@ -42,10 +42,14 @@ def begin(host: libvirt.virConnect, name: str, path: str, checkpoint: str, since
     if since not in checkpoints:
         since = None
     _remove_unknown_bitmaps(domain, set(checkpoints))
-    with _frozen(domain) if running else contextlib.nullcontext([0, 0]) as frozen:
+    with freezing.frozen(domain) if running and freeze else contextlib.nullcontext(Freeze()) as done:
         since = _begin_backup(domain, path, checkpoint, since)
     off = not running and reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR
-    return DiskExport(since, off or frozen[0] > 0, frozen[1], off)
+    if off:
+        done.detail = "The guest was off: nothing was being written."
+    elif not running:
+        done.detail = "Not frozen: the guest was paused, for want of space on the host."
+    return DiskExport(since, off or done.frozen, done.ms, off, done.asked, done.detail)
 
 
 def _begin_backup(domain: libvirt.virDomain, path: str, checkpoint: str, since: str | None) -> str | None:
@@ -63,31 +67,6 @@ def _begin_backup(domain: libvirt.virDomain, path: str, checkpoint: str, since: 
         log.warning("%s: no checkpoint, the next export will be a full one too: %s", domain.name(), error)
         domain.backupBegin(_backup_xml(path, None), None)  # disks of older vpsd versions cannot hold bitmaps
     return None
-
-
-@contextlib.contextmanager
-def _frozen(domain: libvirt.virDomain) -> Iterator[list[int]]:
-    """Freeze the file systems if the agent answers. Yields their number and, afterwards, for how long (ms)."""
-    frozen = [0, 0]
-    began = time.monotonic()
-    try:
-        domain.agentSetResponseTimeout(_AGENT_SECONDS, 0)
-        frozen[0] = domain.fsFreeze()
-    except libvirt.libvirtError as error:
-        log.info("%s: exported without freezing its file systems: %s", domain.name(), error)
-        if error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
-            _thaw(domain)  # the freeze may have succeeded late
-    try:
-        yield frozen
-    finally:
-        if frozen[0]:
-            _thaw(domain)
-            frozen[1] = round((time.monotonic() - began) * 1000)
-
-
-def _thaw(domain: libvirt.virDomain) -> None:
-    with contextlib.suppress(libvirt.libvirtError):
-        domain.fsThaw()
 
 
 def progress(host: libvirt.virConnect, name: str) -> float:
@@ -117,9 +96,19 @@ def abort(host: libvirt.virConnect, name: str) -> None:
     _thaw_if_frozen(domain)
 
 
+def ensure_thawed(host: libvirt.virConnect, name: str) -> bool | None:
+    """Have the guest's file systems thawed, and see whether it writes; None where nothing there answers."""
+    domain = domains.find(host, name)
+    return freezing.ensure_thawed(domain) if domain is not None and _is_running(domain) else None
+
+
 def _thaw_if_frozen(domain: libvirt.virDomain) -> None:
-    if power_state(*domain.state()) is PowerState.RUNNING and agent.ask(domain, "guest-fsfreeze-status") == "frozen":
-        _thaw(domain)
+    if _is_running(domain):
+        freezing.thaw_if_frozen(domain)
+
+
+def _is_running(domain: libvirt.virDomain) -> bool:
+    return power_state(*domain.state()) is PowerState.RUNNING
 
 
 def remove_bitmaps(host: libvirt.virConnect, name: str, path: str) -> bool:

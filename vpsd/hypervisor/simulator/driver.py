@@ -45,6 +45,11 @@ from vpsd.hypervisor.simulator.state import (
 GuestRunner = Callable[[str, Sequence[str], bytes], GuestRun | None]
 Hook = Callable[[str], Awaitable[None] | None]
 
+_OFF = "The guest was off: nothing was being written."
+_FROZEN = "Frozen for 0 ms: /."
+_DEAD = "Frozen: /. The guest's agent did not answer when it was told to thaw them."
+_SILENT = "Not frozen: the guest's agent did not answer."
+
 
 class Simulator:
     """A simulated host. Its public attributes control how it behaves; delays and faults are those of this object."""
@@ -68,6 +73,8 @@ class Simulator:
         self.ports_answer = True  # a forwarded port of a guest that has booted sends something
         self.has_agent = True  # guests that have booted have an agent, which can freeze their file systems
         self.boot_text = ""  # what each guest writes to its serial console
+        self.agent_dies_frozen = False  # an agent that has frozen them is not heard of again
+        self.never_writes = False  # guests that are not frozen do not write either
         self.export_seconds = 0.0  # how long the export of a disk takes
         self.low_ports = True  # ports below 1024 can be opened
         self.guest_stats = GuestStats()  # of every guest
@@ -175,7 +182,7 @@ class Simulator:
                     _delete_checkpoints(transaction, name, None)
                     transaction.apply(PutDisk(disk, replace(present, size_bytes=size_bytes)))
 
-    async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
+    async def export_disk(self, name: str, checkpoint: str, since: str | None, *, freeze: bool = True) -> DiskExport:
         async with self._call("export_disk"):
             with self._change() as transaction:
                 state = transaction.state
@@ -183,8 +190,11 @@ class Simulator:
                 disk = guest.spec.disk
                 size_bytes = state.disk(disk).size_bytes
                 off = guest.power is not PowerState.RUNNING
+                asked = freeze and not off and self.has_agent and not guest.frozen
                 if off:
                     transaction.apply(PutGuest(name, replace(guest, power=PowerState.PAUSED)))
+                elif asked and self.agent_dies_frozen:
+                    transaction.apply(PutGuest(name, replace(guest, frozen=True)))
                 checkpoints = state.checkpoints.get(name, {})
                 after = None if since in (None, checkpoint) else checkpoints.get(since or "")
                 done_at_ms = self._clock.now_ms() + round(self.export_seconds * 1000)
@@ -193,7 +203,22 @@ class Simulator:
                     FillExport(name, disk, after or 0),
                     PutCheckpoint(name, checkpoint, state.writes(disk)),
                 )
-            return DiskExport(None if after is None else since, self.has_agent or off, 0, off)
+            dies = asked and self.agent_dies_frozen
+            detail = _OFF if off else (_DEAD if dies else _FROZEN) if asked else _SILENT
+            return DiskExport(None if after is None else since, asked or off, None if dies else 0, off, asked, detail)
+
+    async def ensure_thawed(self, name: str) -> bool | None:
+        async with self._call("ensure_thawed"):
+            with self._change() as transaction:
+                guest = transaction.state.guests.get(name)
+                if guest is None or guest.power is not PowerState.RUNNING or not self._agent_answers(guest):
+                    return None
+                if guest.frozen:
+                    transaction.apply(PutGuest(name, replace(guest, frozen=False)))
+                return not self.never_writes
+
+    def _agent_answers(self, guest: GuestState) -> bool:
+        return self.has_agent and not (guest.frozen and self.agent_dies_frozen)
 
     async def export_progress(self, name: str) -> float:
         async with self._call("export_progress"):
@@ -217,6 +242,9 @@ class Simulator:
     async def drop_export(self, name: str) -> None:
         async with self._call("drop_export"):
             with self._change() as transaction:
+                guest = transaction.state.guests.get(name)
+                if guest is not None and guest.frozen and self._agent_answers(guest):
+                    transaction.apply(PutGuest(name, replace(guest, frozen=False)))
                 if name in transaction.state.exports:
                     transaction.apply(PutExport(name, None))
 
@@ -258,7 +286,7 @@ class Simulator:
         transaction.apply(Write(guest.spec.disk, 0, f"{name} was started at {now_ms}".encode()))
         up_at_ms = None if self.never_boots else now_ms + round(self.boot_seconds * 1000)
         forwards = tuple(guest.spec.forwards)
-        return replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards)
+        return replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards, frozen=False)
 
     async def request_shutdown(self, name: str) -> None:
         async with self._call("request_shutdown"):
@@ -324,7 +352,7 @@ class Simulator:
         """What `guest_run` says; by default that the agent may not run programs, for there is no guest to run one."""
         async with self._call("run_in_guest"):
             guest = self._store.current().guests.get(name)
-            if guest is None or guest.power is not PowerState.RUNNING or not self.has_agent:
+            if guest is None or guest.power is not PowerState.RUNNING or not self._agent_answers(guest):
                 return None
             return self.guest_run(name, argv, stdin)
 
@@ -338,6 +366,10 @@ class Simulator:
         """Something happens to a guest that vpsd did not ask for."""
         with self._change() as transaction:
             transaction.apply(PutGuest(name, replace(transaction.state.guest(name), power=power)))
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether the guest cannot write because its file systems are frozen."""
+        return self._store.current().guest(name).frozen
 
     def vanishes(self, name: str) -> None:
         """Somebody undefines a guest; its volumes stay."""

@@ -23,6 +23,7 @@ class GuestState(msgspec.Struct, frozen=True):
     power: PowerState = PowerState.CRASHED  # as a real host reports a guest that was never on
     up_at_ms: int | None = None  # when it responds, if nothing happens to it before
     forwards: tuple[Forward, ...] = ()
+    frozen: bool = False  # its file systems are
 
 
 class Disk(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ def upgrade() -> None:
     _lengthen_server_names()
     op.add_column("servers", sa.Column("status_detail", sa.Text(), nullable=True))
     op.add_column("servers", sa.Column("freeze_for_backups", sa.Boolean(), nullable=False, server_default=sa.true()))
+    op.add_column("servers", sa.Column("unthawed_backup_id", sa.BigInteger(), nullable=True))
     op.add_column("servers", sa.Column("user_data_status", sa.String(length=16), nullable=True))
     op.add_column("servers", sa.Column("user_data_error", sa.Text(), nullable=True))
     op.add_column("servers", sa.Column("ssh_host_keys", sa.Text(), nullable=True))

@@ -99,9 +99,22 @@ class CopyView(msgspec.Struct):
     completed_at: str | None
     consistent: Annotated[
         bool | None,
-        Meta(description="Nothing was being written: file systems frozen by the agent, or the server off"),
+        Meta(
+            description="Nothing was being written: the file systems on its disk were frozen by the agent, or the "
+            "server was off"
+        ),
     ]
-    paused_ms: Annotated[int | None, Meta(description="For how long at most the running server could not write, in ms")]
+    consistency_detail: Annotated[
+        str | None,
+        Meta(description="What was frozen and for how long, and what was not and why; null for old ones"),
+    ]
+    paused_ms: Annotated[
+        int | None,
+        Meta(
+            description="For how long at most the running server could not write, in ms; null where its agent was told "
+            "to freeze and did not answer any more"
+        ),
+    ]
     cloud_init: Annotated[
         str | None,
         Meta(
@@ -129,6 +142,7 @@ class CopyView(msgspec.Struct):
             uuid=backup.uuid,
             completed_at=iso_utc_or_none(backup.completed_at_ms),
             consistent=backup.frozen,
+            consistency_detail=backup.consistency_detail,
             paused_ms=backup.frozen_ms,
             cloud_init=backup.cloud_init,
             incremental=backup.incremental,

@@ -46,6 +46,10 @@ Tags = Annotated[
         extra={"message": f"Give at most 20 tags, each {_TAG}."},
     ),
 ]
+FreezeFlag = Annotated[
+    bool,
+    Meta(description="Have the agent freeze the file systems for the moment in which a backup or snapshot begins"),
+]
 ProtectedFlag = Annotated[bool, Meta(description="Refuse to delete it")]
 
 
@@ -97,6 +101,7 @@ class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
         Meta(description="SSH key to install; without one the answer carries a root password"),
     ] = None
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] = False
+    freeze_for_backups: FreezeFlag = True
     tags: Tags = []
     protected: ProtectedFlag = False
     user_data: Annotated[
@@ -112,11 +117,12 @@ class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ServerUpdate(msgspec.Struct, forbid_unknown_fields=True):
-    """Everything that can be changed; all fields but tags and protection are needed."""
+    """Everything that can be changed; name, hostname and backups_enabled are needed."""
 
     name: Name
     hostname: Hostname
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")]
+    freeze_for_backups: FreezeFlag | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
     protected: ProtectedFlag | UnsetType = UNSET
 
@@ -127,6 +133,7 @@ class ServerPatch(msgspec.Struct, forbid_unknown_fields=True):
     name: Name | UnsetType = UNSET
     hostname: Hostname | UnsetType = UNSET
     backups_enabled: Annotated[bool, Meta(description="Make automatic backups")] | UnsetType = UNSET
+    freeze_for_backups: FreezeFlag | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
     protected: ProtectedFlag | UnsetType = UNSET
 

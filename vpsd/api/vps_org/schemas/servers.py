@@ -118,6 +118,7 @@ class ServerDetail(msgspec.Struct):
     plan: PlanFull
     os: OsBrief
     backups_enabled: bool
+    freeze_for_backups: bool
     tags: list[str]
     protected: bool
     delete_at: DeleteAt
@@ -145,6 +146,7 @@ class ServerDetail(msgspec.Struct):
             plan=PlanFull(server.plan_id, server.plan_name, server.vcpus, memory, server.storage_gb, bandwidth),
             os=OsBrief(server.os_id, server.os_name),
             backups_enabled=server.backups_enabled,
+            freeze_for_backups=server.freeze_for_backups,
             tags=server.tag_list,
             protected=server.protected,
             delete_at=iso_utc_or_none(server.purge_due_at_ms),
@@ -181,6 +183,7 @@ class ServerCreated(msgspec.Struct, omit_defaults=True):
     plan: PlanBrief
     os: OsBrief
     backups_enabled: bool
+    freeze_for_backups: bool
     tags: list[str]
     protected: bool
     created_at: str
@@ -206,6 +209,7 @@ class ServerCreated(msgspec.Struct, omit_defaults=True):
             plan=PlanBrief(plan.id, plan.name, plan.vcpus, plan.memory_mb, plan.storage_gb),
             os=OsBrief(system.id, system.name),
             backups_enabled=server.backups_enabled,
+            freeze_for_backups=server.freeze_for_backups,
             tags=server.tags,
             protected=server.protected,
             created_at=created_at,
