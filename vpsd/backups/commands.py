@@ -33,6 +33,7 @@ from vpsd.operations.models import Operation
 from vpsd.servers import commands as servers
 from vpsd.servers import queries as server_queries
 from vpsd.servers import updates
+from vpsd.servers.checks import check_unprotected
 from vpsd.servers.commands import Accepted
 from vpsd.servers.models import LockedServer
 from vpsd.servers.schedule import next_backup_slot_ms
@@ -157,7 +158,10 @@ async def _add(ctx: Ctx, server: LockedServer, kind: Kind, name: str | None, des
 
 
 async def restore(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> tuple[NamedBackup, Accepted]:
-    """Put a server back to how it was; raises `NotFound`, `PaymentRequired`, `WrongStatus` or `Busy`."""
+    """Put a server back to how it was.
+
+    Raises `NotFound`, `IsProtected`, `PaymentRequired`, `WrongStatus` or `Busy`.
+    """
     backup, what = await queries.get(ctx, kinds, backup_id), noun(kinds)
     try:
         server = await server_queries.lock_server(ctx, backup.server_id)
@@ -166,6 +170,7 @@ async def restore(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> tuple[Name
     backup = await queries.lock(ctx, kinds, backup_id)  # after the server, as everywhere
     if backup.status != BackupStatus.COMPLETED:
         raise NotRestorable(what, backup_id, backup.error)
+    check_unprotected(server)
     detail = f"from {what} {backup_id}"
     operation = await servers.enqueue(ctx, server, Command.RESTORE, backup_id, event="server.restore", detail=detail)
     accepted = servers.accepted(server, Command.RESTORE, operation)

@@ -8,7 +8,8 @@ from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
 from vpsd.core.context import Ctx
 from vpsd.core.faults import Faults
-from vpsd.servers.faults import NoCapacity, RepeatedTag, UnknownPlan, UnknownSystem
+from vpsd.servers.faults import IsProtected, NoCapacity, RepeatedTag, UnknownPlan, UnknownSystem
+from vpsd.servers.models import LockedServer
 from vpsd.servers.queries import free_capacity
 
 # The password has 116 random bits: rounds that slow down guessing would only slow down the request.
@@ -42,6 +43,12 @@ async def offered_system(ctx: Ctx, os_id: int | UnsetType, faults: Faults) -> Op
         offered = [(os.id, os.name) for os in await catalog.offered_operating_systems(ctx)]
         faults.add("os_id", UnknownSystem(os_id, offered))
     return system
+
+
+def check_unprotected(server: LockedServer) -> None:
+    """Raise `IsProtected` where the owner has said that what is on the disk shall stay."""
+    if server.protected:
+        raise IsProtected(server.id)
 
 
 def check_tags(tags: list[str], faults: Faults) -> None:

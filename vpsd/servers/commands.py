@@ -21,7 +21,14 @@ from vpsd.events import service as events
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers.checks import check_capacity, check_tags, offered_system, password_hash, tags_text
+from vpsd.servers.checks import (
+    check_capacity,
+    check_tags,
+    check_unprotected,
+    offered_system,
+    password_hash,
+    tags_text,
+)
 from vpsd.servers.faults import (
     CommandRefused,
     DiskCannotShrink,
@@ -210,11 +217,12 @@ async def _other_plan(
 async def rebuild(ctx: Ctx, server_id: int, os_id: int | UnsetType, faults: Faults) -> Accepted:
     """Make a server anew from an operating system: a new disk, everything else stays.
 
-    Raises `NotFound`, `Invalid`, `PaymentRequired`, `WrongStatus` or `Busy`.
+    Raises `NotFound`, `Invalid`, `IsProtected`, `PaymentRequired`, `WrongStatus` or `Busy`.
     """
     server = await lock_server(ctx, server_id)
     system = await offered_system(ctx, os_id, faults)
     faults.check()
+    check_unprotected(server)
     assert system is not None
     password = None
     if server.authorized_key is None:

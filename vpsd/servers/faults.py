@@ -121,10 +121,12 @@ class IsDeleted(WrongStatus):
 
 
 class IsProtected(Protected):
-    """The server's owner has protected it from being deleted."""
+    """The server's owner has protected what is on its disk: from a delete, a rebuild and a restore."""
 
     def __init__(self, server_id: int) -> None:
-        super().__init__("The server is protected from being deleted. Lift the protection first.")
+        super().__init__(
+            "The server is protected: it cannot be deleted, rebuilt or restored. Lift the protection first."
+        )
         self.server_id = server_id
 
 

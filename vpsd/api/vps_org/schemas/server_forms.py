@@ -46,7 +46,7 @@ Tags = Annotated[
         extra={"message": f"Give at most 20 tags, each {_TAG}."},
     ),
 ]
-ProtectedFlag = Annotated[bool, Meta(description="Refuse to delete it")]
+ProtectedFlag = Annotated[bool, Meta(description="Refuse to delete, rebuild or restore it: what is on its disk stays")]
 
 
 def an_id(where: str, example: int) -> Meta:
