@@ -21,6 +21,7 @@ from vpsd.events import service as events
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
+from vpsd.servers import hostnames
 from vpsd.servers.checks import (
     check_capacity,
     check_tags,
@@ -85,6 +86,9 @@ async def change(ctx: Ctx, server_id: int, wanted: ServerChanges, faults: Faults
     server = await lock_server(ctx, server_id)
     if wanted.tags is not UNSET:
         check_tags(wanted.tags, faults)
+    refused = None if wanted.hostname is UNSET else hostnames.refusal(wanted.hostname)
+    if refused is not None and wanted.hostname != server.hostname:
+        faults.add("hostname", refused)
     faults.check()
     if wanted.protected is True and server.purge_due_at_ms is not None:
         raise IsDeleted(server.id, Status(server.status), server.purge_due_at_ms)

@@ -17,9 +17,10 @@ from vpsd.events import service as events
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers import user_data
+from vpsd.servers import hostnames, user_data
 from vpsd.servers.checks import check_capacity, check_tags, offered_plan, offered_system, password_hash, tags_text
 from vpsd.servers.faults import DiskTooSmall, UnknownLocation, UnknownSshKey
+from vpsd.servers.hostnames import NotAsHostname
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
 from vpsd.ssh_keys import service as ssh_keys
@@ -98,6 +99,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         key = await ssh_keys.find(ctx, new.ssh_key_id)
         if key is None:
             faults.add("ssh_key_id", UnknownSshKey(new.ssh_key_id))
+    _check_hostname(new, faults)
     check_tags(new.tags, faults)
     refused = None if new.user_data is None else user_data.refusal(new.user_data)
     if refused is not None:
@@ -151,3 +153,12 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         password=password,
         operation=operation,
     )
+
+
+def _check_hostname(new: NewServer, faults: Faults) -> None:
+    hostname = new.hostname or new.name
+    refused = None if hostname is UNSET else hostnames.refusal(hostname)
+    if refused is not None and new.hostname:
+        faults.add("hostname", refused)
+    elif refused is not None and not faults.has("hostname"):
+        faults.add("name", NotAsHostname(str(refused)))
