@@ -41,6 +41,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None, Meta(description="Directory for disks on the host; unset: depends on the kind of libvirt.")
     ] = None
     address_pool: Annotated[str, Meta(description="Loopback network for servers' addresses.")] = "127.10.0.0/16"
+    address_rest_minutes: Annotated[
+        int,
+        Meta(ge=0, le=525600, description="Minutes until another server may get a deleted one's address; 0: at once."),
+    ] = 5  # shorter than an operation waits for one
     forward_ports: Annotated[str, Meta(description="Ports forwarded to a server, comma-separated; 22 always is.")] = (
         "80,443"
     )
