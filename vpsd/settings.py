@@ -103,6 +103,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             gt=0, le=1000, description="Disk space to allocate, as a multiple of the pool's: disks grow as they fill."
         ),
     ] = 4.0
+    storage_reserve_mb: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(
+            description="Space of the pool that is left for servers that run: below it nothing begins that takes more; "
+            "unset: 5 % of the pool, at most 10 GB."
+        ),
+    ] = None
 
     backup_dir: Annotated[
         Path | None, Meta(description="Directory for backups; unset: `backups` in the data directory.")

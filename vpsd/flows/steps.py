@@ -14,7 +14,7 @@ from vpsd.core.units import GIB
 from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
 from vpsd.flows.job import Job
-from vpsd.hypervisor.protocol import Forward, GuestSpec, PortsTaken, PowerState
+from vpsd.hypervisor.protocol import Forward, GuestPaused, GuestSpec, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
 from vpsd.lifecycle import Command
 from vpsd.network import addresses
@@ -90,7 +90,8 @@ async def write_seed(job: Job) -> None:
 async def define_guest(job: Job) -> None:
     """Have the guest defined as its plan says; one that is paused since a backup that died is powered off."""
     guest = await job.runtime.hypervisor.guest(job.name)
-    if guest is not None and guest.power is PowerState.PAUSED and job.operation.command != Command.RECOVER:
+    is_left = guest is not None and guest.power is PowerState.PAUSED and guest.paused_by is None
+    if is_left and job.operation.command != Command.RECOVER:
         await job.runtime.hypervisor.power_off(job.name)
     await _define(job, privileged=job.server.ssh_port in (None, 22))
 
@@ -159,7 +160,8 @@ async def await_boot(job: Job) -> None:
         if await _answers(job, timeout_seconds):
             await _record_boot(job)
             return
-        await job.runtime.hypervisor.power_off(job.name)
+        if not await _is_off(job):
+            await job.runtime.hypervisor.power_off(job.name)
     raise Unusable(f"The guest did not answer within {timeout_seconds} seconds of power-on, twice; it was powered off.")
 
 
@@ -179,7 +181,10 @@ async def _answers(job: Job, timeout_seconds: int) -> bool:
 
 
 async def _is_off(job: Job) -> bool:
+    """Raises `GuestPaused` where the host holds the guest: then nothing it does not do is its fault."""
     guest = await job.runtime.hypervisor.guest(job.name)
+    if guest is not None and guest.paused_by is not None:
+        raise GuestPaused(guest.paused_by)
     return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
 
 
@@ -192,7 +197,10 @@ async def _record_boot(job: Job) -> None:
 
 
 async def shut_down(job: Job) -> None:
-    """Ask the guest to shut down (ACPI), and power it off when its time is over; the operation says which it was."""
+    """Ask the guest to shut down (ACPI), and power it off when its time is over; the operation says which it was.
+
+    Raises `GuestPaused` where the host holds the guest: it shuts down when it goes on, and only a hard stop cuts power.
+    """
     clock, hypervisor = job.runtime.clock, job.runtime.hypervisor
     timeout_seconds = job.runtime.settings.stop_timeout_seconds
     until_ms = clock.now_ms() + timeout_seconds * 1000
@@ -205,7 +213,8 @@ async def shut_down(job: Job) -> None:
             press_ms = clock.now_ms() + _PRESS_SECONDS * 1000
             await hypervisor.request_shutdown(job.name)
         await job.pause()
-    await hypervisor.power_off(job.name)
+    if not await _is_off(job):
+        await hypervisor.power_off(job.name)
     job.result = f"did not shut down by ACPI within {timeout_seconds} s: powered off"
 
 

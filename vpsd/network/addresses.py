@@ -81,11 +81,11 @@ async def assign(ctx: Ctx, server_id: int) -> str:
         if since_ms is not None and _is_given(network, address)
     )
     rest_ms = ctx.settings.address_rest_minutes * MINUTE_MS
-    for since_ms, address in resting:
+    for since_ms, rested in resting:
         if since_ms + rest_ms > ctx.now_ms:
             raise PoolUsedUp(str(network), since_ms + rest_ms)
-        if await _take(ctx, str(address), since_ms, server_id):
-            return str(address)
+        if await _take(ctx, str(rested), since_ms, server_id):
+            return str(rested)
     raise PoolUsedUp(str(network))
 
 

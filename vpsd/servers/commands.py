@@ -171,7 +171,8 @@ async def resize(
     """Give a server another plan; one that runs reboots for it, another takes its new size when it starts.
 
     A disk grows under a running guest: where that is all, there is no reboot. It costs the new plan's price from now
-    on. Raises `NotFound`, `Invalid`, `PaymentRequired`, `OverQuota`, `NoCapacity`, `WrongStatus` or `Busy`.
+    on. Raises `NotFound`, `Invalid`, `PaymentRequired`, `OverQuota`, `NoCapacity`, `StorageFull`,
+    `WrongStatus` or `Busy`.
     """
     old = await ctx.tx.first(_PLAN, account_id=ctx.account_id, id=server_id)
     if old is None:

@@ -81,7 +81,7 @@ class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
 async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: Faults) -> CreatedServer:
     """Write a server down and queue its making.
 
-    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, or `NoCapacity`.
+    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `NoCapacity` or `StorageFull`.
     """
     plan = await offered_plan(ctx, new.plan_id, faults)
     if source is not None and plan is not None and plan.storage_gb * GIB < (source.disk_bytes or 0):

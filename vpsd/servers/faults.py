@@ -147,3 +147,12 @@ class NoCapacity(Unavailable):
         )
         self.plan_name = plan_name
         self.lacking = lacking
+
+
+class StorageFull(Unavailable):
+    """What is left of the host's storage is for the servers that run."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The host's storage is almost full: what is left is for the servers that run. Try again later."
+        )

@@ -16,6 +16,7 @@ def _set(*columns: str) -> Statement[Any]:
     return Statement(_ONE, columns)
 
 
+_SET_STATUS_DETAIL = _set("status_detail")
 _SET_BASE = _set("base", "kernel_cmdline")
 _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
@@ -40,6 +41,11 @@ _SET_BOOTED = Statement(
 async def set_suspended_from(ctx: Ctx, server_id: int, status: str) -> None:
     """The status that the server goes back to when there is credit again; from now on there is none for it."""
     await ctx.tx.run(_SET_SUSPENDED, id=server_id, suspended_from=status, suspended_at_ms=ctx.now_ms)
+
+
+async def set_status_detail(ctx: Ctx, server_id: int, detail: str | None) -> None:
+    """What there is to say about the server's status."""
+    await ctx.tx.run(_SET_STATUS_DETAIL, id=server_id, status_detail=detail)
 
 
 async def set_discarded(ctx: Ctx, server_id: int, os_id: int) -> None:

@@ -21,6 +21,13 @@ class HypervisorHealth(msgspec.Struct):
     status: Annotated[str, Meta(description="connecting, ok, unavailable, or elsewhere where no worker runs here")]
     driver: Annotated[str | None, Meta(description="libvirt or simulator")]
     virt_type: Annotated[str | None, Meta(description="kvm, qemu (emulation) or none")]
+    storage: Annotated[
+        str | None,
+        Meta(
+            description="ok; low: nothing begins that takes more; full or failing: servers are paused until it is "
+            "better; null before it is known"
+        ),
+    ]
 
 
 class Health(msgspec.Struct):
@@ -36,11 +43,16 @@ def health_of(host: HostStatus) -> HTTPRouteHandler:
 
     @get("/health", "health", "Health", tags=["Service"], needs=PUBLIC, further={503: "The host does not answer"})
     async def health(ctx: Ctx) -> Response[Health]:
-        """Whether vpsd can do its work; 503 while its host does not answer."""
+        """Whether vpsd can do its work; 503 while its host does not answer.
+
+        While the host's storage is low, full or failing it is `degraded`, and answers 200: requests are served.
+        """
         await catalog.list_locations(ctx)
-        well, facts = host.status != "unavailable", host.facts
-        hypervisor = HypervisorHealth(host.status, facts.driver if facts else None, facts.virt_type if facts else None)
+        answers, facts = host.status != "unavailable", host.facts
+        driver, virt_type = (facts.driver, facts.virt_type) if facts else (None, None)
+        hypervisor = HypervisorHealth(host.status, driver, virt_type, host.storage)
+        well = answers and host.storage in (None, "ok")
         answer = Health("ok" if well else "degraded", __version__, hypervisor)
-        return Response(answer, status_code=200 if well else 503)
+        return Response(answer, status_code=200 if answers else 503)
 
     return health

@@ -44,7 +44,7 @@ _REFUSALS = {
     409: "The first request with this Idempotency-Key has not ended",
     422: "This Idempotency-Key came with another request before",
     429: "Too many requests, or too many wrong tokens",
-    503: "No host has room for it now",
+    503: "No host has room for it now, or its storage is almost full",
     404: "There is nothing with this id",
     413: "The body is too large",
     415: "The body is not sent as application/json",

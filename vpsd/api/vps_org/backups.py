@@ -15,12 +15,16 @@ from vpsd.backups.commands import NewBackup
 from vpsd.backups.models import Kind
 from vpsd.backups.queries import BACKUPS, SNAPSHOTS
 from vpsd.core.context import Ctx
-from vpsd.errors import Busy, NotFound, PaymentRequired, Protected, WrongStatus
+from vpsd.errors import Busy, NotFound, PaymentRequired, Protected, Unavailable, WrongStatus
 
-make = partial(post, needs="servers:*", raises=(WrongStatus, Busy, NotFound))
+make = partial(post, needs="servers:*", raises=(WrongStatus, Busy, NotFound, Unavailable))
 _read = partial(get, needs="servers:read")
 _restore = partial(
-    post, status_code=200, needs="servers:*", raises=(WrongStatus, Busy, PaymentRequired, Protected), preview=preview
+    post,
+    status_code=200,
+    needs="servers:*",
+    raises=(WrongStatus, Busy, PaymentRequired, Protected, Unavailable),
+    preview=preview,
 )
 
 

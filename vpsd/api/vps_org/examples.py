@@ -305,5 +305,5 @@ ANSWERS: dict[str, Any] = {
             )
         ],
     ),
-    "health": Health("ok", "1.0.0", HypervisorHealth("ok", "libvirt", "kvm")),
+    "health": Health("ok", "1.0.0", HypervisorHealth("ok", "libvirt", "kvm", "ok")),
 }

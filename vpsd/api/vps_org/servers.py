@@ -32,7 +32,7 @@ _POWER |= {forms.Power.HARD_STOP: Command.HARD_STOP}
 _REFUSED = (WrongStatus, Busy)
 _action = partial(post, status_code=200, needs="servers:*", raises=_REFUSED, preview=preview)
 _paid_action = partial(_action, raises=(*_REFUSED, PaymentRequired))  # what makes a server run needs credit
-_copy = partial(post, needs="servers:*", raises=_REFUSED, body_required=False)
+_copy = partial(post, needs="servers:*", raises=(*_REFUSED, Unavailable), body_required=False)
 
 
 @get("/", "server_list", "List all servers", needs="servers:read")

@@ -49,8 +49,9 @@ class LibvirtHypervisor:
         pool_path: Path | None = None,
         virt_type: str | None = None,
         machine: connect.Machine | None = None,
+        storage_reserve_mb: int | None = None,
     ) -> None:
-        """`uri`, `pool_path` and `virt_type` override what is detected.
+        """`uri`, `pool_path`, `virt_type` and `storage_reserve_mb` override what is detected.
 
         Raises `Misconfigured` if there is no usable libvirt.
         """
@@ -59,7 +60,7 @@ class LibvirtHypervisor:
         self._data = data
         self._choice = connect.choose(uri, data, machine or connect.LocalMachine())
         path = connect.choose_pool_path(self._choice, instance, data, pool_path)
-        self._pool = Pool(instance, path, path_is_explicit=pool_path is not None)
+        self._pool = Pool(instance, path, path_is_explicit=pool_path is not None, reserve_mb=storage_reserve_mb)
         self._virt = None if virt_type is None else (virt_type, "set by VPSD_VIRT_TYPE")
         self._virt_lock = threading.Lock()
         self._host = LibvirtHost(Connection(self._find_uri, self._on_connect, self._on_change))
@@ -86,6 +87,7 @@ class LibvirtHypervisor:
                 memory_mb=memory["total"] // 1024,
                 storage_gb=self._pool.capacity_gb(host),
                 low_ports=connect.may_open_low_ports(self._choice),
+                storage_free_mb=self._pool.free_mb(host, local=connect.is_local(self._choice.uri)),
             )
 
         return await self._host.call(ask, "describe itself", _QUICK_SECONDS)
@@ -242,6 +244,11 @@ class LibvirtHypervisor:
         self._require_own(name)
         await self._host.call(lambda host: domains.power_on(host, name), f"start the guest {name}", _START_SECONDS)
 
+    async def resume(self, name: str) -> None:
+        """Let a guest go on that the host has paused."""
+        self._require_own(name)
+        await self._host.call(lambda host: domains.resume(host, name), f"resume the guest {name}", _QUICK_SECONDS)
+
     async def request_shutdown(self, name: str) -> None:
         """Press the ACPI power button."""
         self._require_own(name)
@@ -365,7 +372,8 @@ class LibvirtHypervisor:
             if is_absent(error):
                 return None
             raise
-        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards)
+        paused_by = domains.pause_reason(domain, state, reason)
+        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards, paused_by)
 
     def _network(self, domain: libvirt.virDomain) -> NetworkInfo:
         """The guest's network; read once per start of the guest."""

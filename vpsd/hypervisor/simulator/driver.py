@@ -18,10 +18,12 @@ from vpsd.hypervisor.protocol import (
     GuestStats,
     HostFacts,
     Image,
+    PauseReason,
     PortsTaken,
     PowerState,
     Progress,
     Volumes,
+    storage_reserve_mb,
 )
 from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, StateEdit
 from vpsd.hypervisor.simulator.migration import read_sqlite
@@ -43,11 +45,19 @@ from vpsd.hypervisor.simulator.state import (
 GuestRunner = Callable[[str, Sequence[str], bytes], GuestRun | None]
 Hook = Callable[[str], Awaitable[None] | None]
 
+_STORAGE_GB = 1 << 17
+
 
 class Simulator:
     """A simulated host. Its public attributes control how it behaves; delays and faults are those of this object."""
 
-    def __init__(self, path: Path | None = None, clock: Clock | None = None, boot_seconds: float = 0.5) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        clock: Clock | None = None,
+        boot_seconds: float = 0.5,
+        storage_reserve_mb: int | None = None,
+    ) -> None:
         """`path` is the file with the state, which several processes may share; None: there is none.
 
         A `.sqlite` file next to it, of an earlier vpsd, is read when the file is created. Raises `Misconfigured` if the
@@ -58,6 +68,7 @@ class Simulator:
             MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite")))
         )
         self._watchers: list[Callable[[str], None]] = []
+        self._reserve_mb = storage_reserve_mb
         self.boot_seconds = boot_seconds
         self.delay_seconds = 0.0  # of every call
         self.broken = False  # the host does not answer
@@ -66,6 +77,8 @@ class Simulator:
         self.has_agent = True  # guests can freeze their file systems
         self.export_seconds = 0.0  # how long the export of a disk takes
         self.low_ports = True  # ports below 1024 can be opened
+        self.storage_free_mb = _STORAGE_GB * 1024  # in the pool; with 0, guests that write are paused
+        self.storage_fails = False  # what guests write meets an error
         self.guest_stats = GuestStats()  # of every guest
         self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
@@ -97,7 +110,19 @@ class Simulator:
     async def facts(self) -> HostFacts:
         async with self._call("facts"):
             reason = "nothing runs: guests are simulated"
-            return HostFacts("simulator", "simulator:", "none", reason, "1", "simulator", 1024, 1 << 20, 1 << 17)
+            return HostFacts(
+                "simulator",
+                "simulator:",
+                "none",
+                reason,
+                "1",
+                "simulator",
+                1024,
+                1 << 20,
+                _STORAGE_GB,
+                True,
+                self.storage_free_mb,
+            )
 
     async def guests(self) -> Mapping[str, Guest]:
         async with self._call("guests"):
@@ -123,6 +148,7 @@ class Simulator:
         async with self._call("ensure_base"):
             with self._change() as transaction:
                 if image.key not in transaction.state.bases:
+                    self._require_space()
                     transaction.apply(PutBase(image.key, True))
             progress(1.0, "the image is on the host")
 
@@ -140,6 +166,7 @@ class Simulator:
                 if base not in transaction.state.bases:
                     raise Unusable(f"The base image {base} is not on the host.")
                 if disk not in transaction.state.disks:
+                    self._require_space()
                     transaction.apply(PutDisk(disk, Disk(base, size_bytes)))
 
     async def write_disk(
@@ -149,6 +176,7 @@ class Simulator:
             with self._change() as transaction:
                 if disk in transaction.state.disks:
                     return
+                self._require_space()
                 transaction.apply(PutDisk(disk, None))  # what an interrupted attempt has written
             for number in chunks:
                 chunk = await anext(content)
@@ -172,11 +200,12 @@ class Simulator:
     async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
         async with self._call("export_disk"):
             with self._change() as transaction:
+                self._require_space()
                 state = transaction.state
                 guest = state.guest(name)
                 disk = guest.spec.disk
                 size_bytes = state.disk(disk).size_bytes
-                off = guest.power is not PowerState.RUNNING
+                off = guest.power is not PowerState.RUNNING and guest.paused_by is None
                 if off:
                     transaction.apply(PutGuest(name, replace(guest, power=PowerState.PAUSED)))
                 checkpoints = state.checkpoints.get(name, {})
@@ -238,7 +267,7 @@ class Simulator:
             with self._change() as transaction:
                 guest = transaction.state.guest(name)
                 if guest.power is PowerState.PAUSED:
-                    guest = replace(guest, power=PowerState.RUNNING)
+                    guest = self._writing(replace(guest, power=PowerState.RUNNING))
                 elif guest.power is not PowerState.RUNNING:
                     guest = self._boot(transaction, name, guest)
                 transaction.apply(PutGuest(name, guest))
@@ -252,7 +281,28 @@ class Simulator:
         transaction.apply(Write(guest.spec.disk, 0, f"{name} was started at {now_ms}".encode()))
         up_at_ms = None if self.never_boots else now_ms + round(self.boot_seconds * 1000)
         forwards = tuple(guest.spec.forwards)
-        return replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards)
+        return self._writing(replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards))
+
+    def _writing(self, guest: GuestState) -> GuestState:
+        """A guest that runs and writes, or is paused by that."""
+        reason = None
+        if self.storage_fails:
+            reason = PauseReason.IO_ERROR
+        elif not self.storage_free_mb:
+            reason = PauseReason.STORAGE_FULL
+        power = PowerState.RUNNING if reason is None else PowerState.PAUSED
+        return replace(guest, power=power, paused_by=reason)
+
+    def _require_space(self) -> None:
+        if self.storage_free_mb < storage_reserve_mb(self._reserve_mb, _STORAGE_GB):
+            raise Unusable(f"Not enough space on the host: {self.storage_free_mb} MB are free in the pool.")
+
+    async def resume(self, name: str) -> None:
+        async with self._call("resume"):
+            with self._change() as transaction:
+                guest = transaction.state.guests.get(name)
+                if guest is not None and guest.power is PowerState.PAUSED and guest.paused_by is not None:
+                    transaction.apply(PutGuest(name, self._writing(guest)))
 
     async def request_shutdown(self, name: str) -> None:
         async with self._call("request_shutdown"):
@@ -266,7 +316,7 @@ class Simulator:
             with self._change() as transaction:
                 guest = transaction.state.guests.get(name)
                 if guest is not None and guest.power in (PowerState.RUNNING, PowerState.PAUSED):
-                    transaction.apply(PutGuest(name, replace(guest, power=PowerState.OFF)))
+                    transaction.apply(PutGuest(name, replace(guest, power=PowerState.OFF, paused_by=None)))
 
     async def is_up(self, name: str) -> bool:
         async with self._call("is_up"):
@@ -316,7 +366,12 @@ class Simulator:
     def happens(self, name: str, power: PowerState) -> None:
         """Something happens to a guest that vpsd did not ask for."""
         with self._change() as transaction:
-            transaction.apply(PutGuest(name, replace(transaction.state.guest(name), power=power)))
+            transaction.apply(PutGuest(name, replace(transaction.state.guest(name), power=power, paused_by=None)))
+
+    def meets_its_storage(self, name: str) -> None:
+        """The guest writes, and is paused if its storage fails it."""
+        with self._change() as transaction:
+            transaction.apply(PutGuest(name, self._writing(transaction.state.guest(name))))
 
     def vanishes(self, name: str) -> None:
         """Somebody undefines a guest; its volumes stay."""
@@ -360,7 +415,7 @@ def _delete_checkpoints(transaction: StateEdit, name: str, keep: str | None) -> 
 
 
 def _guest(name: str, guest: GuestState) -> Guest:
-    return Guest(name, guest.spec.uuid, guest.power, guest.forwards)
+    return Guest(name, guest.spec.uuid, guest.power, guest.forwards, guest.paused_by)
 
 
 async def _run_hook(hook: Hook | None, call: str) -> None:
