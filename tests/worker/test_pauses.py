@@ -17,9 +17,9 @@ REASONS = list(PauseReason)
 def storage(cloud: Cloud, reason: PauseReason, *, well: bool) -> None:
     """Have the storage fail in that way, or be well again."""
     if reason is PauseReason.STORAGE_FULL:
-        cloud.hypervisor.storage_free_mb = 1 << 27 if well else 0
+        cloud.hypervisor.storage.free_mb = 1 << 27 if well else 0
     else:
-        cloud.hypervisor.storage_fails = not well
+        cloud.hypervisor.storage.fails = not well
 
 
 async def pause(cloud: Cloud, server: int, reason: PauseReason) -> None:
@@ -76,12 +76,12 @@ async def test_it_stays_active_is_told_once_and_goes_on_by_itself(cloud: Cloud, 
 async def test_a_full_pool_is_not_tried_until_there_is_room(cloud: Cloud) -> None:
     server, reconciler = await cloud.have_server(), cloud.reconciler()
     await pause(cloud, server, PauseReason.STORAGE_FULL)
-    cloud.hypervisor.storage_free_mb = 31
+    cloud.hypervisor.storage.free_mb = 31
     cloud.hypervisor.calls.clear()
     await pass_time(cloud, reconciler, 60)
     assert "resume" not in cloud.hypervisor.calls
     assert cloud.hypervisor.calls.count("facts") <= 12
-    cloud.hypervisor.storage_free_mb = 32
+    cloud.hypervisor.storage.free_mb = 32
     await pass_time(cloud, reconciler, 20)
     assert cloud.hypervisor.calls.count("resume") == 1
     assert await power(cloud, server) is PowerState.RUNNING
@@ -223,7 +223,7 @@ async def test_health_and_check_tell_the_operator(cloud: Cloud, reason: PauseRea
     await watcher.look()
     assert (await cloud.get("/health", who=None)).json()["hypervisor"]["storage"] == "ok"
     if reason is None:
-        cloud.hypervisor.storage_free_mb = 10239
+        cloud.hypervisor.storage.free_mb = 10239
     else:
         await pause(cloud, server, reason)
     await watcher.look()
@@ -234,7 +234,7 @@ async def test_health_and_check_tell_the_operator(cloud: Cloud, reason: PauseRea
     findings = [(one.kind, one.text) for one in await Audit(cloud.runtime).run()]
     assert (("server", f"cannot write: {reason.text}") in findings) if reason else findings[0][0] == "storage"
     assert ("storage" in [kind for kind, _ in findings]) == (reason is not PauseReason.IO_ERROR)
-    cloud.hypervisor.storage_free_mb, cloud.hypervisor.storage_fails = 10240, False
+    cloud.hypervisor.storage.free_mb, cloud.hypervisor.storage.fails = 10240, False
     await watcher.look()
     await pass_time(cloud, reconciler, 60)
     assert (await cloud.get("/health", who=None)).json()["status"] == "ok"

@@ -13,7 +13,7 @@ from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.console import Console
 from vpsd.hypervisor.libvirt.domain_xml import SSH_PORT, Files, NetworkInfo, build, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
-from vpsd.hypervisor.libvirt.host import LibvirtHost
+from vpsd.hypervisor.libvirt.host import LibvirtHost, versions
 from vpsd.hypervisor.libvirt.ssh_probe import SshProbes
 from vpsd.hypervisor.libvirt.states import power_state
 from vpsd.hypervisor.libvirt.storage import Pool
@@ -81,7 +81,7 @@ class LibvirtHypervisor:
                 uri=self._choice.uri,
                 virt_type=virt_type,
                 virt_reason=reason,
-                version=f"libvirt {_version(host.getLibVersion())}, QEMU {_version(host.getVersion())}",
+                version=versions(host),
                 name=host.getHostname(),
                 cpus=host.getInfo()[2],
                 memory_mb=memory["total"] // 1024,
@@ -307,8 +307,7 @@ class LibvirtHypervisor:
                 return None
             return agent.run(domain, argv, stdin, timeout_seconds)
 
-        action = f"run a program in the guest {name}"
-        return await self._host.call(ask, action, _QUICK_SECONDS + timeout_seconds)
+        return await self._host.call(ask, f"run a program in the guest {name}", _QUICK_SECONDS + timeout_seconds)
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """Call `changed(guest name)` from libvirt's event thread when something happens to a guest."""
@@ -351,8 +350,7 @@ class LibvirtHypervisor:
     def _virtualization(self, host: libvirt.virConnect) -> tuple[str, str]:
         with self._virt_lock:
             if self._virt is None:
-                local = connect.is_local(self._choice.uri)
-                self._virt = probe_kvm() if local else domains.detect_kvm(host)
+                self._virt = probe_kvm() if connect.is_local(self._choice.uri) else domains.detect_kvm(host)
             return self._virt
 
     def _files(self, host: libvirt.virConnect, spec: GuestSpec) -> Files:
@@ -372,8 +370,8 @@ class LibvirtHypervisor:
             if is_absent(error):
                 return None
             raise
-        paused_by = domains.pause_reason(domain, state, reason)
-        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards, paused_by)
+        why = domains.pause_reason(domain, state, reason)
+        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards, why)
 
     def _network(self, domain: libvirt.virDomain) -> NetworkInfo:
         """The guest's network; read once per start of the guest."""
@@ -400,7 +398,3 @@ class LibvirtHypervisor:
 def _pings(host: libvirt.virConnect, name: str) -> bool:
     domain = domains.find(host, name)
     return domain is not None and agent.ask(domain, "guest-ping", timeout_seconds=1) is not None
-
-
-def _version(number: int) -> str:
-    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -18,12 +18,10 @@ from vpsd.hypervisor.protocol import (
     GuestStats,
     HostFacts,
     Image,
-    PauseReason,
     PortsTaken,
     PowerState,
     Progress,
     Volumes,
-    storage_reserve_mb,
 )
 from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, StateEdit
 from vpsd.hypervisor.simulator.migration import read_sqlite
@@ -41,11 +39,10 @@ from vpsd.hypervisor.simulator.state import (
     PutSeed,
     Write,
 )
+from vpsd.hypervisor.simulator.storage import SIZE_GB, Storage
 
 GuestRunner = Callable[[str, Sequence[str], bytes], GuestRun | None]
 Hook = Callable[[str], Awaitable[None] | None]
-
-_STORAGE_GB = 1 << 17
 
 
 class Simulator:
@@ -68,7 +65,6 @@ class Simulator:
             MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite")))
         )
         self._watchers: list[Callable[[str], None]] = []
-        self._reserve_mb = storage_reserve_mb
         self.boot_seconds = boot_seconds
         self.delay_seconds = 0.0  # of every call
         self.broken = False  # the host does not answer
@@ -77,8 +73,7 @@ class Simulator:
         self.has_agent = True  # guests can freeze their file systems
         self.export_seconds = 0.0  # how long the export of a disk takes
         self.low_ports = True  # ports below 1024 can be opened
-        self.storage_free_mb = _STORAGE_GB * 1024  # in the pool; with 0, guests that write are paused
-        self.storage_fails = False  # what guests write meets an error
+        self.storage = Storage(storage_reserve_mb)
         self.guest_stats = GuestStats()  # of every guest
         self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
@@ -111,17 +106,8 @@ class Simulator:
         async with self._call("facts"):
             reason = "nothing runs: guests are simulated"
             return HostFacts(
-                "simulator",
-                "simulator:",
-                "none",
-                reason,
-                "1",
-                "simulator",
-                1024,
-                1 << 20,
-                _STORAGE_GB,
-                True,
-                self.storage_free_mb,
+                *("simulator", "simulator:", "none", reason, "1", "simulator", 1024, 1 << 20, SIZE_GB),
+                storage_free_mb=self.storage.free_mb,
             )
 
     async def guests(self) -> Mapping[str, Guest]:
@@ -148,7 +134,7 @@ class Simulator:
         async with self._call("ensure_base"):
             with self._change() as transaction:
                 if image.key not in transaction.state.bases:
-                    self._require_space()
+                    self.storage.require_space()
                     transaction.apply(PutBase(image.key, True))
             progress(1.0, "the image is on the host")
 
@@ -166,7 +152,7 @@ class Simulator:
                 if base not in transaction.state.bases:
                     raise Unusable(f"The base image {base} is not on the host.")
                 if disk not in transaction.state.disks:
-                    self._require_space()
+                    self.storage.require_space()
                     transaction.apply(PutDisk(disk, Disk(base, size_bytes)))
 
     async def write_disk(
@@ -176,7 +162,7 @@ class Simulator:
             with self._change() as transaction:
                 if disk in transaction.state.disks:
                     return
-                self._require_space()
+                self.storage.require_space()
                 transaction.apply(PutDisk(disk, None))  # what an interrupted attempt has written
             for number in chunks:
                 chunk = await anext(content)
@@ -200,7 +186,7 @@ class Simulator:
     async def export_disk(self, name: str, checkpoint: str, since: str | None) -> DiskExport:
         async with self._call("export_disk"):
             with self._change() as transaction:
-                self._require_space()
+                self.storage.require_space()
                 state = transaction.state
                 guest = state.guest(name)
                 disk = guest.spec.disk
@@ -267,7 +253,7 @@ class Simulator:
             with self._change() as transaction:
                 guest = transaction.state.guest(name)
                 if guest.power is PowerState.PAUSED:
-                    guest = self._writing(replace(guest, power=PowerState.RUNNING))
+                    guest = self.storage.written_by(replace(guest, power=PowerState.RUNNING))
                 elif guest.power is not PowerState.RUNNING:
                     guest = self._boot(transaction, name, guest)
                 transaction.apply(PutGuest(name, guest))
@@ -281,28 +267,14 @@ class Simulator:
         transaction.apply(Write(guest.spec.disk, 0, f"{name} was started at {now_ms}".encode()))
         up_at_ms = None if self.never_boots else now_ms + round(self.boot_seconds * 1000)
         forwards = tuple(guest.spec.forwards)
-        return self._writing(replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards))
-
-    def _writing(self, guest: GuestState) -> GuestState:
-        """A guest that runs and writes, or is paused by that."""
-        reason = None
-        if self.storage_fails:
-            reason = PauseReason.IO_ERROR
-        elif not self.storage_free_mb:
-            reason = PauseReason.STORAGE_FULL
-        power = PowerState.RUNNING if reason is None else PowerState.PAUSED
-        return replace(guest, power=power, paused_by=reason)
-
-    def _require_space(self) -> None:
-        if self.storage_free_mb < storage_reserve_mb(self._reserve_mb, _STORAGE_GB):
-            raise Unusable(f"Not enough space on the host: {self.storage_free_mb} MB are free in the pool.")
+        return self.storage.written_by(replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards))
 
     async def resume(self, name: str) -> None:
         async with self._call("resume"):
             with self._change() as transaction:
                 guest = transaction.state.guests.get(name)
                 if guest is not None and guest.power is PowerState.PAUSED and guest.paused_by is not None:
-                    transaction.apply(PutGuest(name, self._writing(guest)))
+                    transaction.apply(PutGuest(name, self.storage.written_by(guest)))
 
     async def request_shutdown(self, name: str) -> None:
         async with self._call("request_shutdown"):
@@ -371,7 +343,7 @@ class Simulator:
     def meets_its_storage(self, name: str) -> None:
         """The guest writes, and is paused if its storage fails it."""
         with self._change() as transaction:
-            transaction.apply(PutGuest(name, self._writing(transaction.state.guest(name))))
+            transaction.apply(PutGuest(name, self.storage.written_by(transaction.state.guest(name))))
 
     def vanishes(self, name: str) -> None:
         """Somebody undefines a guest; its volumes stay."""
