@@ -8,7 +8,9 @@ from tests.cloud import Cloud
 from vpsd.audit import Audit
 from vpsd.hypervisor.protocol import PauseReason, PowerState
 from vpsd.lifecycle import Status
+from vpsd.servers import queries
 from vpsd.worker.host_watcher import HostWatcher
+from vpsd.worker.pauses import Pauses
 
 SERVERS = "/api/v1/servers/"
 REASONS = list(PauseReason)
@@ -104,9 +106,10 @@ async def test_one_that_fails_again_at_once_is_not_told_again(cloud: Cloud) -> N
 async def test_several_workers_tell_it_once(cloud: Cloud) -> None:
     server = await cloud.have_server()
     await pause(cloud, server, PauseReason.IO_ERROR)
-    cloud.clock.advance(2)
-    for reconciler in [cloud.reconciler() for _ in range(3)]:
-        await reconciler.reconcile()
+    async with cloud.reading() as ctx:
+        seen = await queries.present(ctx)
+    for _ in range(3):  # who looked at the same moment
+        await Pauses(cloud.runtime).look(seen, await cloud.hypervisor.guests())
     assert len(await events(cloud)) == 1
 
 
@@ -239,3 +242,34 @@ async def test_health_and_check_tell_the_operator(cloud: Cloud, reason: PauseRea
     await pass_time(cloud, reconciler, 60)
     assert (await cloud.get("/health", who=None)).json()["status"] == "ok"
     assert await Audit(cloud.runtime).run() == []
+
+
+async def test_a_backup_of_one_in_error_does_not_cut_its_power(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await pause(cloud, server, PauseReason.IO_ERROR)
+    await cloud.force_status(server, Status.ERROR)
+    await cloud.post(f"{SERVERS}{server}/backup/")
+    await cloud.work()
+    assert await power(cloud, server) is PowerState.PAUSED
+
+
+@pytest.mark.parametrize(("action", "call", "seconds"), [("start", "is_up", 240), ("stop", "guest", 90)])
+async def test_one_that_is_paused_in_the_last_moment_of_a_wait_is_not_cut(
+    cloud: Cloud, action: str, call: str, seconds: int
+) -> None:
+    server = await cloud.have_server(status=Status.STOPPED if action == "start" else Status.ACTIVE)
+    cloud.hypervisor.never_boots = cloud.hypervisor.ignores_acpi = True
+    cloud.hypervisor.calls.clear()
+    await cloud.post(f"{SERVERS}{server}/{action}/")
+    begun_ms = cloud.clock.now_ms()
+
+    def fails_late(made: str) -> None:
+        if made == call and cloud.clock.now_ms() - begun_ms >= seconds * 1000 - 150:
+            cloud.hypervisor.storage.fails = True
+            cloud.hypervisor.meets_its_storage(cloud.guest(server))
+
+    cloud.hypervisor.after_call = fails_late
+    await cloud.runner().run_once()
+    assert await power(cloud, server) is PowerState.PAUSED
+    assert "power_off" not in cloud.hypervisor.calls
+    assert (await cloud.operations(server))[-1]["error"] == PauseReason.IO_ERROR.text
