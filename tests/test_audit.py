@@ -73,7 +73,8 @@ async def test_an_address_held_for_a_server_that_is_gone_is_freed(cloud: Cloud) 
     server = await cloud.have_server()
     await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
     await cloud.settle()
-    await _run(cloud, insert(addresses).values(address="127.10.0.7", server_id=server, assigned_at_ms=0))
+    assert await _mended(cloud) == []  # at rest, it is nobody's
+    await _run(cloud, update(addresses).values(released_at_ms=None))
     assert await _mended(cloud) == [("address", "is held for server 1, which is gone")]
 
 

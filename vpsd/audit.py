@@ -4,7 +4,7 @@ Safe beside a running vpsd: a server that an operation is working on is left out
 called unknown when no row spoke for it before the look nor after it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -13,7 +13,8 @@ from vpsd.backups import marks
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.errors import VpsdError
-from vpsd.hypervisor.protocol import Volumes, disk_name, guest_name
+from vpsd.hosts import service as hosts
+from vpsd.hypervisor.protocol import Guest, Volumes, disk_name, guest_name
 from vpsd.lifecycle import AT_REST, FOUND, Command, Status
 from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
@@ -58,6 +59,7 @@ class Audit:
         before = await self._rows()
         guests, volumes = await hypervisor.guests(), await hypervisor.volumes()
         after = await self._rows()
+        await self._check_storage(after, guests)
         known = {self._name(server_id) for rows in (before, after) for server_id in rows.servers}
         of_guests = {disk.partition(".")[0] for disk in volumes.disks} | volumes.seeds | volumes.exports | volumes.logs
         for kind, names in (("guest", set(guests) - known), ("volume", of_guests - set(guests) - known)):
@@ -80,6 +82,16 @@ class Audit:
                 await self._check_server(server, self._name(server.id) in guests, has_disk, after)
                 await self._check_left_behind(server, volumes)
         return self._findings
+
+    async def _check_storage(self, rows: _Rows, guests: Mapping[str, Guest]) -> None:
+        facts = await self._runtime.hypervisor.facts()
+        reserve_mb = hosts.reserve_mb(facts, self._runtime.settings)
+        if facts.storage_free_mb is not None and facts.storage_free_mb < reserve_mb:
+            await self._report("storage", facts.name, hosts.storage_low_text(facts.storage_free_mb, reserve_mb))
+        for server in rows.servers.values():
+            guest = guests.get(self._name(server.id))
+            if guest is not None and guest.paused_by is not None:
+                await self._report("server", f"{server.id} ({server.name})", f"cannot write: {guest.paused_by.text}")
 
     def _name(self, server_id: int) -> str:
         return guest_name(self._runtime.instance, server_id)

@@ -140,7 +140,7 @@ def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervis
     """The driver that the settings ask for; it connects when it is first used."""
     if settings.hypervisor == "simulator":
         path = settings.data_dir / "simulator.journal"
-        return Simulator(path, clock, settings.simulator_boot_seconds)
+        return Simulator(path, clock, settings.simulator_boot_seconds, settings.storage_reserve_mb)
     connect.require_python_binding()
     # Imported here: it needs libvirt's libraries, and the simulator does not.
     from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
@@ -151,6 +151,7 @@ def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervis
         uri=settings.libvirt_uri,
         pool_path=settings.pool_dir,
         virt_type=settings.virt_type,
+        storage_reserve_mb=settings.storage_reserve_mb,
     )
 
 

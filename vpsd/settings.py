@@ -41,6 +41,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None, Meta(description="Directory for disks on the host; unset: depends on the kind of libvirt.")
     ] = None
     address_pool: Annotated[str, Meta(description="Loopback network for servers' addresses.")] = "127.10.0.0/16"
+    address_rest_minutes: Annotated[
+        int,
+        Meta(ge=0, le=525600, description="Minutes until another server may get a deleted one's address; 0: at once."),
+    ] = 5  # shorter than an operation waits for one
     forward_ports: Annotated[str, Meta(description="Ports forwarded to a server, comma-separated; 22 always is.")] = (
         "80,443"
     )
@@ -104,6 +108,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             gt=0, le=1000, description="Disk space to allocate, as a multiple of the pool's: disks grow as they fill."
         ),
     ] = 4.0
+    storage_reserve_mb: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(
+            description="Space of the pool that is left for servers that run: below it nothing begins that takes more; "
+            "unset: 5 % of the pool, at most 10 GB."
+        ),
+    ] = None
 
     backup_dir: Annotated[
         Path | None, Meta(description="Directory for backups; unset: `backups` in the data directory.")

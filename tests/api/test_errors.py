@@ -128,16 +128,17 @@ async def test_a_field_of_the_wrong_type_is_named(cloud: Cloud) -> None:
 
 
 async def test_a_name_that_breaks_the_rules_is_told_them(cloud: Cloud) -> None:
-    for name in ["", "-web", "web-", "web_1", "web.example", "a" * 64, "wéb", "web ", "web\n", "-", "we b", "web\0"]:
+    names = ["", "-web", "web-", "web_1", "web.", ".web", "a..b", "a" * 64, LONGEST + "a", "wéb", "web "]
+    for name in [*names, "web\n", "-", "we b", "web\0"]:
         answer = await cloud.post(SERVERS, {**GOOD, "name": name})
         assert answer.status_code == 400, name
         assert set(answer.json()) == {"name"}
         if "\0" not in name:
-            assert answer.json()["name"] == ["Use letters, digits and hyphens, at most 63, no hyphen at the ends."]
+            assert answer.json()["name"][0].startswith("A name is labels of letters, digits and hyphens joined by dots")
 
 
 async def test_a_name_by_the_rules_is_taken_and_is_the_hostname(cloud: Cloud) -> None:
-    for name in ["a", "7", "A-b-9", "a--b", "a" * 63]:
+    for name in ["a", "7", "A-b-9", "a--b", "a" * 63, "web.example.com", LONGEST]:
         answer = await cloud.post(SERVERS, {**GOOD, "name": name})
         assert answer.status_code == 201, answer.text
         assert answer.json()["hostname"] == name
@@ -147,7 +148,7 @@ LONGEST = ".".join(["a" * 63] * 3 + ["a" * 61])
 
 
 async def test_a_hostname_by_the_rules_is_taken(cloud: Cloud) -> None:
-    for hostname in ["web01.example.com", "localhost", "a.b", "3com.example", LONGEST]:
+    for hostname in ["web01.example.com", "a.b", "3com.example", LONGEST]:
         answer = await cloud.post(SERVERS, {**GOOD, "hostname": hostname})
         assert answer.status_code == 201, answer.text
         assert answer.json()["hostname"] == hostname

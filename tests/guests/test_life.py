@@ -104,7 +104,10 @@ def test_of_a_deleted_server_nothing_is_left(vpsd: Vpsd, host: Host, ordered: li
         vpsd.delete(server)
         assert vpsd.ask("GET", f"servers/{server}/").status_code == 404
     where = f"server_id IN ({', '.join(map(str, servers))})"
-    until(lambda: not vpsd.rows(f"SELECT 1 FROM addresses WHERE {where}"), "the addresses to be free")
+    until(
+        lambda: not vpsd.rows(f"SELECT 1 FROM addresses WHERE released_at_ms IS NULL AND {where}"),
+        "the addresses to be free",
+    )
     volumes = host.volumes()
     for name in map(host.name, servers):
         assert name not in host.guests()

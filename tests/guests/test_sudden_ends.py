@@ -144,7 +144,7 @@ def assert_one_of_each(vpsd: Vpsd, host: Host) -> None:
     disks = [disk.partition(".")[0] for disk in volumes.disks]  # a restored one has a number behind
     assert [sorted(found) for found in (host.guests(), disks, volumes.seeds)] == [names] * 3
     assert not volumes.exports
-    held = dict(vpsd.rows("SELECT server_id, address FROM addresses"))
+    held = dict(vpsd.rows("SELECT server_id, address FROM addresses WHERE released_at_ms IS NULL"))
     assert held.keys() == {server["id"] for server in present}
     assert len(set(held.values())) == len(present)
     assert all(server["ip_address"] in (held[server["id"]], None) for server in present)  # null until it works

@@ -1,6 +1,7 @@
 """A host hands out what it has, times what the operator overcommits, and not more: not even to two at once."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ SERVERS = "/api/v1/servers/"
 NANO = {"name": "web", **TINY}  # 1 vCPU, 256 MB, 2 GB
 PLAN = Plan(4, "Nano VPS", "nano", 1, 256, 2, 256, 2_000_000, None, "", True)
 LARGER = msgspec.structs.replace(PLAN, id=3, vcpus=2, memory_mb=512)
-EXACTLY = {"vcpus": 1, "memory_mb": 256, "storage_gb": 2}
+EXACTLY: dict[str, Any] = {"vcpus": 1, "memory_mb": 256, "storage_gb": 2}
 
 
 async def free(cloud: Cloud) -> Capacity:
@@ -139,6 +140,63 @@ async def test_a_resize_without_room_is_a_503_and_changes_nothing(cloud: Cloud) 
     assert await cloud.status(server) == "active"
     await cloud.have_host(memory_mb=2048 + 256)
     assert (await cloud.post(f"{SERVERS}{server}/resize/", {"plan_id": 3})).status_code == 200
+
+
+async def test_what_takes_more_of_a_pool_that_is_almost_full_is_a_503_and_books_nothing(cloud: Cloud) -> None:
+    await cloud.offer(9, storage_gb=4)
+    await cloud.have_host()
+    server = await cloud.have_server()
+    snapshot = await cloud.have_copy(server, "snapshot")
+    await cloud.post(f"{SERVERS}{server}/stop/")
+    await cloud.work()
+    await cloud.have_host(storage_free_mb=10 * 1024 - 1)  # of 128 TB
+    before = await cloud.balance(), await cloud.operations(server)
+    for path, body in (
+        (SERVERS, NANO),
+        (f"{SERVERS}?dry_run=1", NANO),
+        (f"{SERVERS}{server}/resize/", {"plan_id": 9}),
+        (f"{SERVERS}{server}/resize/?dry_run=1", {"plan_id": 9}),
+        (f"{SERVERS}{server}/backup/", None),
+        ("/api/v1/snapshots/", {"server_id": server, "name": "more"}),
+        (f"/api/v1/snapshots/{snapshot['id']}/restore/", None),
+        (f"/api/v1/snapshots/{snapshot['id']}/restore/?dry_run=1", None),
+    ):
+        answer = await cloud.post(path, body)
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
+        assert "storage is almost full" in answer.json()["detail"], path
+    assert (await cloud.balance(), await cloud.operations(server)) == before
+    assert len((await cloud.get(SERVERS)).json()["results"]) == 1
+    for plan in (await cloud.get("/api/v1/plans/")).json()["results"]:
+        assert (plan["available"], plan["locations"]) == (False, [])
+    assert (await cloud.post(f"{SERVERS}{server}/start/")).status_code == 200  # what there is goes on
+    await cloud.have_host(storage_free_mb=10 * 1024)
+    assert (await cloud.post(SERVERS, NANO)).status_code == 201
+
+
+async def test_how_much_is_left_for_running_servers_can_be_set(cloud: Cloud) -> None:
+    await cloud.have_host(storage_gb=100, storage_free_mb=5119)  # of which 5 % are 5 GB
+    assert (await cloud.post(SERVERS, NANO)).status_code == 503
+    cloud.set(storage_reserve_mb=5119)
+    assert (await cloud.post(SERVERS, NANO)).status_code == 201
+    cloud.set(storage_reserve_mb=5120)
+    assert (await cloud.post(SERVERS, NANO)).status_code == 503
+    await cloud.have_host(storage_free_mb=None)  # not known
+    assert (await cloud.post(SERVERS, NANO)).status_code == 201
+
+
+async def test_a_daily_backup_waits_for_room(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await cloud.ask("PATCH", f"{SERVERS}{server}/", json={"backups_enabled": True})
+    await cloud.work()
+    cloud.clock.advance(2 * 86400)
+    await cloud.have_host(storage_free_mb=0)
+    await cloud.backup_scheduler().schedule()
+    await cloud.work()
+    assert (await cloud.get("/api/v1/backups/")).json()["count"] == 0
+    await cloud.have_host()
+    await cloud.backup_scheduler().schedule()
+    await cloud.work()
+    assert (await cloud.get("/api/v1/backups/")).json()["count"] == 1
 
 
 async def test_creates_at_once_cannot_share_the_last_room(cloud: Cloud) -> None:

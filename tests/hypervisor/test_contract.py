@@ -83,6 +83,31 @@ async def test_every_call_may_be_repeated(rig: Rig) -> None:
     assert rig.image.key not in (await host.volumes()).bases
 
 
+async def test_only_a_guest_that_the_host_has_paused_is_resumed(rig: Rig) -> None:
+    host = rig.hypervisor
+    await host.resume(STRANGER)
+    await prepare(rig)
+    await host.resume(NAME)
+    assert await power(rig) is not PowerState.RUNNING
+    await host.power_on(NAME)
+    guest = await host.guest(NAME)
+    assert guest is not None
+    assert guest.paused_by is None
+    await host.resume(NAME)
+    assert await power(rig) is PowerState.RUNNING
+    await host.power_off(NAME)
+    await host.resume(NAME)
+    assert await power(rig) is PowerState.OFF
+
+
+async def test_what_is_free_in_the_pool_is_told(rig: Rig) -> None:
+    await prepare(rig)
+    facts = await rig.hypervisor.facts()
+    assert facts.storage_gb is not None
+    assert facts.storage_free_mb is not None
+    assert 0 < facts.storage_free_mb <= (facts.storage_gb + 1) * 1024
+
+
 async def test_names_that_the_host_does_not_know(rig: Rig) -> None:
     host = rig.hypervisor
     assert await host.guest(STRANGER) is None

@@ -50,7 +50,7 @@ EXPECTED = """<domain xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0" xm
   </pm>
   <devices>
     <disk type="file" device="disk">
-      <driver name="qemu" type="qcow2" discard="unmap" />
+      <driver name="qemu" type="qcow2" discard="unmap" error_policy="stop" rerror_policy="report" />
       <source file="/pool/a.qcow2" />
       <target dev="vda" bus="virtio" />
       <address type="pci" bus="0x00" slot="0x03" />

@@ -25,7 +25,7 @@ from tests.hypervisor.rigs import (
     until_power,
 )
 from vpsd.errors import Unusable
-from vpsd.hypervisor.libvirt import daemon, storage
+from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 from vpsd.hypervisor.protocol import PowerState
 
@@ -231,7 +231,6 @@ async def test_a_copy_and_a_second_disk_that_would_fill_the_pool_are_refused(
     await boot(real)
     await copy(real, "m-1", None)
     await (picture := Picture()).lay(real.hypervisor)
-    monkeypatch.setattr(storage, "_RESERVED_BYTES", 1 << 60)
     monkeypatch.setattr(libvirt.virStoragePool, "info", lambda _: [2, 100 << 30, 99 << 30, 1 << 20])
     with pytest.raises(Unusable, match="Not enough space"):
         await real.hypervisor.export_disk(NAME, "m-2", None)

@@ -33,6 +33,7 @@ from vpsd.operations.models import Operation
 from vpsd.servers import commands as servers
 from vpsd.servers import queries as server_queries
 from vpsd.servers import updates
+from vpsd.servers.checks import check_storage, check_unprotected
 from vpsd.servers.commands import Accepted
 from vpsd.servers.models import LockedServer
 from vpsd.servers.schedule import next_backup_slot_ms
@@ -90,7 +91,10 @@ class CreatedBackup(msgspec.Struct, frozen=True):
 
 
 async def create(ctx: Ctx, kind: Kind, new: NewBackup, faults: Faults) -> CreatedBackup:
-    """Have a server backed up while it runs; raises `Invalid`, `NotFound`, `WrongStatus` or `Busy`."""
+    """Have a server backed up while it runs.
+
+    Raises `Invalid`, `NotFound`, `WrongStatus`, `StorageFull` (the host holds a copy until it is stored) or `Busy`.
+    """
     if new.server_id is UNSET:
         faults.check()
     assert new.server_id is not UNSET
@@ -105,6 +109,7 @@ async def create(ctx: Ctx, kind: Kind, new: NewBackup, faults: Faults) -> Create
         faults.add("server_id", TooManyBackups(what, limit))
     faults.check()
     servers.check_status(server, Command.BACKUP)
+    await check_storage(ctx)
     if server.provisioned_at_ms is None:
         raise NoDiskYet
     name = new.name
@@ -123,7 +128,8 @@ async def create_daily(ctx: Ctx, server_id: int) -> None:
     server = await server_queries.lock(ctx, server_id)
     if server.next_backup_at_ms is None or server.next_backup_at_ms > ctx.now_ms or server.deleted_at_ms is not None:
         return
-    if server.provisioned_at_ms is None or server.status not in RULES[Command.BACKUP_DAILY].begins_from:
+    ready = server.provisioned_at_ms is not None and server.status in RULES[Command.BACKUP_DAILY].begins_from
+    if not ready or (await server_queries.free_capacity(ctx)).storage_full:
         return  # it stays due, and is made up for as soon as it can be
     await ctx.tx.run(_HIDE_FAILED, server_id=server_id, deleted_at_ms=ctx.now_ms)  # there is a new try
     backup = await _add(ctx, server, Kind.AUTOMATIC, None, "Automatic daily backup")
@@ -158,7 +164,11 @@ async def _add(ctx: Ctx, server: LockedServer, kind: Kind, name: str | None, des
 
 
 async def restore(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> tuple[NamedBackup, Accepted]:
-    """Put a server back to how it was; raises `NotFound`, `PaymentRequired`, `WrongStatus` or `Busy`."""
+    """Put a server back to how it was.
+
+    Raises `NotFound`, `IsProtected`, `PaymentRequired`, `WrongStatus`, `StorageFull` (the host has both disks for a
+    while) or `Busy`.
+    """
     backup, what = await queries.get(ctx, kinds, backup_id), noun(kinds)
     try:
         server = await server_queries.lock_server(ctx, backup.server_id)
@@ -167,6 +177,9 @@ async def restore(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> tuple[Name
     backup = await queries.lock(ctx, kinds, backup_id)  # after the server, as everywhere
     if backup.status != BackupStatus.COMPLETED:
         raise NotRestorable(what, backup_id, backup.error)
+    check_unprotected(server)
+    servers.check_status(server, Command.RESTORE)
+    await check_storage(ctx)
     detail = f"from {what} {backup_id}"
     operation = await servers.enqueue(ctx, server, Command.RESTORE, backup_id, event="server.restore", detail=detail)
     accepted = servers.accepted(server, Command.RESTORE, operation)

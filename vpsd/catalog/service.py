@@ -64,6 +64,7 @@ class OperatingSystemEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_
     url: str | None = None
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     sums_url: str | None = None
+    min_disk_gb: int | None = None
 
 
 class LocationEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):

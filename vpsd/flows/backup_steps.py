@@ -29,6 +29,8 @@ async def copy_disk(job: Job) -> None:
         raise Unusable("The server has no disk yet.")
     mark = await _target_of(job)
     guest = await hypervisor.guest(job.name)
+    if guest is not None and guest.paused_by is not None:
+        raise Unusable(f"{guest.paused_by.text} Ask again then.")
     if job.server.status == Status.ACTIVE and (guest is None or guest.power is not PowerState.RUNNING):
         raise Unusable("The guest is not running. It is brought back first; ask again then.")
     found = await cloud_init.ask(job)  # before anything is frozen
@@ -100,7 +102,7 @@ async def _await_export(job: Job) -> None:
 async def _power_off_if_paused(job: Job) -> None:
     """Power off a guest that was only started to be exported, and that nobody has started for good since."""
     guest = await job.runtime.hypervisor.guest(job.name)
-    if guest is not None and guest.power is PowerState.PAUSED:
+    if guest is not None and guest.power is PowerState.PAUSED and guest.paused_by is None:
         await job.runtime.hypervisor.power_off(job.name)
 
 

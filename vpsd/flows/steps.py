@@ -15,7 +15,7 @@ from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
 from vpsd.flows.boot import Outcome, watch_boot
 from vpsd.flows.job import Job
-from vpsd.hypervisor.protocol import Forward, GuestSpec, PortsTaken, PowerState
+from vpsd.hypervisor.protocol import Forward, GuestPaused, GuestSpec, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
 from vpsd.lifecycle import Command
 from vpsd.network import addresses
@@ -91,7 +91,8 @@ async def write_seed(job: Job) -> None:
 async def define_guest(job: Job) -> None:
     """Have the guest defined as its plan says; one that is paused since a backup that died is powered off."""
     guest = await job.runtime.hypervisor.guest(job.name)
-    if guest is not None and guest.power is PowerState.PAUSED and job.operation.command != Command.RECOVER:
+    is_left = guest is not None and guest.power is PowerState.PAUSED and guest.paused_by is None
+    if is_left and job.operation.command != Command.RECOVER:
         await job.runtime.hypervisor.power_off(job.name)
     await _define(job, privileged=job.server.ssh_port in (None, 22))
 
@@ -182,7 +183,10 @@ def _may_cut_power(job: Job) -> bool:
 
 
 async def _is_off(job: Job) -> bool:
+    """Raises `GuestPaused` where the host holds the guest: then nothing it does not do is its fault."""
     guest = await job.runtime.hypervisor.guest(job.name)
+    if guest is not None and guest.paused_by is not None:
+        raise GuestPaused(guest.paused_by)
     return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
 
 
@@ -191,14 +195,18 @@ async def _record_boot(job: Job, status_detail: str | None) -> None:
     async with job.write() as ctx:
         await updates.forget_freeze(ctx, job.server.id)
         await updates.set_booted(ctx, job.server.id, await addresses.assign(ctx, job.server.id))
-        await updates.set_status_detail(ctx, job.server.id, status_detail)
+        if status_detail is not None:  # what an earlier step has said stays
+            await updates.set_status_detail(ctx, job.server.id, status_detail)
         deleted = (await servers.row(ctx, job.server.id)).deleted_at_ms is not None
         if job.server.provisioned_at_ms is None and not deleted:
             await rentals.confirm_rental(ctx, job.server.id, job.operation.created_at_ms)
 
 
 async def shut_down(job: Job) -> None:
-    """Ask the guest to shut down (ACPI), and power it off when its time is over; the operation says which it was."""
+    """Ask the guest to shut down (ACPI), and power it off when its time is over; the operation says which it was.
+
+    Raises `GuestPaused` where the host holds the guest: it shuts down when it goes on, and only a hard stop cuts power.
+    """
     clock, hypervisor = job.runtime.clock, job.runtime.hypervisor
     timeout_seconds = job.runtime.settings.stop_timeout_seconds
     until_ms = clock.now_ms() + timeout_seconds * 1000
@@ -211,7 +219,8 @@ async def shut_down(job: Job) -> None:
             press_ms = clock.now_ms() + _PRESS_SECONDS * 1000
             await hypervisor.request_shutdown(job.name)
         await job.pause()
-    await hypervisor.power_off(job.name)
+    if not await _is_off(job):
+        await hypervisor.power_off(job.name)
     job.result = f"did not shut down by ACPI within {timeout_seconds} s: powered off"
 
 

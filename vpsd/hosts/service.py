@@ -7,10 +7,10 @@ from vpsd.catalog.models import Plan
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
 from vpsd.hosts.models import Host, hosts
-from vpsd.hypervisor.protocol import HostFacts
+from vpsd.hypervisor.protocol import HostFacts, storage_reserve_mb
 from vpsd.settings import Settings
 
-_FACTS = ("name", "cpus", "memory_mb", "storage_gb")
+_FACTS = ("name", "cpus", "memory_mb", "storage_gb", "storage_free_mb")
 _HOST = Statement(select(hosts), into=Host)
 _LOCK = Statement(select(hosts).with_for_update(), into=Host)
 _ADD = Statement(insert(hosts), ("id", *_FACTS, "seen_at_ms"))
@@ -32,12 +32,15 @@ class Capacity(msgspec.Struct, frozen=True):
     vcpus: int | None = None
     memory_mb: int | None = None
     storage_gb: int | None = None
+    storage_full: bool = False  # what is left of the pool is for servers that run
 
     def lacks(self, plan: Plan, instead_of: Plan | None = None) -> list[str]:
         """The resources that are insufficient for a server of a plan, which may replace another plan."""
         names = ("vcpus", "memory_mb", "storage_gb")
         more = {name: getattr(plan, name) - (getattr(instead_of, name) if instead_of else 0) for name in names}
         left = {name: getattr(self, name) for name in names}
+        if self.storage_full:
+            left["storage_gb"] = 0
         return [name for name in names if left[name] is not None and more[name] > max(0, left[name])]
 
 
@@ -64,4 +67,18 @@ def capacity(host: Host, in_use: Resources, settings: Settings) -> Capacity:
         int(host.cpus * settings.vcpu_overcommit) - in_use.vcpus,
         int(host.memory_mb * settings.memory_overcommit) - in_use.memory_mb,
         None if host.storage_gb is None else int(host.storage_gb * settings.storage_overcommit) - in_use.storage_gb,
+        host.storage_free_mb is not None and host.storage_free_mb < reserve_mb(host, settings),
+    )
+
+
+def reserve_mb(host: Host | HostFacts, settings: Settings) -> int:
+    """The space of a host's pool that is left for servers that run."""
+    return storage_reserve_mb(settings.storage_reserve_mb, host.storage_gb)
+
+
+def storage_low_text(free_mb: int, reserve_mb: int) -> str:
+    """What the operator is told of a pool that has too little left."""
+    return (
+        f"{free_mb} MB are free in the pool, less than the {reserve_mb} MB that are left for servers that run: nothing "
+        "begins that takes more (VPSD_STORAGE_RESERVE_MB)"
     )

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from vpsd.hypervisor.protocol import HostFacts
+from vpsd.hypervisor.protocol import HostFacts, PauseReason
 
 
 class HostStatus(msgspec.Struct):
@@ -11,3 +11,16 @@ class HostStatus(msgspec.Struct):
     status: str = "connecting"  # connecting | ok | unavailable | elsewhere
     error: str | None = None
     facts: HostFacts | None = None
+    storage_low: bool = False  # nothing begins that takes more of it
+    pauses: frozenset[PauseReason] = frozenset()  # for which servers are paused now
+
+    @property
+    def storage(self) -> str | None:
+        """How the storage is, in a word; None before it is known."""
+        if PauseReason.IO_ERROR in self.pauses:
+            return "failing"
+        if PauseReason.STORAGE_FULL in self.pauses:
+            return "full"
+        if self.storage_low:
+            return "low"
+        return None if self.facts is None else "ok"

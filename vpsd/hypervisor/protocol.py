@@ -33,6 +33,37 @@ class PowerState(StrEnum):
     CRASHED = "crashed"  # its QEMU died, or the host went down: nobody asked for that
 
 
+class PauseReason(StrEnum):
+    """Why the host itself has paused a guest; what that wanted to write is not lost, and written when it goes on."""
+
+    STORAGE_FULL = "storage_full"
+    IO_ERROR = "io_error"
+
+    @property
+    def text(self) -> str:
+        """What customers and operators are told."""
+        return _PAUSED[self]
+
+
+_PAUSED = {
+    PauseReason.STORAGE_FULL: "The host's storage is full; the server is paused until there is room.",
+    PauseReason.IO_ERROR: "The host's storage fails; the server is paused until it works again.",
+}
+
+
+class GuestPaused(Unavailable):
+    """The host has paused the guest: whatever needs it to run has to wait."""
+
+    def __init__(self, reason: PauseReason) -> None:
+        super().__init__(reason.text)
+        self.reason = reason
+
+
+def storage_reserve_mb(wanted_mb: int | None, storage_gb: int | None) -> int:
+    """The space of a pool that is left for guests that run; by default 5 % of it, at most 10 GB."""
+    return min(10240, max(storage_gb or 0, 1) * 1024 // 20) if wanted_mb is None else wanted_mb
+
+
 class Forward(msgspec.Struct, frozen=True):
     """A TCP port of the server's address that is forwarded to a port of the guest."""
 
@@ -78,6 +109,7 @@ class Guest(msgspec.Struct, frozen=True):
     uuid: str
     power: PowerState
     forwards: Sequence[Forward] = ()
+    paused_by: PauseReason | None = None  # of one that is paused: the host did it, and `resume` lets it go on
 
 
 class Volumes(msgspec.Struct, frozen=True):
@@ -160,6 +192,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     memory_mb: int
     storage_gb: int | None  # capacity of the storage pool; None before there is one
     low_ports: bool = True  # guests can use ports below 1024, as far as is known
+    storage_free_mb: int | None = None  # in the storage pool; None before there is one
 
 
 Progress = Callable[[float, str], None]
@@ -247,6 +280,12 @@ class Hypervisor(Protocol):
 
     async def power_on(self, name: str) -> None:
         """Start or resume the guest. Raises `PortsTaken` if a forwarded port cannot be opened."""
+
+    async def resume(self, name: str) -> None:
+        """Let a guest go on that the host has paused (`Guest.paused_by`); any other guest is left as it is.
+
+        One whose storage still fails it is paused again at once.
+        """
 
     async def request_shutdown(self, name: str) -> None:
         """Press the ACPI power button without waiting; succeeds if the guest is off."""

@@ -1,4 +1,4 @@
-"""The table of addresses that servers hold; a free address has no row."""
+"""The table of addresses that servers hold or have held; one that nobody ever had has no row."""
 
 from sqlalchemy import BigInteger, Column, ForeignKey, String, Table
 
@@ -8,7 +8,7 @@ addresses = Table(
     "addresses",
     metadata,
     Column("address", String(45), primary_key=True),
-    Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, unique=True),
+    Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, unique=True),  # the last, if it rests
     Column("assigned_at_ms", BigInteger, nullable=False),
     Column("released_at_ms", BigInteger),  # it rests since then
 )

@@ -8,7 +8,8 @@ from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
 from vpsd.core.context import Ctx
 from vpsd.core.faults import Faults
-from vpsd.servers.faults import NoCapacity, RepeatedTag, UnknownPlan, UnknownSystem
+from vpsd.servers.faults import IsProtected, NoCapacity, RepeatedTag, StorageFull, UnknownPlan, UnknownSystem
+from vpsd.servers.models import LockedServer
 from vpsd.servers.queries import free_capacity
 
 # The password has 116 random bits: rounds that slow down guessing would only slow down the request.
@@ -16,8 +17,14 @@ password_hash = sha256_crypt.using(rounds=1000).hash
 
 
 async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -> None:
-    """Make sure that a host has room for a plan, and keep it until the transaction ends; raises `NoCapacity`."""
-    lacking = (await free_capacity(ctx, reserve=True)).lacks(plan, instead_of)
+    """Make sure that a host has room for a plan, and keep it until the transaction ends.
+
+    Raises `NoCapacity`, or `StorageFull` where another plan would not help.
+    """
+    capacity = await free_capacity(ctx, reserve=True)
+    lacking = capacity.lacks(plan, instead_of)
+    if capacity.storage_full and "storage_gb" in lacking:
+        raise StorageFull
     if lacking:
         raise NoCapacity(plan.name, lacking)
 
@@ -42,6 +49,18 @@ async def offered_system(ctx: Ctx, os_id: int | UnsetType, faults: Faults) -> Op
         offered = [(os.id, os.name) for os in await catalog.offered_operating_systems(ctx)]
         faults.add("os_id", UnknownSystem(os_id, offered))
     return system
+
+
+async def check_storage(ctx: Ctx) -> None:
+    """Make sure that the host has space for more than the servers that run; raises `StorageFull`."""
+    if (await free_capacity(ctx)).storage_full:
+        raise StorageFull
+
+
+def check_unprotected(server: LockedServer) -> None:
+    """Raise `IsProtected` where the owner has said that what is on the disk shall stay."""
+    if server.protected:
+        raise IsProtected(server.id)
 
 
 def check_tags(tags: list[str], faults: Faults) -> None:

@@ -21,7 +21,15 @@ from vpsd.events import service as events
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers.checks import check_capacity, check_tags, offered_system, password_hash, tags_text
+from vpsd.servers import hostnames
+from vpsd.servers.checks import (
+    check_capacity,
+    check_tags,
+    check_unprotected,
+    offered_system,
+    password_hash,
+    tags_text,
+)
 from vpsd.servers.faults import (
     CommandRefused,
     DiskCannotShrink,
@@ -79,6 +87,9 @@ async def change(ctx: Ctx, server_id: int, wanted: ServerChanges, faults: Faults
     server = await lock_server(ctx, server_id)
     if wanted.tags is not UNSET:
         check_tags(wanted.tags, faults)
+    refused = None if wanted.hostname is UNSET else hostnames.refusal(wanted.hostname)
+    if refused is not None and wanted.hostname != server.hostname:
+        faults.add("hostname", refused)
     faults.check()
     if wanted.protected is True and server.purge_due_at_ms is not None:
         raise IsDeleted(server.id, Status(server.status), server.purge_due_at_ms)
@@ -161,7 +172,8 @@ async def resize(
     """Give a server another plan; one that runs reboots for it, another takes its new size when it starts.
 
     A disk grows under a running guest: where that is all, there is no reboot. It costs the new plan's price from now
-    on. Raises `NotFound`, `Invalid`, `PaymentRequired`, `OverQuota`, `NoCapacity`, `WrongStatus` or `Busy`.
+    on. Raises `NotFound`, `Invalid`, `PaymentRequired`, `OverQuota`, `NoCapacity`, `StorageFull`,
+    `WrongStatus` or `Busy`.
     """
     old = await ctx.tx.first(_PLAN, account_id=ctx.account_id, id=server_id)
     if old is None:
@@ -211,11 +223,12 @@ async def _other_plan(
 async def rebuild(ctx: Ctx, server_id: int, os_id: int | UnsetType, faults: Faults) -> Accepted:
     """Make a server anew from an operating system: a new disk, everything else stays.
 
-    Raises `NotFound`, `Invalid`, `PaymentRequired`, `WrongStatus` or `Busy`.
+    Raises `NotFound`, `Invalid`, `IsProtected`, `PaymentRequired`, `WrongStatus` or `Busy`.
     """
     server = await lock_server(ctx, server_id)
     system = await offered_system(ctx, os_id, faults)
     faults.check()
+    check_unprotected(server)
     assert system is not None
     password = None
     if server.authorized_key is None:

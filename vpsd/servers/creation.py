@@ -18,9 +18,10 @@ from vpsd.images.clones import CloudInit
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers import user_data
+from vpsd.servers import hostnames, user_data
 from vpsd.servers.checks import check_capacity, check_tags, offered_plan, offered_system, password_hash, tags_text
 from vpsd.servers.faults import DiskTooSmall, NobodyRunsUserData, UnknownLocation, UnknownSshKey
+from vpsd.servers.hostnames import NotAsHostname
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
 from vpsd.ssh_keys import service as ssh_keys
@@ -111,7 +112,7 @@ class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
 async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: Faults) -> CreatedServer:
     """Write a server down and queue its making.
 
-    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, or `NoCapacity`.
+    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `NoCapacity` or `StorageFull`.
     """
     plan = await offered_plan(ctx, new.plan_id, faults)
     if source is not None and plan is not None and plan.storage_gb * GIB < (source.disk_bytes or 0):
@@ -129,6 +130,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         key = await ssh_keys.find(ctx, new.ssh_key_id)
         if key is None:
             faults.add("ssh_key_id", UnknownSshKey(new.ssh_key_id))
+    _check_hostname(new, faults)
     check_tags(new.tags, faults)
     refused = None if new.user_data is None else user_data.refusal(new.user_data)
     if refused is not None:
@@ -186,3 +188,12 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         password=password,
         operation=operation,
     )
+
+
+def _check_hostname(new: NewServer, faults: Faults) -> None:
+    hostname = new.hostname or new.name
+    refused = None if hostname is UNSET else hostnames.refusal(hostname)
+    if refused is not None and new.hostname:
+        faults.add("hostname", refused)
+    elif refused is not None and not faults.has("hostname"):
+        faults.add("name", NotAsHostname(str(refused)))

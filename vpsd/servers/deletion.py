@@ -10,8 +10,8 @@ from vpsd.core.units import HOUR_MS
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
+from vpsd.servers.checks import check_unprotected
 from vpsd.servers.commands import Accepted, accepted, check_status, enqueue
-from vpsd.servers.faults import IsProtected
 from vpsd.servers.models import LockedServer, servers
 from vpsd.servers.queries import lock_server
 from vpsd.servers.transitions import given, transition
@@ -31,8 +31,7 @@ async def delete(ctx: Ctx, server_id: int, *, at_once: bool) -> Operation | None
     `IsProtected`.
     """
     server = await lock_server(ctx, server_id)
-    if server.protected:
-        raise IsProtected(server_id)
+    check_unprotected(server)
     never_worked = server.provisioned_at_ms is None and server.status != Status.REBUILDING
     if at_once or never_worked or not ctx.settings.undelete_hours:
         return await purge(ctx, server)

@@ -134,10 +134,12 @@ class IsDeleted(WrongStatus):
 
 
 class IsProtected(Protected):
-    """The server's owner has protected it from being deleted."""
+    """The server's owner has protected what is on its disk: from a delete, a rebuild and a restore."""
 
     def __init__(self, server_id: int) -> None:
-        super().__init__("The server is protected from being deleted. Lift the protection first.")
+        super().__init__(
+            "The server is protected: it cannot be deleted, rebuilt or restored. Lift the protection first."
+        )
         self.server_id = server_id
 
 
@@ -158,3 +160,12 @@ class NoCapacity(Unavailable):
         )
         self.plan_name = plan_name
         self.lacking = lacking
+
+
+class StorageFull(Unavailable):
+    """What is left of the host's storage is for the servers that run."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The host's storage is almost full: what is left is for the servers that run. Try again later."
+        )

@@ -16,10 +16,10 @@ def _set(*columns: str) -> Statement[Any]:
     return Statement(_ONE, columns)
 
 
+_SET_STATUS_DETAIL = _set("status_detail")
 _SET_BASE = _set("base", "kernel_cmdline")
 _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
-_SET_STATUS_DETAIL = _set("status_detail")
 _SET_PURGED = _set("purged_at_ms")
 _SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "previous_boot")
 _SET_NEXT_BACKUP = _set("next_backup_at_ms")

@@ -46,10 +46,21 @@ class HostWatcher:
         if host.facts != facts:
             async with self._runtime.write() as ctx:
                 await hosts.record_facts(ctx, facts)
-        if host.facts is None or msgspec.structs.replace(host.facts, storage_gb=facts.storage_gb) != facts:
+        self._tell_storage(facts)
+        grown = {"storage_gb": facts.storage_gb, "storage_free_mb": facts.storage_free_mb}
+        if host.facts is None or msgspec.structs.replace(host.facts, **grown) != facts:
             self._say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
             self._say(f"guests: {facts.virt_type} ({facts.virt_reason})")
         if self._greet is not None:
             self._greet(facts)
             self._greet = None
         host.status, host.error, host.facts = "ok", None, facts
+
+    def _tell_storage(self, facts: HostFacts) -> None:
+        host, free_mb = self._runtime.host, facts.storage_free_mb
+        reserve_mb = hosts.reserve_mb(facts, self._runtime.settings)
+        was_low, host.storage_low = host.storage_low, free_mb is not None and free_mb < reserve_mb
+        if free_mb is not None and host.storage_low and not was_low:
+            log.error("storage: %s", hosts.storage_low_text(free_mb, reserve_mb))
+        elif was_low and not host.storage_low:
+            log.warning("storage: there is room again")

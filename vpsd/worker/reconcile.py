@@ -21,6 +21,7 @@ from vpsd.servers import commands
 from vpsd.servers import queries as servers
 from vpsd.servers.models import LockedServer, ServerRow
 from vpsd.servers.transitions import found, transition
+from vpsd.worker.pauses import Pauses
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Reconciler:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._pauses = Pauses(runtime)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -73,6 +75,7 @@ class Reconciler:
         async with self._runtime.read() as ctx:
             present = await servers.present(ctx)
             busy = await operations.busy_servers(ctx)
+        await self._pauses.look(present, guests)
         for server in present:
             guest = guests.get(guest_name(self._runtime.instance, server.id))
             if server.deleted_at_ms is not None or (server.id in busy and not _has_died(server, guest)):
@@ -124,6 +127,8 @@ def _has_died(server: ServerRow, guest: Guest | None) -> bool:
 
 
 def _correction(server: ServerRow, guest: Guest | None) -> Correction | None:
+    if guest is not None and guest.paused_by is not None:
+        return None  # `Pauses` lets it go on; its power is not cut
     return CORRECTIONS.get((Status(server.status), None if guest is None else guest.power))
 
 

@@ -23,6 +23,13 @@ class HypervisorHealth(msgspec.Struct):
     status: Annotated[str, Meta(description="connecting, ok, unavailable, or elsewhere where no worker runs here")]
     driver: Annotated[str | None, Meta(description="libvirt or simulator")]
     virt_type: Annotated[str | None, Meta(description="kvm, qemu (emulation) or none")]
+    storage: Annotated[
+        str | None,
+        Meta(
+            description="ok; low: nothing begins that takes more; full or failing: servers are paused until it is "
+            "better; null before it is known"
+        ),
+    ]
 
 
 class BackupsHealth(msgspec.Struct):
@@ -53,11 +60,16 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
 
     @get("/health", "health", "Health", tags=["Service"], needs=PUBLIC, further={503: "The host does not answer"})
     async def health(ctx: Ctx) -> Response[Health]:
-        """Whether vpsd can do its work; 503 while its host does not answer, but not for backups alone."""
+        """Whether vpsd can do its work; 503 while its host does not answer.
+
+        While the storage of the host is low, full or failing, or backups cannot be made, it is `degraded` and answers
+        200: requests are served.
+        """
         await catalog.list_locations(ctx)
         answers, facts = host.status != "unavailable", host.facts
-        well = answers and target.status not in ("missing", "unavailable")
-        hypervisor = HypervisorHealth(host.status, facts.driver if facts else None, facts.virt_type if facts else None)
+        driver, virt_type = (facts.driver, facts.virt_type) if facts else (None, None)
+        hypervisor = HypervisorHealth(host.status, driver, virt_type, host.storage)
+        well = answers and host.storage in (None, "ok") and target.status not in ("missing", "unavailable")
         answer = Health("ok" if well else "degraded", __version__, hypervisor, BackupsHealth(target.status))
         return Response(answer, status_code=200 if answers else 503)
 

@@ -36,6 +36,7 @@ _FIELD_ERRORS = {
     "additionalProperties": {"type": "array", "items": {"type": "string"}, "minItems": 1},
 }
 _PROTECTED = errors.Protected.code
+_PROTECTED_OR_RUNNING = f"{_PROTECTED}_or_{CODES[409]}"
 _REFUSALS = {
     401: "The token is missing or not valid",
     402: "The balance does not cover it",
@@ -43,11 +44,12 @@ _REFUSALS = {
     409: "The first request with this Idempotency-Key has not ended",
     422: "This Idempotency-Key came with another request before",
     429: "Too many requests, or too many wrong tokens",
-    503: "No host has room for it now",
+    503: "No host has room for it now, or its storage is almost full",
     404: "There is nothing with this id",
     413: "The body is too large",
     415: "The body is not sent as application/json",
 }
+_IS_PROTECTED = "The server is protected from it"
 _IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -90,6 +92,7 @@ def describe(routes: Sequence[BaseRoute], description: ApiDescription) -> bytes:
             "responses": {
                 **{CODES[status]: _refusal(status, CODES[status], schemas, problems) for status in sorted(_REFUSALS)},
                 _PROTECTED: _refusal(409, _PROTECTED, schemas, problems),
+                _PROTECTED_OR_RUNNING: _either_conflict(schemas, problems),
             },
             "parameters": {"idempotency_key": _IDEMPOTENCY_KEY},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token of an account"}},
@@ -133,9 +136,20 @@ def _refusal(status: int, code: str, schemas: _Schemas, problems: Mapping[str, P
         429: _RATE_HEADERS,
     }
     return {
-        "description": "The server is protected from it" if code == _PROTECTED else _REFUSALS[status],
+        "description": _IS_PROTECTED if code == _PROTECTED else _REFUSALS[status],
         **({"headers": headers[status]} if status in headers else {}),
         "content": schemas.content(Problem, problems[code]),
+    }
+
+
+def _either_conflict(schemas: _Schemas, problems: Mapping[str, Problem]) -> dict[str, Any]:
+    """The 409 of a request that may meet it for two reasons, which the code tells apart."""
+    content = schemas.content(Problem)
+    content["application/json"]["examples"] = {code: {"value": problems[code]} for code in (_PROTECTED, CODES[409])}
+    running = _REFUSALS[409]
+    return {
+        "description": f"`{_PROTECTED}`: {_IS_PROTECTED}. `{CODES[409]}`: {running}",
+        "content": content,
     }
 
 
@@ -199,7 +213,7 @@ class _Operation:
             answers[status] = {"description": text, "content": schemas.content(self._answer)}
         codes = {status: CODES[status] for status in self._refusals}
         if errors.Protected in route.raises:
-            codes[409] = _PROTECTED
+            codes[409] = _PROTECTED_OR_RUNNING if 409 in codes else _PROTECTED
         answers |= {status: {"$ref": f"#/components/responses/{code}"} for status, code in codes.items()}
         return answers | self._bad_request()
 

@@ -15,12 +15,16 @@ from vpsd.backups.commands import NewBackup
 from vpsd.backups.models import Kind
 from vpsd.backups.queries import BACKUPS, SNAPSHOTS
 from vpsd.core.context import Ctx
-from vpsd.errors import Busy, NotFound, PaymentRequired, WrongStatus
+from vpsd.errors import Busy, NotFound, PaymentRequired, Protected, Unavailable, WrongStatus
 
-make = partial(post, needs="servers:*", raises=(WrongStatus, Busy, NotFound))
+make = partial(post, needs="servers:*", raises=(WrongStatus, Busy, NotFound, Unavailable))
 _read = partial(get, needs="servers:read")
 _restore = partial(
-    post, status_code=200, needs="servers:*", raises=(WrongStatus, Busy, PaymentRequired), preview=preview
+    post,
+    status_code=200,
+    needs="servers:*",
+    raises=(WrongStatus, Busy, PaymentRequired, Protected, Unavailable),
+    preview=preview,
 )
 
 
@@ -60,7 +64,7 @@ def _section(
     async def restore(ctx: Ctx, backup_id: int) -> Any:
         """Put the server back to how it was: it is stopped for it and started again, id and address stay.
 
-        All its present data is overwritten.
+        All its present data is overwritten; a protected server is left alone.
         """
         return restored.of_backup(*await commands.restore(ctx, kinds, backup_id))
 

@@ -313,5 +313,5 @@ ANSWERS: dict[str, Any] = {
             )
         ],
     ),
-    "health": Health("ok", "1.0.0", HypervisorHealth("ok", "libvirt", "kvm"), BackupsHealth("ok")),
+    "health": Health("ok", "1.0.0", HypervisorHealth("ok", "libvirt", "kvm", "ok"), BackupsHealth("ok")),
 }

@@ -32,7 +32,7 @@ _POWER |= {forms.Power.HARD_STOP: Command.HARD_STOP}
 _REFUSED = (WrongStatus, Busy)
 _action = partial(post, status_code=200, needs="servers:*", raises=_REFUSED, preview=preview)
 _paid_action = partial(_action, raises=(*_REFUSED, PaymentRequired))  # what makes a server run needs credit
-_copy = partial(post, needs="servers:*", raises=_REFUSED, body_required=False)
+_copy = partial(post, needs="servers:*", raises=(*_REFUSED, Unavailable), body_required=False)
 
 
 @get("/", "server_list", "List all servers", needs="servers:read")
@@ -155,9 +155,17 @@ async def resize(ctx: Ctx, server_id: int, form: Form[forms.ServerResize]) -> wi
     return wire.ActionAccepted.of(await commands.resize(ctx, server_id, *wanted, form.faults))
 
 
-@_paid_action("/{server_id:int}/rebuild/", "server_rebuild", "Rebuild a server")
+@_paid_action(
+    "/{server_id:int}/rebuild/",
+    "server_rebuild",
+    "Rebuild a server",
+    raises=(*_REFUSED, PaymentRequired, Protected),
+)
 async def rebuild(ctx: Ctx, server_id: int, form: Form[forms.ServerRebuild]) -> wire.ServerRebuilt:
-    """Make a server anew: a new disk, the same id, address, plan and name. Everything on the old disk is lost."""
+    """Make a server anew: a new disk, the same id, address, plan and name. Everything on the old disk is lost.
+
+    A protected server is left alone.
+    """
     accepted = await commands.rebuild(ctx, server_id, form.get("os_id", UNSET), form.faults)
     return wire.ServerRebuilt.of(accepted, password=accepted.password or UNSET)
 

@@ -36,4 +36,4 @@ def _(error: IsDeleted) -> str:
 @text.register
 def _(error: IsProtected) -> str:
     way = f'PATCH /api/v1/servers/{error.server_id}/ with {{"protected": false}}'
-    return f"The server is protected from being deleted. Lift that first: {way}."
+    return f"The server is protected: it cannot be deleted, rebuilt or restored. Lift that first: {way}."

@@ -128,7 +128,10 @@ def _add_lifecycle(domain: Xml.Element) -> None:
 
 def _add_devices(domain: Xml.Element, files: Files) -> None:
     devices = Xml.SubElement(domain, "devices")
-    _add_disk(devices, files.disk, DISK, format="qcow2", discard="unmap")
+    # A write that fails pauses the guest, for want of space or not: told of it, it would remount its disk read-only.
+    # A read that fails is the guest's affair: one bad sector must not hold the whole server.
+    policy = {"error_policy": "stop", "rerror_policy": "report"}
+    _add_disk(devices, files.disk, DISK, format="qcow2", discard="unmap", **policy)
     seed = _add_disk(devices, files.seed, "vdb", format="raw")
     Xml.SubElement(seed, "readonly")
     Xml.SubElement(devices, "controller", type="usb", model="none")

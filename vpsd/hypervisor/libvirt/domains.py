@@ -7,7 +7,7 @@ from vpsd.hypervisor.libvirt import agent
 from vpsd.hypervisor.libvirt.domain_xml import DISK, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.states import power_state
-from vpsd.hypervisor.protocol import GuestSpec, PowerState
+from vpsd.hypervisor.protocol import GuestSpec, PauseReason, PowerState
 
 _EVERYTHING = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -53,6 +53,31 @@ def power_on(host: libvirt.virConnect, name: str) -> None:
     except libvirt.libvirtError as error:
         started = error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
         if not (started and power_state(*domain.state()) is PowerState.RUNNING):
+            raise
+
+
+def pause_reason(domain: libvirt.virDomain, state: int, reason: int) -> PauseReason | None:
+    """Why QEMU has paused the domain, if it has: its disks tell whether there was no space or another error."""
+    if (state, reason) != (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+        return None
+    try:
+        errors = set(domain.diskErrors(0).values())
+    except libvirt.libvirtError:
+        errors = set()  # it went down just now, or its monitor is busy
+    if errors == {libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE}:
+        return PauseReason.STORAGE_FULL
+    return PauseReason.IO_ERROR
+
+
+def resume(host: libvirt.virConnect, name: str) -> None:
+    """Resume the domain if QEMU has paused it for an error of its storage."""
+    domain = find(host, name)
+    try:
+        if domain is not None and pause_reason(domain, *domain.state()) is not None:
+            domain.resume()
+    except libvirt.libvirtError as error:
+        gone = is_absent(error) or error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
+        if not gone:
             raise
 
 

@@ -14,7 +14,7 @@ from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.console import Console
 from vpsd.hypervisor.libvirt.domain_xml import Files, NetworkInfo, build, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
-from vpsd.hypervisor.libvirt.host import LibvirtHost
+from vpsd.hypervisor.libvirt.host import LibvirtHost, versions
 from vpsd.hypervisor.libvirt.port_probe import PortProbes
 from vpsd.hypervisor.libvirt.serial_logs import SerialLogs
 from vpsd.hypervisor.libvirt.states import power_state
@@ -53,8 +53,9 @@ class LibvirtHypervisor:
         pool_path: Path | None = None,
         virt_type: str | None = None,
         machine: connect.Machine | None = None,
+        storage_reserve_mb: int | None = None,
     ) -> None:
-        """`uri`, `pool_path` and `virt_type` override what is detected.
+        """`uri`, `pool_path`, `virt_type` and `storage_reserve_mb` override what is detected.
 
         Raises `Misconfigured` if there is no usable libvirt.
         """
@@ -63,7 +64,7 @@ class LibvirtHypervisor:
         self._data = data
         self._choice = connect.choose(uri, data, machine or connect.LocalMachine())
         path = connect.choose_pool_path(self._choice, instance, data, pool_path)
-        self._pool = Pool(instance, path, path_is_explicit=pool_path is not None)
+        self._pool = Pool(instance, path, path_is_explicit=pool_path is not None, reserve_mb=storage_reserve_mb)
         self._virt = None if virt_type is None else (virt_type, "set by VPSD_VIRT_TYPE")
         self._virt_lock = threading.Lock()
         self._host = LibvirtHost(Connection(self._find_uri, self._on_connect, self._on_change))
@@ -85,12 +86,13 @@ class LibvirtHypervisor:
                 uri=self._choice.uri,
                 virt_type=virt_type,
                 virt_reason=reason,
-                version=f"libvirt {_version(host.getLibVersion())}, QEMU {_version(host.getVersion())}",
+                version=versions(host),
                 name=host.getHostname(),
                 cpus=host.getInfo()[2],
                 memory_mb=memory["total"] // 1024,
                 storage_gb=self._pool.capacity_gb(host),
                 low_ports=connect.may_open_low_ports(self._choice),
+                storage_free_mb=self._pool.free_mb(host, local=connect.is_local(self._choice.uri)),
             )
 
         return await self._host.call(ask, "describe itself", _QUICK_SECONDS)
@@ -261,6 +263,11 @@ class LibvirtHypervisor:
 
         await self._host.call(ask, f"start the guest {name}", _START_SECONDS)
 
+    async def resume(self, name: str) -> None:
+        """Let a guest go on that the host has paused."""
+        self._require_own(name)
+        await self._host.call(lambda host: domains.resume(host, name), f"resume the guest {name}", _QUICK_SECONDS)
+
     async def request_shutdown(self, name: str) -> None:
         """Press the ACPI power button."""
         self._require_own(name)
@@ -340,8 +347,7 @@ class LibvirtHypervisor:
                 return None
             return agent.run(domain, argv, stdin, timeout_seconds)
 
-        action = f"run a program in the guest {name}"
-        return await self._host.call(ask, action, _QUICK_SECONDS + timeout_seconds)
+        return await self._host.call(ask, f"run a program in the guest {name}", _QUICK_SECONDS + timeout_seconds)
 
     def watch(self, changed: Callable[[str], None]) -> None:
         """Call `changed(guest name)` from libvirt's event thread when something happens to a guest."""
@@ -384,8 +390,7 @@ class LibvirtHypervisor:
     def _virtualization(self, host: libvirt.virConnect) -> tuple[str, str]:
         with self._virt_lock:
             if self._virt is None:
-                local = connect.is_local(self._choice.uri)
-                self._virt = probe_kvm() if local else domains.detect_kvm(host)
+                self._virt = probe_kvm() if connect.is_local(self._choice.uri) else domains.detect_kvm(host)
             return self._virt
 
     def _files(self, host: libvirt.virConnect, spec: GuestSpec) -> Files:
@@ -406,7 +411,8 @@ class LibvirtHypervisor:
             if is_absent(error):
                 return None
             raise
-        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards)
+        why = domains.pause_reason(domain, state, reason)
+        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards, why)
 
     def _network(self, domain: libvirt.virDomain) -> NetworkInfo:
         """The guest's network; read once per start of the guest."""
@@ -428,7 +434,3 @@ class LibvirtHypervisor:
     def _require_own(self, name: str) -> None:
         if not name.startswith(self._prefix):
             raise Unusable(f"{name} does not belong to this vpsd.")
-
-
-def _version(number: int) -> str:
-    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -51,3 +51,12 @@ class LibvirtHost:
         """Disconnect."""
         await self._threads.call(self._connection.close, "disconnect", _CLOSE_SECONDS)
         self._threads.close()
+
+
+def versions(host: libvirt.virConnect) -> str:
+    """Which libvirt and QEMU it has."""
+
+    def text(number: int) -> str:
+        return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+    return f"libvirt {text(host.getLibVersion())}, QEMU {text(host.getVersion())}"

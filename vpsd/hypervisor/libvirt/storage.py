@@ -7,6 +7,8 @@ killed, libvirtd killed, disk full) is never mistaken for a complete one: the ne
 The first cluster of a restored disk is written last: before that it is not a qcow2 file, and so not a disk.
 """
 
+import contextlib
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from xml.etree import ElementTree as Xml
 
 import libvirt
 
-from vpsd.core.units import GIB
+from vpsd.core.units import GIB, MIB
 from vpsd.errors import Misconfigured, Unusable
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.volumes import (
@@ -31,15 +33,12 @@ from vpsd.hypervisor.libvirt.volumes import (
     send_file,
     volume_xml,
 )
-from vpsd.hypervisor.protocol import Image, Volumes
+from vpsd.hypervisor.protocol import Image, Volumes, storage_reserve_mb
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BASE_VOLUME = re.compile(r"base-(.+)\.(qcow2|kernel|initrd|whole)")
 
-_RESERVED_BYTES = GIB
-
 SERIAL_FOLDER = "serial"  # the folder in the pool's that `serial_logs` has a pool of its own in
-
 Report = Callable[[float, str], None]
 
 
@@ -54,10 +53,12 @@ class BasePaths(NamedTuple):
 class Pool:
     """The pool `vpsd-<instance>`, defined and started on first use."""
 
-    def __init__(self, instance: str, path: Path, path_is_explicit: bool) -> None:
+    def __init__(self, instance: str, path: Path, path_is_explicit: bool, reserve_mb: int | None = None) -> None:
+        """`reserve_mb` is left for guests that run; None: what `storage_reserve_mb` says."""
         self._name = f"vpsd-{instance}"
         self._path = path
         self._path_is_explicit = path_is_explicit
+        self._reserve_mb = reserve_mb
         self._lock = threading.Lock()
         guest = rf"vpsd-{re.escape(instance)}-\d+"
         self._disk = re.compile(rf"({guest}(?:\.\d+)?)\.qcow2")
@@ -71,8 +72,7 @@ class Pool:
 
     def path(self, host: libvirt.virConnect) -> Path:
         """The pool's folder on the host; raises `Misconfigured` if it is not the configured one."""
-        text = Xml.fromstring(self.open(host).XMLDesc(0)).findtext("target/path")  # noqa: S314
-        present = Path(text or self._path)
+        present = Path(_target(self.open(host)) or self._path)
         if self._path_is_explicit and present != self._path:
             raise Misconfigured(
                 f"The disks of this vpsd are in {present} on the host, but VPSD_POOL_DIR is {self._path}. "
@@ -91,12 +91,30 @@ class Pool:
             raise
         return capacity >> 30 or None  # unknown for a pool that was never started
 
+    def free_mb(self, host: libvirt.virConnect, *, local: bool) -> int | None:
+        """Free space of the file system of the pool; None if there is no pool yet. Does not create one."""
+        try:
+            pool = host.storagePoolLookupByName(self._name)
+            if not pool.isActive():
+                return None
+            if local:  # a refresh reads every volume, and this is asked often
+                with contextlib.suppress(OSError):
+                    found = os.statvfs(_target(pool) or self._path)
+                    return found.f_bavail * found.f_frsize // MIB
+            refresh(pool)
+            free: int = pool.info()[3]
+        except libvirt.libvirtError as error:
+            if is_absent(error):
+                return None
+            raise
+        return free // MIB
+
     def require_space(self, host: libvirt.virConnect, needed_bytes: int) -> None:
         """Raise `Unusable` if that much would fill the pool: guests have to be able to write."""
         pool = self.open(host)
         refresh(pool)
         _, capacity, _, free = pool.info()
-        if free - needed_bytes < min(_RESERVED_BYTES, capacity // 20):
+        if free - needed_bytes < storage_reserve_mb(self._reserve_mb, capacity // GIB) * MIB:
             mb = [f"{size >> 20} MB" for size in (needed_bytes, free)]
             raise Unusable(
                 f"Not enough space on the host: up to {mb[0]} may be needed, and {mb[1]} are free in the pool."
@@ -156,6 +174,7 @@ class Pool:
             if source is not None
         ]
         total = sum(source.stat().st_size for source, _ in files)
+        self.require_space(host, total)
         done = 0
         for source, name in files:
 
@@ -200,6 +219,7 @@ class Pool:
         backing = find(pool, f"base-{base}.qcow2")
         if backing is None:
             raise Unusable(f"The base image {base} is not on the host.")
+        self.require_space(host, 0)
         size = max(size_bytes, backing.info()[1])
         pool.createXML(volume_xml(f"{name}.qcow2", size, "qcow2", backing=backing.path()), 0)
 
@@ -288,6 +308,10 @@ class Pool:
         ]
         if users:
             raise Unusable(f"The base image {key} is in use by the disks {', '.join(sorted(users)[:5])}.")
+
+
+def _target(pool: libvirt.virStoragePool) -> str | None:
+    return Xml.fromstring(pool.XMLDesc(0)).findtext("target/path")  # noqa: S314
 
 
 def check_key(key: str) -> str:

@@ -41,6 +41,7 @@ from vpsd.hypervisor.simulator.state import (
     PutSeed,
     Write,
 )
+from vpsd.hypervisor.simulator.storage import SIZE_GB, Storage
 
 GuestRunner = Callable[[str, Sequence[str], bytes], GuestRun | None]
 Hook = Callable[[str], Awaitable[None] | None]
@@ -54,7 +55,13 @@ _SILENT = "Not frozen: the guest's agent did not answer."
 class Simulator:
     """A simulated host. Its public attributes control how it behaves; delays and faults are those of this object."""
 
-    def __init__(self, path: Path | None = None, clock: Clock | None = None, boot_seconds: float = 0.5) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        clock: Clock | None = None,
+        boot_seconds: float = 0.5,
+        storage_reserve_mb: int | None = None,
+    ) -> None:
         """`path` is the file with the state, which several processes may share; None: there is none.
 
         A `.sqlite` file next to it, of an earlier vpsd, is read when the file is created. Raises `Misconfigured` if the
@@ -77,6 +84,7 @@ class Simulator:
         self.never_writes = False  # guests that are not frozen do not write either
         self.export_seconds = 0.0  # how long the export of a disk takes
         self.low_ports = True  # ports below 1024 can be opened
+        self.storage = Storage(storage_reserve_mb)
         self.guest_stats = GuestStats()  # of every guest
         self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
@@ -109,7 +117,10 @@ class Simulator:
     async def facts(self) -> HostFacts:
         async with self._call("facts"):
             reason = "nothing runs: guests are simulated"
-            return HostFacts("simulator", "simulator:", "none", reason, "1", "simulator", 1024, 1 << 20, 1 << 17)
+            return HostFacts(
+                *("simulator", "simulator:", "none", reason, "1", "simulator", 1024, 1 << 20, SIZE_GB),
+                storage_free_mb=self.storage.free_mb,
+            )
 
     async def guests(self) -> Mapping[str, Guest]:
         async with self._call("guests"):
@@ -136,6 +147,7 @@ class Simulator:
         async with self._call("ensure_base"):
             with self._change() as transaction:
                 if image.key not in transaction.state.bases:
+                    self.storage.require_space()
                     transaction.apply(PutBase(image.key, True))
             progress(1.0, "the image is on the host")
 
@@ -153,6 +165,7 @@ class Simulator:
                 if base not in transaction.state.bases:
                     raise Unusable(f"The base image {base} is not on the host.")
                 if disk not in transaction.state.disks:
+                    self.storage.require_space()
                     transaction.apply(PutDisk(disk, Disk(base, size_bytes)))
 
     async def write_disk(
@@ -162,6 +175,7 @@ class Simulator:
             with self._change() as transaction:
                 if disk in transaction.state.disks:
                     return
+                self.storage.require_space()
                 transaction.apply(PutDisk(disk, None))  # what an interrupted attempt has written
             for number in chunks:
                 chunk = await anext(content)
@@ -185,12 +199,13 @@ class Simulator:
     async def export_disk(self, name: str, checkpoint: str, since: str | None, *, freeze: bool = True) -> DiskExport:
         async with self._call("export_disk"):
             with self._change() as transaction:
+                self.storage.require_space()
                 state = transaction.state
                 guest = state.guest(name)
                 disk = guest.spec.disk
                 size_bytes = state.disk(disk).size_bytes
-                off = guest.power is not PowerState.RUNNING
-                asked = freeze and not off and self.has_agent and not guest.frozen
+                off = guest.power is not PowerState.RUNNING and guest.paused_by is None
+                asked = freeze and guest.power is PowerState.RUNNING and self.has_agent and not guest.frozen
                 if off:
                     transaction.apply(PutGuest(name, replace(guest, power=PowerState.PAUSED)))
                 elif asked and self.agent_dies_frozen:
@@ -272,7 +287,7 @@ class Simulator:
             with self._change() as transaction:
                 guest = transaction.state.guest(name)
                 if guest.power is PowerState.PAUSED:
-                    guest = replace(guest, power=PowerState.RUNNING)
+                    guest = self.storage.written_by(replace(guest, power=PowerState.RUNNING))
                 elif guest.power is not PowerState.RUNNING:
                     guest = self._boot(transaction, name, guest)
                 transaction.apply(PutGuest(name, guest))
@@ -286,7 +301,16 @@ class Simulator:
         transaction.apply(Write(guest.spec.disk, 0, f"{name} was started at {now_ms}".encode()))
         up_at_ms = None if self.never_boots else now_ms + round(self.boot_seconds * 1000)
         forwards = tuple(guest.spec.forwards)
-        return replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards, frozen=False)
+        return self.storage.written_by(
+            replace(guest, power=PowerState.RUNNING, up_at_ms=up_at_ms, forwards=forwards, frozen=False)
+        )
+
+    async def resume(self, name: str) -> None:
+        async with self._call("resume"):
+            with self._change() as transaction:
+                guest = transaction.state.guests.get(name)
+                if guest is not None and guest.power is PowerState.PAUSED and guest.paused_by is not None:
+                    transaction.apply(PutGuest(name, self.storage.written_by(guest)))
 
     async def request_shutdown(self, name: str) -> None:
         async with self._call("request_shutdown"):
@@ -300,7 +324,7 @@ class Simulator:
             with self._change() as transaction:
                 guest = transaction.state.guests.get(name)
                 if guest is not None and guest.power in (PowerState.RUNNING, PowerState.PAUSED):
-                    transaction.apply(PutGuest(name, replace(guest, power=PowerState.OFF)))
+                    transaction.apply(PutGuest(name, replace(guest, power=PowerState.OFF, paused_by=None)))
 
     async def is_up(self, name: str) -> bool:
         async with self._call("is_up"):
@@ -365,7 +389,12 @@ class Simulator:
     def happens(self, name: str, power: PowerState) -> None:
         """Something happens to a guest that vpsd did not ask for."""
         with self._change() as transaction:
-            transaction.apply(PutGuest(name, replace(transaction.state.guest(name), power=power)))
+            transaction.apply(PutGuest(name, replace(transaction.state.guest(name), power=power, paused_by=None)))
+
+    def meets_its_storage(self, name: str) -> None:
+        """The guest writes, and is paused if its storage fails it."""
+        with self._change() as transaction:
+            transaction.apply(PutGuest(name, self.storage.written_by(transaction.state.guest(name))))
 
     def is_frozen(self, name: str) -> bool:
         """Whether the guest cannot write because its file systems are frozen."""
@@ -413,7 +442,7 @@ def _delete_checkpoints(transaction: StateEdit, name: str, keep: str | None) -> 
 
 
 def _guest(name: str, guest: GuestState) -> Guest:
-    return Guest(name, guest.spec.uuid, guest.power, guest.forwards)
+    return Guest(name, guest.spec.uuid, guest.power, guest.forwards, guest.paused_by)
 
 
 async def _run_hook(hook: Hook | None, call: str) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from vpsd.errors import Unusable
-from vpsd.hypervisor.protocol import Forward, GuestSpec, PowerState
+from vpsd.hypervisor.protocol import Forward, GuestSpec, PauseReason, PowerState
 
 T = TypeVar("T")
 
@@ -24,6 +24,7 @@ class GuestState(msgspec.Struct, frozen=True):
     up_at_ms: int | None = None  # when it responds, if nothing happens to it before
     forwards: tuple[Forward, ...] = ()
     frozen: bool = False  # its file systems are
+    paused_by: PauseReason | None = None
 
 
 class Disk(msgspec.Struct, frozen=True):

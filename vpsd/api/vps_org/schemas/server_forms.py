@@ -16,16 +16,20 @@ _END = "$(?!\\n)"  # a bare $ would let a line end through
 Name = Annotated[
     str,
     Meta(
-        description="Letters, digits and hyphens; at most 63, no hyphen at the ends",
-        pattern=f"^{_LABEL}{_END}",
+        description="Labels of letters, digits and hyphens, joined by dots, like a hostname",
+        max_length=253,
+        pattern=rf"^{_LABEL}(\.{_LABEL})*{_END}",
         examples=["web-server-01"],
-        extra={"message": "Use letters, digits and hyphens, at most 63, no hyphen at the ends."},
+        extra={
+            "message": "A name is labels of letters, digits and hyphens joined by dots, each at most 63 long with no "
+            "hyphen at its ends, at most 253 in all, like web-server-01 or web.example.com."
+        },
     ),
 ]
 Hostname = Annotated[
     str,
     Meta(
-        description="Fully qualified domain name (RFC 1123)",
+        description="Fully qualified domain name (RFC 1123); not localhost, and nothing that reads as an IPv4 address",
         max_length=253,
         pattern=rf"^{_LABEL}(\.{_LABEL})*{_END}",
         examples=["web01.example.com"],
@@ -50,7 +54,7 @@ FreezeFlag = Annotated[
     bool,
     Meta(description="Have the agent freeze the file systems for the moment in which a backup or snapshot begins"),
 ]
-ProtectedFlag = Annotated[bool, Meta(description="Refuse to delete it")]
+ProtectedFlag = Annotated[bool, Meta(description="Refuse to delete, rebuild or restore it: what is on its disk stays")]
 
 
 def an_id(where: str, example: int) -> Meta:
