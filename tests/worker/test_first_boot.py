@@ -45,7 +45,7 @@ async def _order(cloud: Cloud, backup: Any, path: str = "", **body: Any) -> Any:
 
 
 async def _key(cloud: Cloud) -> int:
-    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7vLT5yYg0Yh2lmHq0oM4aYg7s8H9QkJ0Yv4zWm8s1k alice"
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKXAUNfJY/JyqXeO35s/xoksDoq86DgTYmivuCURdqkV alice"
     answer = await cloud.post("/api/v1/ssh-keys/", {"name": "laptop", "public_key": key})
     assert answer.status_code == 201, answer.text
     key_id: int = answer.json()["id"]

@@ -64,6 +64,8 @@ async def watch_boot(job: Job) -> Boot:
             if alive_ms is not None and clock.now_ms() - alive_ms >= _SSH_MS:
                 return Boot(Outcome.UP)
         await job.pause()
+    if (gone := await _gone(job, signs)) is not None:
+        return gone
     if signs.is_up:
         return Boot(Outcome.UP)
     within = f" within {timeout_seconds} seconds of power-on"
