@@ -44,6 +44,7 @@ from vpsd.servers.models import Server, servers
 from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
+from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
@@ -219,6 +220,9 @@ class Cloud:
 
     def sampler(self) -> Sampler:
         return Sampler(self.runtime)
+
+    def guest_reader(self) -> GuestReader:
+        return GuestReader(self.runtime)
 
     async def work(self, owner: str = "worker") -> int:
         """Do every operation that is due now; how many times one was taken up."""

@@ -62,7 +62,7 @@ async def test_no_answer_and_no_event_shows_it(cloud: Cloud) -> None:
     ("text", "said"),
     [
         ("echo hello", "User data begins, in its first column, with one of #! and a program, #cloud-config,"),
-        ("", "User data begins, in its first column"),
+        ("", "It is empty."),
         ("#cloud-config\na: [", "Line 3, column 1: did not find expected node content."),
         ("#!/bin/sh\0", "NUL characters are not allowed."),
         (7, "Expected a string or null, got a whole number."),
