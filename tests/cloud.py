@@ -251,9 +251,11 @@ class Cloud:
         server_id: int = answer.json()["id"]
         return server_id
 
-    async def have_server(self, name: str = "web", status: Status = Status.ACTIVE, who: str = "alice") -> int:
+    async def have_server(
+        self, name: str = "web", status: Status = Status.ACTIVE, who: str = "alice", **body: Any
+    ) -> int:
         """A server of this name, at rest in this status."""
-        server_id = await self.create(name, who)
+        server_id = await self.create(name, who, **body)
         await self.work()
         if status is Status.STOPPED:
             await self.post(f"/api/v1/servers/{server_id}/stop/", who=who)

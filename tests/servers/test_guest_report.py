@@ -58,6 +58,7 @@ def test_a_guest_cannot_fill_the_database() -> None:
         ({"status": "disabled"}, ("unknown", None)),
         ({"status": "done", "recoverable_errors": {}}, ("done", None)),
         ({"status": "done", "recoverable_errors": {"WARNING": ["odd"]}}, ("degraded", "odd")),
+        ({"status": "done", "recoverable_errors": {"DEPRECATED": ["old"]}}, ("done", None)),
         ({"status": ["done"]}, (None, None)),
         ({}, (None, None)),
         ([], (None, None)),

@@ -225,7 +225,7 @@ def _check_schema(node: yaml.Node, value: Any, schema: str | None) -> None:
     from jsonschema import Draft4Validator
     from jsonschema.exceptions import best_match
 
-    found = []
+    found: list[tuple[int, int, int, str, Any]] = []
     for error in Draft4Validator(msgspec.json.decode(schema)).iter_errors(_as_json(value)):
         deepest = best_match([error])
         path = list(deepest.absolute_path)

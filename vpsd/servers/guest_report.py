@@ -33,7 +33,7 @@ COMMAND = (
     elif [ -e /run/cloud-init/result.json ]; then
       cloud-init status --format json
       echo; echo --
-      sed -n 's/.*\\[WARNING\\]: //p' /var/log/cloud-init.log | head -n 1
+      sed -n '/eprecat/d; /DEPRECAT/d; s/.*\\[WARNING\\]: //p' /var/log/cloud-init.log | head -n 1
     fi
     exit 0
     """,
@@ -75,6 +75,8 @@ def _verdict(said: dict[str, Any]) -> tuple[UserDataStatus | None, str | None]:
     """The form of `cloud-init status --format json`; recoverable errors are told since version 23.4."""
     errors, recoverable = said.get("errors"), said.get("recoverable_errors")
     first = next((str(error) for error in errors), None) if isinstance(errors, list) else None
+    if isinstance(recoverable, dict):  # what is deprecated works
+        recoverable = {level: texts for level, texts in recoverable.items() if level != "DEPRECATED"}
     match said.get("status"):
         case "error":
             return UserDataStatus.ERROR, first or "The guest says that there was an error, and not which."
