@@ -111,13 +111,14 @@ async def test_what_contradicts_the_answer_is_refused_and_depends_on_what_that_p
 
 
 class ImagesWithSchema(SimulatedImages):
-    """Debian's brings the schema of a cloud-init to which `color` is a string."""
+    """They bring the schema of a cloud-init to which `color` is of some type, by the source of the image."""
 
-    color = "string"
+    def __init__(self) -> None:
+        self.colors = {"debian": "string"}
 
     def cloud_config_schema(self, system: OperatingSystem) -> str | None:
-        schema = {"properties": {"color": {"type": self.color}}}
-        return json.dumps(schema) if system.source == "debian" else None
+        color = self.colors.get(system.source)
+        return None if color is None else json.dumps({"properties": {"color": {"type": color}}})
 
 
 async def test_the_schema_is_that_of_the_images_own_cloud_init_or_else_debians(
@@ -126,15 +127,22 @@ async def test_the_schema_is_that_of_the_images_own_cloud_init_or_else_debians(
     images = ImagesWithSchema()
     await cloud.compose(images)
     monkeypatch.setattr(user_data, "installed_schema", lambda: None)
-    text = "#cloud-config\ncolor: 1\n"
-    assert await refused(cloud, text) is None  # none is known
-    for color, number in (("string", "1"), ("integer", "x")):
-        images.color = color
-        await cloud.have_server(f"of-{color}", os_id=3)
-        for system in (1, 3):
-            said = await refused(cloud, f"#cloud-config\ncolor: {number}\n", os_id=system)
-            assert (said or "").startswith("Line 2, column 1: color: ")
-            assert await refused(cloud, f"#cloud-config\ncolor: {'x' if color == 'string' else 1}\n") is None
+
+    async def types(os_id: int) -> list[str]:
+        """What a color may be on an operating system."""
+        samples = {"string": "x", "integer": "1", "boolean": "true"}
+        said = {name: await refused(cloud, f"#cloud-config\ncolor: {samples[name]}\n", os_id=os_id) for name in samples}
+        assert all(text is None or text.startswith("Line 2, column 1: color: ") for text in said.values())
+        return [name for name, text in said.items() if text is None]
+
+    assert await types(3) == ["string", "integer", "boolean"]  # none is known
+    await cloud.have_server("a", os_id=3)
+    assert await types(3) == await types(1) == ["string"]
+    images.colors = {"debian": "integer", "tiny": "boolean"}  # both are built anew
+    await cloud.have_server("b", os_id=3)
+    assert await types(3) == await types(1) == ["integer"]
+    await cloud.have_server("c", os_id=1)
+    assert (await types(3), await types(1)) == (["integer"], ["boolean"])
 
 
 async def test_nobody_waits_for_the_look_at_somebody_elses_user_data(

@@ -247,6 +247,8 @@ def test_what_openly_shuts_root_out_is_refused(text: str, place: str, has_passwo
         ("users:\n- name: root\n  hashed_passwd: x", "Line 4, column 3: "),
         ("users: {root: {uid: 0}}", "Line 2, column 9: "),
         ("users: ann, root", "Line 2, column 1: "),
+        ("user: root\npassword: x", "Line 2, column 1: "),
+        ("user: {name: root}", "Line 2, column 1: "),
         ("chpasswd:\n  list: |\n    ann:x\n    root:x\n", "Line 3, column 3: "),
         ("chpasswd: {list: ['root:x']}", "Line 2, column 12: "),
         ("chpasswd: {users: [{name: root, type: RANDOM}]}", "Line 2, column 20: "),

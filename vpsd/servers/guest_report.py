@@ -38,7 +38,7 @@ COMMAND = (
     exit 0
     """,
 )
-COMMAND_SECONDS = 30
+COMMAND_SECONDS = 20
 
 
 class HostKey(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 2.0
 _LONGEST_PAUSE_MS = 60_000
-_AT_ONCE = 4
+_AT_ONCE = 2  # a guest that does not answer occupies a connection to the host meanwhile
 _GIVE_UP_MS = HOUR_MS  # after the last change of the server: by then user data has ended, or never says so
 
 
@@ -53,8 +53,13 @@ class GuestReader:
         async with self._runtime.read() as ctx:
             present = [server for server in await servers.present(ctx) if server.deleted_at_ms is None]
         self._asked = {server.id: self._asked[server.id] for server in present if server.id in self._asked}
-        for start in range(0, len(present), _AT_ONCE):
-            await asyncio.gather(*(self._look(server) for server in present[start : start + _AT_ONCE]))
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def look(server: Server) -> None:
+            async with slots:
+                await self._look(server)
+
+        await asyncio.gather(*map(look, present))
 
     async def _look(self, server: Server) -> None:
         try:
