@@ -1,11 +1,13 @@
 """What is made of what a guest says of its first boot; its owner controls every byte of it."""
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vpsd.servers.guest_report import LONGEST_ERROR, read_report
+from vpsd.servers.guest_report import COMMAND, LONGEST_ERROR, Report, read_report
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKXAUNfJY/JyqXeO35s/xoksDoq86DgTYmivuCURdqkV"
 FINGERPRINT = "SHA256:uzVFf1/MRs46QOr6LE9iUMja+pcJdQ/bcm6Oa3WYODQ"  # by ssh-keygen -l
@@ -74,3 +76,51 @@ def test_a_warning_in_the_log_of_an_old_cloud_init_degrades_what_is_done_and_not
     assert verdict({"status": "done"}, "Failed at merging\n") == ("degraded", "Failed at merging")
     assert verdict({"status": "error", "errors": ["e"]}, "w") == ("error", "e")
     assert verdict({"status": "running"}, "w") == (None, None)
+
+
+class Root:
+    """A guest's files, in a folder, and the command carried out on them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.write("etc/ssh/ssh_host_ed25519_key.pub", f"{KEY} root@web\n")
+        self.write("bin/cloud-init", """#!/bin/sh\necho '{"status": "done"}'\n""").chmod(0o755)
+
+    def write(self, name: str, text: str) -> Path:
+        file = self._path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def report(self) -> Report:
+        script = COMMAND[2].replace("PATH=", f"PATH={self._path}/bin:")
+        for folder in ("/etc/", "/run/", "/var/"):
+            script = script.replace(folder, f"{self._path}{folder}")
+        return read_report(subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_guest_tells_its_keys_when_cloud_init_has_made_them_and_its_verdict_at_the_end(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    assert len(root.report().host_keys) == 1  # without a cloud-init
+    root.write("run/cloud-init/enabled", "")
+    assert root.report() == Report([])  # they may be those of the server whose disk it began with
+    stages = {"init": {"errors": [], "finished": None, "start": 1.5}, "init-local": {"finished": 1.0, "start": 0.5}}
+    root.write("run/cloud-init/status.json", json.dumps({"v1": stages}, indent=1))
+    assert root.report() == Report([])
+    stages["init"]["finished"] = 2.5
+    root.write("run/cloud-init/status.json", json.dumps({"v1": stages}, indent=1))
+    assert (len(root.report().host_keys), root.report().status) == (1, None)
+    root.write("run/cloud-init/result.json", "{}")
+    assert (len(root.report().host_keys), root.report().status) == (1, "done")
+    log = ["util.py[DEBUG]: x", "schema.py[WARNING]: Deprecated cloud-config", "cc.py[WARNING]: DEPRECATION: y"]
+    log += ["schema.py[WARNING]: Invalid cloud-config provided: z"]
+    root.write("var/log/cloud-init.log", "\n".join(log))
+    assert root.report().status == "done"
+    root.write("var/log/cloud-init.log", "\n".join([*log, "user_data.py[WARNING]: no file", "b.py[WARNING]: later"]))
+    assert (root.report().status, root.report().error) == ("degraded", "no file")
+
+
+def test_tiny_linux_tells_its_own(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.write("var/lib/cloud/instance/tiny-status", '{"status": "error", "errors": ["exit status 3"]}\n')
+    assert (root.report().status, root.report().error) == ("error", "exit status 3")

@@ -19,21 +19,26 @@ _LONGEST_REPORT = 200_000
 _KEY = re.compile(r"((?:ssh|ecdsa|sk)-[a-z0-9@.-]{1,60}) ([A-Za-z0-9+/]{20,8000}={0,2})(?:\s.*)?")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\ufffd]+")
 
+# Keys are told once cloud-init's stage `init` has made them: a disk from a backup begins with those of another server.
 # cloud-init's own verdict is asked for once it is final: on an emulated CPU asking takes seconds. cloud-init 22 says
-# nothing of warnings, its log does. Tiny Linux has no cloud-init, and writes a status of the same form.
+# nothing of warnings, its log does; "Invalid cloud-config" it says of an empty list of users too, and gives no reason.
+# Tiny Linux has no cloud-init, and writes a status of the same form.
 COMMAND = (
     "/bin/sh",
     "-c",
     """
     export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
-    for key in /etc/ssh/ssh_host_*_key.pub; do [ -e "$key" ] && head -n 1 "$key"; done
-    for key in /etc/dropbear/dropbear_*_host_key; do [ -e "$key" ] && dropbearkey -y -f "$key" 2>/dev/null; done
+    if ! [ -e /run/cloud-init/enabled ] || [ -e /run/cloud-init/result.json ] ||
+        sed -n '/"init": {/,/}/p' /run/cloud-init/status.json | grep -q '"finished": [0-9]'; then
+      for key in /etc/ssh/ssh_host_*_key.pub; do [ -e "$key" ] && head -n 1 "$key"; done
+      for key in /etc/dropbear/dropbear_*_host_key; do [ -e "$key" ] && dropbearkey -y -f "$key" 2>/dev/null; done
+    fi
     echo; echo --
     if [ -e /var/lib/cloud/instance/tiny-status ]; then cat /var/lib/cloud/instance/tiny-status
     elif [ -e /run/cloud-init/result.json ]; then
       cloud-init status --format json
       echo; echo --
-      sed -n '/eprecat/d; /DEPRECAT/d; s/.*\\[WARNING\\]: //p' /var/log/cloud-init.log | head -n 1
+      sed -n '/eprecat\\|DEPRECAT\\|Invalid cloud-config/d; s/.*\\[WARNING\\]: //p' /var/log/cloud-init.log | head -n 1
     fi
     exit 0
     """,
