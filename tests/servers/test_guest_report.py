@@ -104,7 +104,10 @@ def test_a_guest_tells_its_keys_when_cloud_init_has_made_them_and_its_verdict_at
     assert len(root.report().host_keys) == 1  # without a cloud-init
     root.write("run/cloud-init/enabled", "")
     assert root.report() == Report([])  # they may be those of the server whose disk it began with
-    stages = {"init": {"errors": [], "finished": None, "start": 1.5}, "init-local": {"finished": 1.0, "start": 0.5}}
+    stages: dict[str, dict[str, Any]] = {
+        "init": {"errors": [], "finished": None, "start": 1.5},
+        "init-local": {"finished": 1.0, "start": 0.5},
+    }
     root.write("run/cloud-init/status.json", json.dumps({"v1": stages}, indent=1))
     assert root.report() == Report([])
     stages["init"]["finished"] = 2.5

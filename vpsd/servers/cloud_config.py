@@ -185,11 +185,11 @@ def _other_passwords(value: dict[Any, Any]) -> Iterator[tuple[list[Any], str]]:
     if isinstance(users, dict) and "root" in users:
         root = users["root"]
         yield from _other_password(["users", "root"], root if isinstance(root, dict) else {}, listed=False)
-    user = value.get("user")
-    if user == "root":
+    default = value.get("user")
+    if default == "root":
         yield ["user"], "user makes root the default user, whose password is locked or set by password"
-    elif isinstance(user, dict) and user.get("name") == "root":
-        yield from _other_password(["user"], user, listed=False)
+    elif isinstance(default, dict) and default.get("name") == "root":
+        yield from _other_password(["user"], default, listed=False)
     chpasswd = value.get("chpasswd")
     if isinstance(chpasswd, dict):
         lines = chpasswd.get("list")
