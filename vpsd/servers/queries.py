@@ -25,9 +25,8 @@ from vpsd.metrics.models import traffic, usage
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers.faults import UnknownLocation
-from vpsd.servers.models import LockedServer, Server, ServerRow, servers
 from vpsd.servers.guest_report import HostKey
-from vpsd.servers.models import LockedServer, Server, servers
+from vpsd.servers.models import LockedServer, Server, ServerRow, servers
 
 _FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
 
@@ -150,7 +149,6 @@ _DETAIL = Statement(
     select(
         *_SUMMARY,
         *(plans.c.bandwidth_gb, _c.backups_enabled, _c.freeze_for_backups, _c.ssh_port, _c.error),
-        *(plans.c.bandwidth_gb, _c.backups_enabled, _c.ssh_port, _c.error),
         *(_c.user_data_status, _c.user_data_error, _c.ssh_host_keys),
         *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
         *(traffic.c.received_bytes, traffic.c.sent_bytes),
