@@ -44,6 +44,7 @@ from vpsd.servers.models import Server, servers
 from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
+from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
@@ -220,6 +221,9 @@ class Cloud:
     def sampler(self) -> Sampler:
         return Sampler(self.runtime)
 
+    def guest_reader(self) -> GuestReader:
+        return GuestReader(self.runtime)
+
     async def work(self, owner: str = "worker") -> int:
         """Do every operation that is due now; how many times one was taken up."""
         runner = self.runner(owner)
@@ -247,9 +251,11 @@ class Cloud:
         server_id: int = answer.json()["id"]
         return server_id
 
-    async def have_server(self, name: str = "web", status: Status = Status.ACTIVE, who: str = "alice") -> int:
+    async def have_server(
+        self, name: str = "web", status: Status = Status.ACTIVE, who: str = "alice", **body: Any
+    ) -> int:
         """A server of this name, at rest in this status."""
-        server_id = await self.create(name, who)
+        server_id = await self.create(name, who, **body)
         await self.work()
         if status is Status.STOPPED:
             await self.post(f"/api/v1/servers/{server_id}/stop/", who=who)

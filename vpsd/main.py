@@ -43,6 +43,7 @@ from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
 from vpsd.worker.boot_watcher import BootWatcher
+from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.repricing import apply_catalog
@@ -89,6 +90,7 @@ def _start_workers(runtime: Runtime, token: str | None, say: Say) -> list[asynci
         Reconciler(runtime),
         BootWatcher(runtime),
         Sampler(runtime),
+        GuestReader(runtime),
         Biller(runtime),
         BackupScheduler(runtime),
         ThawChecker(runtime),

@@ -15,6 +15,9 @@ class Images(Protocol):
     async def ensure(self, system: OperatingSystem, progress: Progress) -> Image:
         """The operating system's image, fetched or built on first use."""
 
+    def cloud_config_schema(self, system: OperatingSystem) -> str | None:
+        """The JSON Schema of a #cloud-config, if its image was built with a cloud-init that brings one."""
+
 
 class Runtime(Transactions, frozen=True, kw_only=True):
     """Transactions, and everything outside the database."""

@@ -1,6 +1,7 @@
 """User data over the wire: taken once, put into the seed, shown to nobody."""
 
 import email
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from tests.api.tables import rows
 from tests.cloud import TINY, Cloud
 from tests.images.test_seed import read
+from tests.servers.test_guest_report import KEY
+from vpsd.catalog.models import OperatingSystem
+from vpsd.images.simulated import SimulatedImages
+from vpsd.servers import user_data
 
 SERVERS = "/api/v1/servers/"
 SECRET = "#!/bin/sh\necho hunter2 > /root/secret\n"
@@ -62,7 +67,7 @@ async def test_no_answer_and_no_event_shows_it(cloud: Cloud) -> None:
     ("text", "said"),
     [
         ("echo hello", "User data begins, in its first column, with one of #! and a program, #cloud-config,"),
-        ("", "User data begins, in its first column"),
+        ("", "It is empty."),
         ("#cloud-config\na: [", "Line 3, column 1: did not find expected node content."),
         ("#!/bin/sh\0", "NUL characters are not allowed."),
         (7, "Expected a string or null, got a whole number."),
@@ -88,3 +93,64 @@ async def test_only_a_create_takes_it(cloud: Cloud) -> None:
     server = await cloud.create()
     answer = await cloud.ask("PATCH", f"{SERVERS}{server}/", json={"user_data": SECRET})
     assert (answer.status_code, set(answer.json())) == (400, {"user_data"})
+
+
+async def refused(cloud: Cloud, text: str, **body: Any) -> str | None:
+    """What a dry run says against it."""
+    answer = await cloud.post(f"{SERVERS}?dry_run=1", {"name": "web", **TINY, "user_data": text, **body})
+    return None if answer.status_code == 200 else answer.json()["user_data"][0]
+
+
+async def test_what_contradicts_the_answer_is_refused_and_depends_on_what_that_promises(cloud: Cloud) -> None:
+    key = {"name": "k", "public_key": KEY}
+    key_id = (await cloud.post("/api/v1/ssh-keys/", key)).json()["id"]
+    text = "#cloud-config\nhostname: a\nssh_pwauth: false\n"
+    assert (await refused(cloud, text) or "").startswith("Line 3, column 1: ssh_pwauth: false refuses passwords")
+    assert await refused(cloud, text, ssh_key_id=key_id) is None
+    assert "disable_root" in (await refused(cloud, "#cloud-config\ndisable_root: true\n", ssh_key_id=key_id) or "")
+
+
+class ImagesWithSchema(SimulatedImages):
+    """They bring the schema of a cloud-init to which `color` is of some type, by the source of the image."""
+
+    def __init__(self) -> None:
+        self.colors = {"debian": "string"}
+
+    def cloud_config_schema(self, system: OperatingSystem) -> str | None:
+        color = self.colors.get(system.source)
+        return None if color is None else json.dumps({"properties": {"color": {"type": color}}})
+
+
+async def test_the_schema_is_that_of_the_images_own_cloud_init_or_else_debians(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ImagesWithSchema()
+    await cloud.compose(images)
+    monkeypatch.setattr(user_data, "installed_schema", lambda: None)
+
+    async def types(os_id: int) -> list[str]:
+        """What a color may be on an operating system."""
+        samples = {"string": "x", "integer": "1", "boolean": "true"}
+        said = {name: await refused(cloud, f"#cloud-config\ncolor: {samples[name]}\n", os_id=os_id) for name in samples}
+        assert all(text is None or text.startswith("Line 2, column 1: color: ") for text in said.values())
+        return [name for name, text in said.items() if text is None]
+
+    assert await types(3) == ["string", "integer", "boolean"]  # none is known
+    await cloud.have_server("a", os_id=3)
+    assert await types(3) == await types(1) == ["string"]
+    images.colors = {"debian": "integer", "tiny": "boolean"}  # both are built anew
+    await cloud.have_server("b", os_id=3)
+    assert await types(3) == await types(1) == ["integer"]
+    await cloud.have_server("c", os_id=1)
+    assert (await types(3), await types(1)) == (["integer"], ["boolean"])
+
+
+async def test_nobody_waits_for_the_look_at_somebody_elses_user_data(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(*_: Any, **__: Any) -> None:
+        other = await cloud.post(SERVERS, {"name": "other", **TINY}, who="charlie")
+        assert other.status_code == 201
+
+    monkeypatch.setattr(user_data, "check", check)
+    await cloud.create(user_data=SECRET)

@@ -1,5 +1,6 @@
 """User data, carried out by real guests."""
 
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def has_said(login: Login, text: str) -> bool:
     return text in login.run(f"cat {LOG} || true")
 
 
+def has_verdict(vpsd: Vpsd, server: int, status: str, error: str | None) -> bool:
+    detail = vpsd.get(f"servers/{server}/")
+    return (detail["user_data_status"], detail["user_data_error"]) == (status, error)
+
+
 def test_a_script_runs_once_for_a_server_and_once_more_when_that_is_made_anew(
     vpsd: Vpsd, key: Path, key_id: int
 ) -> None:
@@ -30,6 +36,7 @@ def test_a_script_runs_once_for_a_server_and_once_more_when_that_is_made_anew(
     for ends in ("reboot", "rebuild"):
         login = Login(vpsd.until_status(server, "active")["ssh"], key=key)
         until(partial(has_said, login, "exit status 3"), "the script to end")
+        until(partial(has_verdict, vpsd, server, "error", "The script ended with exit status 3."), "the verdict")
         for _ in range(2):
             assert login.run("cat /root/ran") == "root \u00e4 --vpsd"
             assert "said" in login.run(f"cat {LOG}")
@@ -47,4 +54,24 @@ def test_a_tiny_guest_says_what_it_did_not_do_and_lets_its_owner_in_all_the_same
     login = Login(vpsd.until_status(made["id"], "active")["ssh"], password=made["password"])
     until(partial(has_said, login, "the user data (#cloud-config) was ignored"), "the guest to say so")
     assert login.run("hostname") == "honest"
+    said = "Tiny Linux has no cloud-init, and runs only scripts that begin with #!."
+    until(partial(has_verdict, vpsd, made["id"], "error", said), "the verdict")
     vpsd.delete(made["id"])
+
+
+def test_a_script_from_windows_runs_and_the_detail_tells_the_key_that_ssh_is_shown(
+    vpsd: Vpsd, key: Path, key_id: int
+) -> None:
+    server = vpsd.create("crlf", ssh_key_id=key_id, user_data="#!/bin/sh\r\necho ran > /root/ran\r\n")["id"]
+    detail = vpsd.until_status(server, "active")
+    login = Login(detail["ssh"], key=key)
+    until(partial(has_verdict, vpsd, server, "done", None), "the verdict")
+    assert login.run("cat /root/ran") == "ran"
+    until(lambda: vpsd.get(f"servers/{server}/")["ssh_host_keys"], "the host keys")
+    (told,) = vpsd.get(f"servers/{server}/")["ssh_host_keys"]
+    scanned = subprocess.run(
+        ["ssh-keyscan", "-p", str(detail["ssh"].partition("-p ")[2].partition(" ")[0] or 22), detail["ip_address"]],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert told["public_key"] in scanned
+    vpsd.delete(server)

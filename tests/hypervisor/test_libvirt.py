@@ -144,7 +144,9 @@ async def test_a_guest_that_powers_itself_off_is_off_and_watchers_hear_of_it(rea
     await until(was_heard)
 
 
-async def test_a_guest_that_reboots_comes_back_on_the_same_ports(real: RealRig) -> None:
+async def test_a_guest_that_reboots_comes_back_on_the_same_ports_and_watchers_hear_of_it(real: RealRig) -> None:
+    heard: list[str] = []
+    real.hypervisor.watch(lambda _: None, heard.append)
     await prepare(real)
     await boot(real)
     ask = "cat /proc/sys/kernel/random/boot_id"
@@ -156,6 +158,7 @@ async def test_a_guest_that_reboots_comes_back_on_the_same_ports(real: RealRig) 
 
     assert before
     await until(is_new)
+    assert set(heard) == {NAME}
 
 
 async def test_the_host_says_what_it_is(real: RealRig) -> None:

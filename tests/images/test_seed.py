@@ -3,7 +3,9 @@
 import email
 import io
 import os
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pycdlib
@@ -83,9 +85,9 @@ MIME = (
 )
 
 
-@pytest.mark.parametrize("text", ["#!/bin/sh\necho \u00e4\r\n--vpsd-\n", "#cloud-config\nhostname: mine", "#!/bin/sh"])
+@pytest.mark.parametrize("text", ["#!/bin/sh\necho \u00e4\n--vpsd-\n", "#cloud-config\nhostname: mine", "#!/bin/sh"])
 def test_user_data_stands_before_what_vpsd_adds_and_is_not_altered(text: str) -> None:
-    theirs, own = parts_of(text, password_hash=HASH)
+    theirs, own, _, _ = parts_of(text, password_hash=HASH)
     assert theirs == ("text/plain", text)
     assert own[0] == "text/cloud-config"
     assert own[1].startswith('#cloud-config\nmerge_how: "list(append)+dict(no_replace,recurse_list)+str()"\nhostname:')
@@ -93,9 +95,44 @@ def test_user_data_stands_before_what_vpsd_adds_and_is_not_altered(text: str) ->
 
 
 def test_user_data_of_several_parts_keeps_them() -> None:
-    first, second, own = parts_of(MIME, ssh_keys=[KEY])
+    first, second, own, _, _ = parts_of(MIME, ssh_keys=[KEY])
     assert (first, second[0]) == (("text/x-shellscript", "#!/bin/sh"), "text/cloud-config")
     assert f'ssh_authorized_keys:\n- "{KEY}"\n' in own[1]
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh\r\necho\r\n", MIME.replace("\n", "\r\n")])
+def test_line_ends_of_windows_become_those_of_every_shell(text: str) -> None:
+    assert all("\r" not in content for _, content in parts_of(text, ssh_keys=[KEY]))
+
+
+def test_options_that_would_shut_root_out_are_set_once_more_after_everything(tmp_path: Path) -> None:
+    assert parts_of("#!/bin/sh", ssh_keys=[KEY])[2] == ("text/cloud-config", "#cloud-config\ndisable_root: false\n")
+    assert parts_of("#!/bin/sh", password_hash=HASH)[2][1].endswith("ssh_pwauth: true\n")
+
+
+def test_a_hook_lets_root_in_whatever_was_merged_and_once_only(tmp_path: Path) -> None:
+    keys = [KEY, "ssh-rsa AAAA o'brien; $(reboot)"]
+    kind, hook = parts_of("#!/bin/sh", ssh_keys=keys, password_hash=HASH)[3]
+    assert kind == "text/cloud-boothook"
+    assert hook.startswith("#cloud-boothook\n#!/bin/sh\n")
+    for path in ("/root/", "/etc/ssh/", "/var/lib/cloud/instance/"):
+        hook = hook.replace(path, f"{tmp_path}{path}")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/chpasswd").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said; cat >> {tmp_path}/said\n')
+    (tmp_path / "bin/chpasswd").chmod(0o755)
+    (tmp_path / "var/lib/cloud/instance").mkdir(parents=True)
+    (tmp_path / "root/.ssh").mkdir(parents=True)
+    file = tmp_path / "root/.ssh/authorized_keys"
+    file.write_text(f"of the image\n{KEY}")  # without an end of line
+    environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+    for _ in range(2):
+        subprocess.run(["sh", "-eu", "-c", hook.partition("\n")[2]], env=environment, check=True)
+        assert file.read_text().splitlines() == ["of the image", *keys]
+        assert (tmp_path / "said").read_text() == f"-e\nroot:{HASH}\n"
+    assert (tmp_path / "etc/ssh/sshd_config.d/50-cloud-init.conf").read_text() == "PasswordAuthentication yes\n"
+    file.write_text("changed")
+    subprocess.run(["sh", "-c", hook.partition("\n")[2]], env=environment, check=True)
+    assert file.read_text() == "changed"
 
 
 def test_the_most_user_data_fits_beside_the_longest_key() -> None:

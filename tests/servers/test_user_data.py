@@ -1,8 +1,17 @@
 """What user data may be: what it begins with, and the YAML of a cloud-config."""
 
+import base64
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from vpsd.servers.user_data import LARGEST_BYTES, refusal
+from vpsd.servers import cloud_config, user_data
+from vpsd.servers.cloud_config import Task, judge
+from vpsd.servers.user_data import LARGEST_BYTES, check, installed_schema, refusal
 
 MIME = (
     'Content-Type: multipart/mixed; boundary="=="\nMIME-Version: 1.0\n\n--==\nContent-Type: text/x-shellscript\n\n'
@@ -41,14 +50,52 @@ def test_what_cloud_init_understands_is_taken(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "\n#!/bin/sh\n", " #!/bin/sh", "\ufeff#!/bin/sh", "#!", "#! ", "echo hello", "packages: [htop]", "{}"]
-    + ["#Cloud-config\n{}", "#cloud-configuration\n{}", "#upstart-job\n", "## template: jinja\n", "## template: jinja"]
-    + ["## template: jinja\necho", "Content-Type: text/x-shellscript\n\n#!/bin/sh"],
+    ["echo hello", "packages", "#cloudy", "#upstart-job\n"] + ["Content-Type: text/x-shellscript\n\n#!/bin/sh"],
 )
 def test_what_begins_with_nothing_known_is_refused_with_what_may_be(text: str) -> None:
     said = refusal(text)
     assert said is not None
     assert said.startswith("User data begins, in its first column, with one of #! and a program, #cloud-config, ")
+
+
+CONFIG_LINE = "The first line of a cloud-config is exactly #cloud-config"
+SCRIPT_LINE = "The first line of a script is #! and the absolute path of a program"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "It is empty."),
+        (" \r\n", "It is empty."),
+        ("## template: jinja\necho", "Below ## template: jinja: User data begins"),
+        ("## template: jinja\n", "Below ## template: jinja: It is empty."),
+        ("\n#!/bin/sh\n", "It begins with a blank line. Begin with #!/bin/sh."),
+        ("\r\n#cloud-config\n{}", "It begins with a blank line. Begin with #cloud-config."),
+        ("  #!/bin/sh", "It begins with white space. Begin with #!/bin/sh."),
+        ("\ufeff#!/bin/sh", "It begins with a byte order mark (U+FEFF)."),
+        (base64.b64encode(b"#!/bin/sh\necho").decode(), "This is base64 of a text that begins with #!/bin/sh."),
+        (base64.encodebytes(b"#cloud-config\n" * 9).decode(), "This is base64 of a text that begins with #cloud-conf"),
+        (base64.b64encode(gzip.compress(b"#!/bin/sh", mtime=0)).decode(), "This is base64 of gzip."),
+        ("\x1f\ufffd\x08", "This is gzip."),
+        ("# cloud-config\n{}", CONFIG_LINE),
+        ("#Cloud-Config\n{}", CONFIG_LINE),
+        ("#cloud_config\n{}", CONFIG_LINE),
+        ("#cloud-configuration\n{}", CONFIG_LINE),
+        ("cloud-config:\n", CONFIG_LINE),
+        ("packages: [htop]", "A cloud-config begins with a line of its own, #cloud-config."),
+        ("---\npackages: [htop]", "A cloud-config begins with a line of its own, #cloud-config."),
+        ("{}", "This is JSON."),
+        ('"#!/bin/sh\\n"', "It is quoted once too often."),
+        ("#!", SCRIPT_LINE),
+        ("#! ", SCRIPT_LINE),
+        ("#!bin/sh", SCRIPT_LINE),
+        ("# !/bin/sh", SCRIPT_LINE),
+        ("!#/bin/sh", SCRIPT_LINE),
+        ("#!/bin/sh\recho", "Its lines end with CR alone"),
+    ],
+)
+def test_a_wrong_envelope_is_called_what_it_is(text: str, said: str) -> None:
+    assert (refusal(text) or "").startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -57,16 +104,6 @@ def test_what_begins_with_nothing_known_is_refused_with_what_may_be(text: str) -
         ("#cloud-config\na: [1\n", "Line 3, column 1: did not find expected ',' or ']'."),
         ("#cloud-config\na: b\n  c: d\n", "Line 3, column 4: mapping values are not allowed in this context."),
         ("#cloud-config\na:\n\t- b\n", "Line 3, column 1: found character that cannot start any token."),
-        ("#cloud-config\n- a\n", "Line 2, column 1: below #cloud-config there have to be options, like packages:"),
-        ("#cloud-config\n", "Line 2, column 1: below #cloud-config there have to be options"),
-        ("#cloud-config # as you like it\n[]", "Line 2, column 1: below #cloud-config there have to be options"),
-        ("#cloud-config\njust words\n", "Line 2, column 1: below #cloud-config there have to be options"),
-        ("#cloud-config-archive\na: b\n", "Line 2, column 1: below #cloud-config-archive there have to be parts"),
-        ("#cloud-config\na: b\n---\nc: d\n", "Line 3, column 1: but found another document."),
-        ("#cloud-config\na: *b\n", "Line 2, column 4: found undefined alias."),
-        ("#cloud-config\na: !!python/object:os.system x\n", "Line 2, column 4: could not determine a constructor"),
-        ("#cloud-config\n? [a]\n: b\n", "Line 2, column 3: found unhashable key."),
-        ("#cloud-config\na: 2001-99-99\n", "This is not valid YAML: "),
         ("#cloud-config\na: \x07\n", "This is not valid YAML: "),
         ("#cloud-config\na: &a [*a]\n", "Line 2, column 8: *a is inside of what it stands for."),
         ("#!/bin/sh \ud800", "Character 11 is half of a surrogate pair."),
@@ -110,3 +147,172 @@ def test_a_small_text_that_would_become_a_large_thing_is_refused(text: str) -> N
 
 def test_what_aliases_repeat_within_the_limits_is_taken() -> None:
     assert refusal(_bomb(4, 10)) is None
+
+
+def judged(text: str, schema: dict[str, Any] | None = None, *, has_password: bool = True) -> str:
+    return judge(Task(text, None if schema is None else json.dumps(schema), has_password)) or ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("#cloud-config\n- a\n", "Line 2, column 1: below #cloud-config there have to be options, like packages:"),
+        ("#cloud-config\n", "Line 2, column 1: below #cloud-config there have to be options"),
+        ("#cloud-config # as you like it\n[]", "Line 2, column 1: below #cloud-config there have to be options"),
+        ("#cloud-config\njust words\n", "Line 2, column 1: below #cloud-config there have to be options"),
+        ("#cloud-config-archive\na: b\n", "Line 2, column 1: below #cloud-config-archive there have to be parts"),
+        ("#cloud-config\na: b\n---\nc: d\n", "Line 3, column 1: but found another document."),
+        ("#cloud-config\na: *b\n", "Line 2, column 4: found undefined alias."),
+        ("#cloud-config\na: !!python/object:os.system x\n", "Line 2, column 4: could not determine a constructor"),
+        ("#cloud-config\n? [a]\n: b\n", "Line 2, column 3: found unhashable key."),
+        ("#cloud-config\na: 2001-99-99\n", "This is not valid YAML: "),
+    ],
+)
+def test_what_does_not_load_is_refused_by_its_place(text: str, said: str) -> None:
+    assert judged(text).startswith(said)
+
+
+SCHEMA = {
+    "$schema": "http://json-schema.org/draft-04/schema#",
+    "properties": {
+        "users": {"type": ["array", "string"], "items": {"properties": {"sudo": {"type": "string"}}}, "minItems": 1},
+        "packages": {"type": "array", "items": {"type": "string"}},
+        "1": {"type": "string"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nusers:\n", "Line 3, column 1: users is empty. Give it a value, or leave it out."),
+        ("users: []\n", "Line 2, column 1: users: [] "),
+        ("packages: htop\nusers: 3", "Line 2, column 1: packages: 'htop' is not of type 'array'."),
+        ("packages:\n- htop\n- 1.0\n", "Line 4, column 3: packages[1]: 1.0 is not of type 'string'. Put it in quotes."),
+        ("base: &b\n  users:\n<<: *b\n", "Line 3, column 3: users is empty."),
+        ("1: 2\n", "Line 2, column 1: 1: 2 is not of type 'string'."),
+    ],
+)
+def test_what_cloud_inits_schema_does_not_take_is_refused_by_its_place(text: str, said: str) -> None:
+    assert judged(f"#cloud-config\n{text}", SCHEMA).startswith(said)
+    assert judged(f"#cloud-config\n{text}") == ""
+
+
+def test_a_list_of_sudo_rules_is_taken_although_the_schema_forgot_it() -> None:
+    assert judged("#cloud-config\nusers: [{name: ann, sudo: ['ALL=(ALL) ALL']}]\n", SCHEMA) == ""
+    assert judged("#cloud-config\nusers: [{name: ann, sudo: 5}]\n", SCHEMA) != ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("#cloud-config-archive\n- a\n- |\n  #cloud-config\n  users:\n", "Part 2: Line 2, column 1: users is empty."),
+        ("#cloud-config-archive\n- {type: text/cloud-config, content: 'users:'}", "Part 1: Line 1, column 1: users"),
+        (MIME.replace("x-shellscript\n\n#!/bin/sh\ntrue", "cloud-config\n\nusers:"), "Part 1: Line 1, column 1: users"),
+        (MIME.replace("x-shellscript\n\n#!/bin/sh\ntrue", "plain\n\n#cloud-config\nusers:"), "Part 1: Line 2"),
+        ("## template: jinja\n#cloud-config\nusers:\n", "Line 3, column 1: users is empty."),
+        (
+            "#cloud-config-archive\n- " + json.dumps("#cloud-config\na: " + "[" * 60 + "]" * 60),
+            "Part 1: Line 2, column 53",
+        ),
+    ],
+)
+def test_every_part_is_looked_at(text: str, said: str) -> None:
+    assert judged(text, SCHEMA).startswith(said)
+
+
+def test_a_template_is_left_to_the_guest() -> None:
+    assert judged("## template: jinja\n#cloud-config\nusers: {{ v1.region }}\n", SCHEMA) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("disable_root: true", "Line 2, column 1: disable_root "),
+        ("disable_root: 'yes'", "Line 2, column 1: disable_root "),
+        ("cloud_init_modules: [users-groups]", "Line 2, column 1: Without the module ssh "),
+        ("write_files:\n- {path: /root/.ssh/authorized_keys, defer: true}", "Line 3, column 4: /root/.ssh"),
+    ],
+)
+@pytest.mark.parametrize("has_password", [True, False])
+def test_what_openly_shuts_root_out_is_refused(text: str, place: str, has_password: bool) -> None:
+    assert judged(f"#cloud-config\n{text}\n", has_password=has_password).startswith(place)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("ssh_pwauth: no", "Line 2, column 1: "),
+        ("users:\n- name: root\n  lock_passwd: true", "Line 4, column 3: "),
+        ("users:\n- name: root\n  hashed_passwd: x", "Line 4, column 3: "),
+        ("users: {root: {uid: 0}}", "Line 2, column 9: "),
+        ("users: ann, root", "Line 2, column 1: "),
+        ("user: root\npassword: x", "Line 2, column 1: "),
+        ("user: {name: root}", "Line 2, column 1: "),
+        ("chpasswd:\n  list: |\n    ann:x\n    root:x\n", "Line 3, column 3: "),
+        ("chpasswd: {list: ['root:x']}", "Line 2, column 12: "),
+        ("chpasswd: {users: [{name: root, type: RANDOM}]}", "Line 2, column 20: "),
+    ],
+)
+def test_what_takes_away_the_promised_password_is_refused_and_is_free_to_who_has_a_key(text: str, place: str) -> None:
+    assert judged(f"#cloud-config\n{text}\n", has_password=True).startswith(place)
+    assert judged(f"#cloud-config\n{text}\n", has_password=False) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["users: [default, {name: root}, {name: ann, lock_passwd: true}]", "users: {ann: {}}", "disable_root: false"]
+    + ["cloud_init_modules: [[ssh, always]]", "ssh_pwauth: true", "chpasswd: {list: 'ann:x'}", "users: ann"]
+    + ["write_files: [{path: /root/.ssh/authorized_keys, append: true, defer: true, content: x}]"],
+)
+def test_what_leaves_root_alone_is_taken(text: str) -> None:
+    assert judged(f"#cloud-config\n{text}\n") == ""
+
+
+async def test_it_is_judged_in_another_process_with_limits_of_time_and_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert await check("#cloud-config\nusers:\n", json.dumps(SCHEMA), has_password=True) == (
+        "Line 2, column 1: users is empty. Give it a value, or leave it out."
+    )
+    assert await check("#cloud-config\r\npackages: [a]\r\n", json.dumps(SCHEMA), has_password=True) is None
+    hungry = {"properties": {"a": {"pattern": "^(x+x+)+y$"}}}
+    text = "#cloud-config\na: " + "x" * 60
+    monkeypatch.setattr(user_data, "_CHECK_SECONDS", 1)
+    assert "too long to check" in (await check(text, json.dumps(hungry), has_password=True) or "")
+    program = tmp_path / "python"
+    program.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import vpsd.servers.cloud_config as c;"
+        'c.judge = lambda task: "x" * 10**9; c.main()\'\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(user_data, "_CHECK_SECONDS", 30)
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert "too much time or memory" in (await check("#cloud-config\n{}", None, has_password=True) or "")
+    assert cloud_config._MEMORY_BYTES < 10**9
+
+
+async def test_debians_own_schema_takes_what_people_write_and_refuses_what_would_be_skipped() -> None:
+    schema = installed_schema()
+    if schema is None:
+        pytest.skip("scripts/install could not fetch it")
+    common = """#cloud-config
+users:
+- default
+- {name: ann, groups: [sudo], shell: /bin/bash, sudo: ['ALL=(ALL) NOPASSWD:ALL'], ssh_authorized_keys: [ssh-rsa AAAA]}
+package_update: true
+packages: [htop, [nginx, 1.22]]
+apt: {sources: {x: {source: 'deb http://x y main'}}}
+chpasswd: {expire: false, list: 'ann:x'}
+swap: {filename: /swap, size: 64M}
+mounts: [[/dev/vdc, /mnt, auto]]
+ntp: {servers: [ntp.example.com]}
+locale: en_GB.UTF-8
+ca_certs: {trusted: [x]}
+write_files: [{path: /a, content: b, permissions: '0644', defer: true}]
+runcmd: [[ls, -l], echo]
+power_state: {mode: poweroff, delay: now}
+"""
+    assert judged(common.replace("1.22", "'1.22'"), json.loads(schema)) == ""
+    for wrong in ("runcmd: {a: b}", "packages: htop", "write_files: [{path: /a, contents: b}]", "users:", "users: []"):
+        assert judged(f"#cloud-config\n{wrong}\n", json.loads(schema)).startswith("Line 2, column ")

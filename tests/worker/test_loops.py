@@ -21,7 +21,16 @@ def _boot_watcher(cloud: Cloud) -> BootWatcher:
 
 @pytest.mark.parametrize(
     "made",
-    [Cloud.runner, Cloud.reconciler, Cloud.biller, Cloud.backup_scheduler, Cloud.sampler, _host_watcher, _boot_watcher],
+    [
+        Cloud.runner,
+        Cloud.reconciler,
+        Cloud.biller,
+        Cloud.backup_scheduler,
+        Cloud.sampler,
+        Cloud.guest_reader,
+        _host_watcher,
+        _boot_watcher,
+    ],
 )
 async def test_a_loop_sleeps_by_the_clock_and_outlives_a_host_that_is_away(
     cloud: Cloud, made: Callable[[Cloud], Any]

@@ -1,5 +1,7 @@
 """The world wins: what happens on the host by itself reaches the rows."""
 
+import asyncio
+
 import pytest
 
 from tests.cloud import Cloud
@@ -18,6 +20,30 @@ async def test_a_guest_that_powers_itself_off_is_stopped(cloud: Cloud) -> None:
     event = (await cloud.get("/api/v1/account/events/")).json()["results"][0]
     assert (event["action"], event["actor"]) == ("server.status", "vpsd")
     assert event["transition"] == {"from": "active", "to": "stopped"}
+
+
+async def test_a_guest_that_reboots_itself_is_told_of_once_and_a_reboot_that_was_asked_for_is_not(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    reconcilers = [cloud.reconciler() for _ in range(2)]
+    for reconciler in reconcilers:  # of two workers, which hear the same
+        reconciler.watch(asyncio.Event())
+    cloud.hypervisor.reboots(cloud.guest(server))
+    for reconciler in reconcilers:
+        await reconciler.reconcile()
+    assert await _reboots(cloud) == [("vpsd", "the guest rebooted by itself")]
+    cloud.clock.advance(10)
+    cloud.hypervisor.reboots(cloud.guest(server))
+    await reconcilers[0].reconcile()
+    assert len(await _reboots(cloud)) == 2
+    await cloud.post(f"/api/v1/servers/{server}/reboot/")
+    await cloud.settle()
+    await reconcilers[0].reconcile()
+    assert [actor for actor, _ in await _reboots(cloud)] == ["token", "vpsd", "vpsd"]
+
+
+async def _reboots(cloud: Cloud) -> list[tuple[str, str | None]]:
+    found = (await cloud.get("/api/v1/account/events/")).json()["results"]
+    return [(event["actor"], event["detail"]) for event in found if event["action"] == "server.reboot"]
 
 
 @pytest.mark.parametrize("power", [PowerState.CRASHED, PowerState.PAUSED])

@@ -3,7 +3,7 @@
 import uuid
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, Integer, String, Table
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Integer, String, Table, Text
 
 from vpsd.core.db import metadata
 
@@ -35,6 +35,13 @@ operating_systems = Table(
     Column("sums_url", String(1000)),
     Column("min_disk_gb", Integer),  # None: not known yet
     Column("available", Boolean, nullable=False),
+)
+
+cloud_config_schemas = Table(  # JSON Schemas of a #cloud-config, as the images' own cloud-init brought them
+    "cloud_config_schemas",
+    metadata,
+    Column("os_id", BigInteger, ForeignKey("operating_systems.id"), primary_key=True, autoincrement=False),
+    Column("content", Text, nullable=False),
 )
 
 locations = Table(
@@ -82,6 +89,13 @@ class OperatingSystem(msgspec.Struct, frozen=True):
     sums_url: str | None
     min_disk_gb: int | None
     available: bool
+
+
+class CloudConfigSchema(msgspec.Struct, frozen=True):
+    """The JSON Schema of a #cloud-config, of the cloud-init in an operating system's image."""
+
+    os_id: int
+    content: str
 
 
 class Location(msgspec.Struct, frozen=True):

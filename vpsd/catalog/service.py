@@ -10,9 +10,18 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from sqlalchemy import Table, bindparam, insert, select, update
+from sqlalchemy import Table, bindparam, insert, or_, select, update
 
-from vpsd.catalog.models import Location, OperatingSystem, Plan, locations, operating_systems, plans
+from vpsd.catalog.models import (
+    CloudConfigSchema,
+    Location,
+    OperatingSystem,
+    Plan,
+    cloud_config_schemas,
+    locations,
+    operating_systems,
+    plans,
+)
 from vpsd.core import money
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
@@ -99,6 +108,15 @@ _PLANS = Statement(select(plans).order_by(plans.c.id), into=Plan)
 _PLAN = Statement(select(plans).where(plans.c.id == bindparam("id")), into=Plan)
 _SYSTEMS = Statement(select(operating_systems).order_by(operating_systems.c.id), into=OperatingSystem)
 _SYSTEM = Statement(select(operating_systems).where(operating_systems.c.id == bindparam("id")), into=OperatingSystem)
+_schemas = cloud_config_schemas.c
+_SCHEMAS = Statement(
+    select(cloud_config_schemas)
+    .join_from(cloud_config_schemas, operating_systems)
+    .where(or_(_schemas.os_id == bindparam("id"), operating_systems.c.source == "debian")),
+    into=CloudConfigSchema,
+)
+_ADD_SCHEMA = Statement(insert(cloud_config_schemas), ("os_id", "content"))
+_CHANGE_SCHEMA = Statement(update(cloud_config_schemas).where(_schemas.os_id == bindparam("id")), ("content",))
 _LOCATIONS = Statement(select(locations).order_by(locations.c.id), into=Location)
 _LOCATION = Statement(select(locations).where(locations.c.code == bindparam("code")), into=Location)
 _ALL: dict[Table, Statement[Any]] = {plans: _PLANS, operating_systems: _SYSTEMS, locations: _LOCATIONS}
@@ -175,6 +193,18 @@ async def find_plan(ctx: Ctx, plan_id: int) -> Plan | None:
 async def find_operating_system(ctx: Ctx, os_id: int) -> OperatingSystem | None:
     """An operating system by its id."""
     return await ctx.tx.first(_SYSTEM, id=os_id)
+
+
+async def find_cloud_config_schema(ctx: Ctx, os_id: int | None) -> str | None:
+    """The JSON Schema of a #cloud-config of an operating system's own cloud-init; where that is not known, Debian's."""
+    found = await ctx.tx.all(_SCHEMAS, id=os_id)
+    return next((row.content for row in sorted(found, key=lambda row: row.os_id != os_id)), None)
+
+
+async def save_cloud_config_schema(ctx: Ctx, os_id: int, content: str) -> None:
+    """Keep the schema that an operating system's image brought, instead of that of an earlier image."""
+    if not await ctx.tx.run(_CHANGE_SCHEMA, id=os_id, content=content):
+        await ctx.tx.run(_ADD_SCHEMA, os_id=os_id, content=content)
 
 
 async def find_location(ctx: Ctx, code: str) -> Location | None:

@@ -2,14 +2,23 @@
 
 from sqlalchemy import bindparam, insert, select
 
-from vpsd.core.context import Ctx
+from vpsd.core.context import SYSTEM, Ctx
 from vpsd.core.db import Statement
 from vpsd.core.pages import Page, PagedList
 from vpsd.events.models import Event, events
 
+_LATEST_EVENTS = 50
+
 _ADD = Statement(insert(events), [column.name for column in events.c if column.name != "id"])
 _LIST = PagedList(
     select(events).where(events.c.account_id == bindparam("account_id")).order_by(events.c.id.desc()), into=Event
+)
+_LATEST = Statement(
+    select(events)
+    .where(events.c.account_id == bindparam("account_id"))
+    .order_by(events.c.id.desc())
+    .limit(_LATEST_EVENTS),
+    into=Event,
 )
 
 
@@ -44,3 +53,11 @@ async def record(
 async def list_events(ctx: Ctx, page: Page) -> tuple[int, list[Event]]:
     """How many events the account has, and a page of them, newest first."""
     return await _LIST.read(ctx, page)
+
+
+async def was_recorded(ctx: Ctx, action: str, target_id: int, since_ms: int) -> bool:
+    """Whether vpsd has recorded this by itself since then, as far as the account's latest events tell."""
+    return any(
+        (event.actor, event.action, event.target_id) == (SYSTEM.kind, action, target_id) and event.at_ms >= since_ms
+        for event in await ctx.tx.all(_LATEST, account_id=ctx.account_id)
+    )

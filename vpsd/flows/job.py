@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
+from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Ctx
+from vpsd.core.db import UniqueViolation
 from vpsd.hypervisor.protocol import Image, Progress, disk_name, guest_name
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
@@ -77,7 +79,21 @@ class Job:
             await self.runtime.hypervisor.ensure_base(image, lambda part, text: progress(0.7 + part * 0.3, text))
             return image
 
-        return await self.watched(fetch)
+        image = await self.watched(fetch)
+        await self._keep_schema(system)
+        return image
+
+    async def _keep_schema(self, system: OperatingSystem) -> None:
+        """Put down what the image's cloud-init takes, for every process that takes requests."""
+        schema = self.runtime.images.cloud_config_schema(system)
+        if schema is None:
+            return
+        async with self.runtime.read() as ctx:
+            known = await catalog.find_cloud_config_schema(ctx, system.id)
+        if known != schema:
+            with suppress(UniqueViolation):  # another worker was quicker
+                async with self.runtime.write() as ctx:
+                    await catalog.save_cloud_config_schema(ctx, system.id, schema)
 
     async def watched(self, work: Callable[[Progress], Awaitable[T]]) -> T:
         """Do slow work while showing its latest progress and listening for a command that takes over."""

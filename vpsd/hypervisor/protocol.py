@@ -317,8 +317,11 @@ class Hypervisor(Protocol):
         ended in time.
         """
 
-    def watch(self, changed: Callable[[str], None]) -> None:
-        """Call `changed(guest name)` from any thread when the host reports a change; events may be missed."""
+    def watch(self, changed: Callable[[str], None], rebooted: Callable[[str], None] | None = None) -> None:
+        """Call `changed(guest name)` from any thread when the host reports a change; events may be missed.
+
+        `rebooted` is called in the same way when a guest was reset without being powered off: nothing here does that.
+        """
 
     async def close(self) -> None:
         """Disconnect from the host; guests keep running."""

@@ -19,3 +19,7 @@ class CataloguedImages:
     async def ensure(self, system: OperatingSystem, progress: Progress) -> Image:
         """The operating system's image, fetched or built on first use."""
         return await self._store.ensure(recipe_of(system), progress)
+
+    def cloud_config_schema(self, system: OperatingSystem) -> str | None:
+        """The JSON Schema of a #cloud-config that the image's own cloud-init brings, if it is known."""
+        return self._store.schema(system.slug)

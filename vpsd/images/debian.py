@@ -17,9 +17,11 @@ from vpsd.images.recipes import Parts
 _CODENAME = "bookworm"
 _PACKAGES = (
     *("systemd-sysv", "libpam-systemd", "dbus", "udev", "systemd-timesyncd", "cloud-init", "cloud-guest-utils"),
+    *("gpg", "locales", "tzdata"),  # with which cloud-init's modules work
     *("openssh-server", "qemu-guest-agent", "linux-image-cloud-amd64", "initramfs-tools", "zstd", "e2fsprogs", "fdisk"),
     *("sudo", "iproute2", "iputils-ping", "netbase", "ca-certificates", "curl", "less", "nano", "bash-completion"),
 )
+_SCHEMA = "usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _ROOT_BYTES = 1536 * MIB
 _ROOT_START_BYTES = MIB
@@ -42,7 +44,8 @@ async def build(work: Path, log: Path, progress: Progress) -> Parts:
     """
     mapped = () if os.geteuid() == 0 else ("unshare", "--map-root-user", "--map-auto")
     require("mmdebstrap", "mke2fs", "tar", "qemu-img", *(("unshare", "newuidmap") if mapped else ()))
-    parts = Parts()
+    parts = Parts(schema="cloud-config-schema.json")
+    assert parts.schema is not None
     with tempfile.TemporaryDirectory(dir=work) as name:
         scratch = Path(name)
         progress(0.02, "finding Debian's mirrors")
@@ -50,6 +53,7 @@ async def build(work: Path, log: Path, progress: Progress) -> Parts:
         core, boot = await _make_grub(scratch, log)
         tar = scratch / "root.tar"
         await _bootstrap(tar, sources, scratch, log, progress)
+        await run("tar", "-xOf", tar, f"./{_SCHEMA}", log=log, timeout_seconds=120, stdout=work / parts.schema)
         progress(0.7, "making the root file system")
         disk = scratch / "disk.raw"
         await _make_disk(tar, disk, mapped, log)

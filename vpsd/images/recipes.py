@@ -25,10 +25,11 @@ class Parts(msgspec.Struct, frozen=True):
     kernel: str | None = None
     initrd: str | None = None
     cmdline: str = ""
+    schema: str | None = None  # of a #cloud-config: the JSON Schema of the image's own cloud-init
 
     def names(self) -> list[str]:
         """The files that exist."""
-        return [name for name in (self.disk, self.kernel, self.initrd) if name]
+        return [name for name in (self.disk, self.kernel, self.initrd, self.schema) if name]
 
 
 class StoredImage(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 
@@ -36,7 +37,7 @@ def seed_iso(
     own = _user_data(hostname, ssh_keys, password_hash)
     files = {
         "meta-data": _meta_data(instance_id, hostname),
-        "user-data": own if user_data is None else _together(user_data, own),
+        "user-data": own if user_data is None else _together(user_data, own, _access(ssh_keys, password_hash)),
         "network-config": _network_config(mac),
     }
     content = _undated(_iso(files))
@@ -66,21 +67,53 @@ def _user_data(hostname: str, ssh_keys: Sequence[str], password_hash: str | None
         return "\n".join([*lines, "users: []", ""])
     # hashed_passwd is set before sshd starts; chpasswd would run seconds later
     lines += ["users:", "- name: root", "  lock_passwd: false", f"  hashed_passwd: {_quote(password_hash)}"]
-    lines += ["write_files:", "- path: /etc/ssh/sshd_config.d/10-vpsd.conf", '  permissions: "0644"', "  content: |"]
-    lines += ["    PermitRootLogin yes", "    PasswordAuthentication yes", ""]
-    return "\n".join(lines)
+    lines += ["write_files:"]
+    for path, options in _SSHD_FILES.items():
+        lines += [f"- path: {path}", '  permissions: "0644"', "  content: |", *(f"    {option}" for option in options)]
+    return "\n".join([*lines, ""])
 
 
-# How cloud-init merges vpsd's part, which comes last: the customer's options win, and lists are appended to. As vendor
-# data it would lose: a customer's `users` or `write_files` would replace those that make the password work.
+_SSHD_FILES = {
+    "/etc/ssh/sshd_config.d/10-vpsd.conf": ("PermitRootLogin yes", "PasswordAuthentication yes"),
+    # where cloud-init writes ssh_pwauth; it restarts sshd, seconds after it came up, only when this changes
+    "/etc/ssh/sshd_config.d/50-cloud-init.conf": ("PasswordAuthentication yes",),
+}
+
+# How cloud-init merges vpsd's part, which comes after the customer's: the customer's options win, and lists are
+# appended to. As vendor data it would lose: a customer's `users` would replace those that make the password work.
 _MERGE = 'merge_how: "list(append)+dict(no_replace,recurse_list)+str()"'
 
 
-def _together(user_data: str, own: str) -> str:
+def _access(ssh_keys: Sequence[str], password_hash: str | None) -> tuple[str, str]:
+    """What makes the way in hold whatever was merged: a #cloud-config of options that win, and a #cloud-boothook.
+
+    A list cannot be appended to an empty `users:`, and an #include may say anything. The hook is no part of what is
+    merged: it runs before the modules, which add to what it writes, once per instance.
+    """
+    wins = ["#cloud-config", "disable_root: false", *(["ssh_pwauth: true"] if password_hash else []), ""]
+    done = "/var/lib/cloud/instance/vpsd-access"
+    lines = ["#cloud-boothook", "#!/bin/sh", f"[ -e {done} ] && exit 0", "umask 077", "file=/root/.ssh/authorized_keys"]
+    if ssh_keys:
+        lines += ["mkdir -p /root/.ssh", '[ -s $file ] && [ -n "$(tail -c 1 $file)" ] && echo >> $file']
+    for key in ssh_keys:
+        quoted = shlex.quote(key.strip())
+        lines += [f"grep -qxF {quoted} $file 2>/dev/null || printf '%s\\n' {quoted} >> $file"]
+    if password_hash:
+        lines += [f"printf '%s\\n' {shlex.quote(f'root:{password_hash}')} | chpasswd -e"]
+        lines += ["umask 022", "mkdir -p /etc/ssh/sshd_config.d"]
+        for path, options in _SSHD_FILES.items():
+            lines += [f"printf '%s\\n' {' '.join(map(shlex.quote, options))} > {path}"]
+    lines += ["command -v restorecon > /dev/null && restorecon -RF /root/.ssh /etc/ssh", f": > {done}", ""]
+    return "\n".join(wins), "\n".join(lines)
+
+
+def _together(user_data: str, own: str, access: tuple[str, str]) -> str:
     """One MIME message of the customer's user data and vpsd's, in this order.
 
-    vpsd's part is plain text, so that an older Tiny Linux image still finds keys and password.
+    vpsd's parts are plain text, so that an older Tiny Linux image still finds keys and password in the first of them.
+    CRLF becomes LF, as cloud-init has it for scripts: they run on every image.
     """
+    user_data = user_data.replace("\r\n", "\n")
     boundary = f"vpsd-{hashlib.sha256(user_data.encode()).hexdigest()}"  # no text contains its own hash
     if user_data.lower().startswith(("mime-version:", "content-type:")):
         part = user_data  # already a MIME message with headers
@@ -88,8 +121,16 @@ def _together(user_data: str, own: str) -> str:
         encoded = base64.encodebytes(user_data.encode()).decode()
         part = f"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64\n\n{encoded}"
     own = own.replace("\n", f"\n{_MERGE}\n", 1)
+    wins, hook = access
+    parts = [
+        part,
+        *(
+            f"Content-Type: text/cloud-{kind}\n\n{text}"
+            for kind, text in (("config", own), ("config", wins), ("boothook", hook))
+        ),
+    ]
     head = f'MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="{boundary}"\n'
-    return f"{head}\n--{boundary}\n{part}\n--{boundary}\nContent-Type: text/cloud-config\n\n{own}--{boundary}--\n"
+    return head + "".join(f"\n--{boundary}\n{part}" for part in parts) + f"\n--{boundary}--\n"
 
 
 def _network_config(mac: str | None) -> str:

@@ -16,3 +16,7 @@ class SimulatedImages:
         progress(1.0, "simulated")
         key = f"{system.slug}-{hashlib.sha256(system.slug.encode()).hexdigest()[:12]}"
         return Image(key=key, disk=Path("simulated"), virtual_size_bytes=MIB)
+
+    def cloud_config_schema(self, system: OperatingSystem) -> str | None:  # noqa: ARG002
+        """None: there is no cloud-init in it."""
+        return None

@@ -49,6 +49,13 @@ class ImageStore:
         found = self._stored(slug)
         return found[-1][1].image(found[-1][0]) if found else None
 
+    def schema(self, slug: str) -> str | None:
+        """The JSON Schema of a #cloud-config that the newest image's own cloud-init brings, if it is known."""
+        for folder, stored in self._stored(slug)[-1:]:
+            if stored.parts.schema is not None:
+                return (folder / stored.parts.schema).read_text()
+        return None
+
     async def ensure(self, recipe: Recipe, progress: Progress) -> Image:
         """Return the recipe's image; a missing one is built or pulled once, however many callers wait.
 

@@ -9,7 +9,7 @@ from sqlalchemy import insert
 from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
-from vpsd.core.context import Ctx
+from vpsd.core.context import Ctx, Transactions
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.core.units import GIB
@@ -24,6 +24,7 @@ from vpsd.servers.faults import DiskTooSmall, NobodyRunsUserData, UnknownLocatio
 from vpsd.servers.hostnames import NotAsHostname
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
+from vpsd.servers.user_data import UserDataStatus
 from vpsd.ssh_keys import service as ssh_keys
 
 _ADD = Statement(
@@ -41,7 +42,7 @@ _ADD = Statement(
         "freeze_for_backups",
     )
     + ("authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
-    + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data"),
+    + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data", "user_data_status"),
     into=int,
 )
 _WITHOUT_CLOUD_INIT = (CloudInit.DISABLED, CloudInit.MISSING)
@@ -109,8 +110,21 @@ class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
     operation: Operation
 
 
+async def check_user_data(transactions: Transactions, new: NewServer, faults: Faults) -> None:
+    """Add what is wrong with the user data; before `create`, because no transaction may be open that long."""
+    if new.user_data is None:
+        return
+    async with transactions.read() as ctx:
+        schema = await catalog.find_cloud_config_schema(ctx, None if new.os_id is UNSET else new.os_id)
+    refused = await user_data.check(
+        new.user_data, schema or user_data.installed_schema(), has_password=new.ssh_key_id is None
+    )
+    if refused is not None:
+        faults.add("user_data", refused)
+
+
 async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: Faults) -> CreatedServer:
-    """Write a server down and queue its making.
+    """Write a server down and queue its making; `check_user_data` has looked at its user data.
 
     Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `NoCapacity` or `StorageFull`.
     """
@@ -132,10 +146,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
             faults.add("ssh_key_id", UnknownSshKey(new.ssh_key_id))
     _check_hostname(new, faults)
     check_tags(new.tags, faults)
-    refused = None if new.user_data is None else user_data.refusal(new.user_data)
-    if refused is not None:
-        faults.add("user_data", refused)
-    elif new.user_data is not None and source is not None and source.cloud_init in _WITHOUT_CLOUD_INIT:
+    if new.user_data is not None and source is not None and source.cloud_init in _WITHOUT_CLOUD_INIT:
         faults.add("user_data", NobodyRunsUserData(source.copy, source.cloud_init))
     faults.check()
     assert plan is not None
@@ -167,6 +178,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         os_id=system.id,
         tags=tags_text(new.tags),
         user_data=new.user_data,
+        user_data_status=None if new.user_data is None else UserDataStatus.RUNNING,
         authorized_key=None if key is None else key.public_key,
         root_password_hash=None if password is None else password_hash(password),
         created_at_ms=ctx.now_ms,

@@ -25,6 +25,7 @@ from vpsd.metrics.models import traffic, usage
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers.faults import UnknownLocation
+from vpsd.servers.guest_report import HostKey
 from vpsd.servers.models import LockedServer, Server, ServerRow, servers
 
 _FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
@@ -82,12 +83,20 @@ class DetailedServer(ListedServer, frozen=True):
     freeze_for_backups: bool
     ssh_port: int | None
     error: str | None
+    user_data_status: str | None
+    user_data_error: str | None
+    ssh_host_keys: str | None
     sampled_at_ms: int | None
     cpu_percent: float | None
     memory_used_mb: int | None
     disk_used_bytes: int | None
     received_bytes: int | None
     sent_bytes: int | None
+
+    @property
+    def host_keys(self) -> list[HostKey] | None:
+        """The keys of its SSH server; the column is their JSON."""
+        return None if self.ssh_host_keys is None else msgspec.json.decode(self.ssh_host_keys, type=list[HostKey])
 
     @property
     def transferred_bytes(self) -> int | None:
@@ -140,6 +149,7 @@ _DETAIL = Statement(
     select(
         *_SUMMARY,
         *(plans.c.bandwidth_gb, _c.backups_enabled, _c.freeze_for_backups, _c.ssh_port, _c.error),
+        *(_c.user_data_status, _c.user_data_error, _c.ssh_host_keys),
         *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
         *(traffic.c.received_bytes, traffic.c.sent_bytes),
     )

@@ -3,11 +3,14 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, func, update
+from sqlalchemy import bindparam, case, func, update
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
-from vpsd.servers.models import BootSource, servers
+from vpsd.events import service as events
+from vpsd.servers.guest_report import Report
+from vpsd.servers.models import BootSource, LockedServer, servers
+from vpsd.servers.user_data import UserDataStatus
 
 _ONE = update(servers).where(servers.c.id == bindparam("id"))
 
@@ -32,10 +35,21 @@ _FORGET_FREEZE = Statement(
 _SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
 _SET_DISCARDED = Statement(
     _ONE.values(
-        base=None, kernel_cmdline=None, disk=0, previous_boot=None, source_backup_id=None, provisioned_at_ms=None
+        base=None,
+        kernel_cmdline=None,
+        disk=0,
+        previous_boot=None,
+        source_backup_id=None,
+        provisioned_at_ms=None,
+        user_data_status=case((servers.c.user_data.is_not(None), UserDataStatus.RUNNING.value)),
+        user_data_error=None,
+        ssh_host_keys=None,
     ),
-    ("os_id", "base", "kernel_cmdline", "disk", "previous_boot", "source_backup_id", "provisioned_at_ms"),
+    ("os_id", "base", "kernel_cmdline", "disk", "previous_boot", "source_backup_id", "provisioned_at_ms")
+    + ("user_data_status", "user_data_error", "ssh_host_keys"),
 )
+_SET_HOST_KEYS = _set("ssh_host_keys")
+_SET_USER_DATA = _set("user_data_status", "user_data_error")
 _SET_BOOTED = Statement(
     _ONE.values(
         ip_address=bindparam("address"),
@@ -108,3 +122,16 @@ async def set_booted(ctx: Ctx, server_id: int, address: str) -> None:
 async def set_purged(ctx: Ctx, server_id: int) -> None:
     """Nothing of the server is left on the host."""
     await ctx.tx.run(_SET_PURGED, id=server_id, purged_at_ms=ctx.now_ms)
+
+
+async def set_report(ctx: Ctx, server: LockedServer, report: Report) -> None:
+    """What the guest said of its first boot, as far as it is new; the verdict on user data is final."""
+    if report.host_keys:
+        keys = msgspec.json.encode(report.host_keys).decode()
+        if keys != server.ssh_host_keys:
+            await ctx.tx.run(_SET_HOST_KEYS, id=server.id, ssh_host_keys=keys)
+    if report.status is None or server.user_data_status != UserDataStatus.RUNNING:
+        return
+    await ctx.tx.run(_SET_USER_DATA, id=server.id, user_data_status=report.status, user_data_error=report.error)
+    detail = report.status + ("" if report.error is None else f": {report.error}")
+    await events.record(ctx.in_account(server.account_id), "server.user_data", "server", server.id, detail)

@@ -13,6 +13,7 @@ from vpsd.core.clock import every
 from vpsd.core.context import Ctx
 from vpsd.core.units import HOUR_MS
 from vpsd.errors import Busy
+from vpsd.events import service as events
 from vpsd.hypervisor.protocol import Guest, PowerState, guest_name
 from vpsd.lifecycle import Command, Status
 from vpsd.operations import service as operations
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0  # the net under the host's events
 _RECOVERIES_AN_HOUR = 3
+_REBOOT = "server.reboot"
+_ONE_REBOOT_MS = 2000
 
 
 class Correction(StrEnum):
@@ -57,16 +60,26 @@ class Reconciler:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._pauses = Pauses(runtime)
+        self._rebooted: set[str] = set()  # guests that went through a reboot that vpsd did not ask for
 
     async def run(self) -> None:
         """Work until cancelled."""
-        loop, wake = asyncio.get_running_loop(), asyncio.Event()
+        wake = asyncio.Event()
+        self.watch(wake)
+        await every(self._runtime.clock, _POLL_SECONDS, self.reconcile, wake=wake)
+
+    def watch(self, wake: asyncio.Event) -> None:
+        """Have the host say what happens: it sets `wake`."""
+        loop = asyncio.get_running_loop()
 
         def changed(_: str) -> None:
             loop.call_soon_threadsafe(wake.set)
 
-        self._runtime.hypervisor.watch(changed)
-        await every(self._runtime.clock, _POLL_SECONDS, self.reconcile, wake=wake)
+        def rebooted(name: str) -> None:
+            self._rebooted.add(name)
+            changed(name)
+
+        self._runtime.hypervisor.watch(changed, rebooted)
 
     async def reconcile(self) -> None:
         """One look at everything."""
@@ -76,12 +89,25 @@ class Reconciler:
             present = await servers.present(ctx)
             busy = await operations.busy_servers(ctx)
         await self._pauses.look(present, guests)
+        rebooted, self._rebooted = self._rebooted, set()
         for server in present:
+            if guest_name(self._runtime.instance, server.id) in rebooted:
+                await self._tell_of_reboot(server.id)
             guest = guests.get(guest_name(self._runtime.instance, server.id))
             if server.deleted_at_ms is not None or (server.id in busy and not _has_died(server, guest)):
                 continue
             if _correction(server, guest) is not None or _has_new_hostname(server):
                 await self.correct(server.id, guest, seen_at_ms)
+
+    async def _tell_of_reboot(self, server_id: int) -> None:
+        """Put down that a guest rebooted by itself: a reboot through vpsd powers it off and on, which is none to it."""
+        async with self._runtime.write() as ctx:
+            server = await servers.lock(ctx, server_id)
+            ctx = ctx.in_account(server.account_id)
+            since_ms = ctx.now_ms - _ONE_REBOOT_MS  # every worker hears of it
+            if server.deleted_at_ms is None and not await events.was_recorded(ctx, _REBOOT, server_id, since_ms):
+                log.info("server %s: the guest rebooted by itself", server_id)
+                await events.record(ctx, _REBOOT, "server", server_id, "the guest rebooted by itself")
 
     async def correct(self, server_id: int, guest: Guest | None, seen_at_ms: int) -> None:
         """Bring a server together with what was seen of its guest at a moment, unless it has changed since."""

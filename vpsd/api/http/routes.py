@@ -22,10 +22,11 @@ from msgspec import Meta
 from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.idempotency import execute
 from vpsd.api.http.requests import ApiRequest
-from vpsd.core.context import Ctx
+from vpsd.core.context import Ctx, Transactions
 from vpsd.errors import Invalid, VpsdError
 
 Preview: TypeAlias = Callable[[Ctx, Any], Awaitable[Any]]
+Before: TypeAlias = Callable[[Transactions, Any], Awaitable[None]]
 
 _LARGEST_ID = 2**63 - 1  # that a database can look for
 NOT_DRY = {"dry_run": ["A dry run of this request is not possible. Leave dry_run out to carry it out."]}
@@ -62,6 +63,7 @@ class Route:
         status_code: int,
         raises: Sequence[type[VpsdError]] = (),
         preview: Preview | None = None,
+        before: Before | None = None,
         body_required: bool = True,
         headers: Mapping[str, str] | None = None,
         further: Mapping[int, str] | None = None,
@@ -81,6 +83,7 @@ class Route:
         self.status_code = status_code
         self.raises = raises  # what it refuses besides bad input
         self.preview = preview  # what a dry run is answered with
+        self.before = before  # looks at the form while no transaction is open: what takes long keeps nobody waiting
         self.body_required = body_required
         self.headers = headers or {}  # of its answer
         self.further = further or {}  # other status codes with the same body
@@ -115,6 +118,8 @@ class Route:
         forms: dict[str, Any] = {}
         if self.body is not None:
             forms["form"] = await request.body_form(self.body, required=self.body_required)
+            if self.before is not None:
+                await self.before(request.runtime, forms["form"])
         if self._takes_query:
             forms["query"] = request.query_form(self.query)
         return lambda ctx: self._function(ctx, *ids, **forms)

@@ -15,6 +15,7 @@ from vpsd.api.vps_org.schemas.amounts import amount
 from vpsd.catalog.models import Plan
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.servers.queries import PlanOffer
+from vpsd.servers.user_data import UserDataStatus
 
 
 def _page(kind: type[Listing], *entries: Any) -> Listing:
@@ -56,6 +57,9 @@ _SERVER = servers.ServerDetail(
     resource_usage=servers.ResourceUsage(23.5, 2048, 35.0, 450.0),
     ssh="ssh root@127.10.0.2",
     error=None,
+    user_data_status=UserDataStatus.DONE,
+    user_data_error=None,
+    ssh_host_keys=[servers.SshHostKey("ssh-ed25519", _SSH_KEY.fingerprint, _KEY.rpartition(" ")[0])],
     created_at="2025-01-10T14:30:00Z",
     updated_at="2025-01-16T15:45:00Z",
 )

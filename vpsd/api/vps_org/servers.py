@@ -16,7 +16,7 @@ from vpsd.backups import commands as backups
 from vpsd.backups.commands import NewBackup
 from vpsd.backups.models import Kind
 from vpsd.backups.queries import choose_source
-from vpsd.core.context import Ctx
+from vpsd.core.context import Ctx, Transactions
 from vpsd.errors import Busy, OverQuota, PaymentRequired, Protected, Unavailable, WrongStatus
 from vpsd.lifecycle import Command
 from vpsd.servers import commands, creation, deletion, queries
@@ -35,6 +35,10 @@ _paid_action = partial(_action, raises=(*_REFUSED, PaymentRequired))  # what mak
 _copy = partial(post, needs="servers:*", raises=(*_REFUSED, Unavailable), body_required=False)
 
 
+async def _check_user_data(transactions: Transactions, form: Form[forms.ServerCreate]) -> None:
+    await creation.check_user_data(transactions, form.plain(NewServer), form.faults)
+
+
 @get("/", "server_list", "List all servers", needs="servers:read")
 async def list_servers(ctx: Ctx, query: Query[forms.ServerQuery]) -> wire.ServerList:
     """All servers of the account, newest last."""
@@ -49,6 +53,7 @@ async def list_servers(ctx: Ctx, query: Query[forms.ServerQuery]) -> wire.Server
     needs="servers:*",
     raises=(PaymentRequired, OverQuota, Unavailable),
     preview=preview,
+    before=_check_user_data,
 )
 async def create(ctx: Ctx, form: Form[forms.ServerCreate]) -> wire.ServerCreated:
     """Deploy a server with the given configuration; it is `provisioning` until it answers."""

@@ -24,16 +24,21 @@ class Connection:
     """The host's libvirt. Methods block; call them from the driver's threads."""
 
     def __init__(
-        self, find_uri: Callable[[], str], on_connect: Callable[[], None], on_change: Callable[[str], None]
+        self,
+        find_uri: Callable[[], str],
+        on_connect: Callable[[], None],
+        on_change: Callable[[str], None],
+        on_reboot: Callable[[str], None],
     ) -> None:
         """`find_uri` returns the URI to open, and starts the daemon if needed.
 
         `on_connect` is called for each new connection: cached facts about the host may be stale. `on_change` is called
-        with the name of a domain that changed.
+        with the name of a domain that changed, `on_reboot` with that of one that was reset.
         """
         self._find_uri = find_uri
         self._on_connect = on_connect
         self._on_change = on_change
+        self._on_reboot = on_reboot
         self._lock = threading.Lock()
         self._open: libvirt.virConnect | None = None
         self.uri = ""
@@ -75,13 +80,15 @@ class Connection:
             raise translate(error, f"be reached at {self.uri}") from error
         _ignoring_errors(partial(opened.setKeepAlive, _KEEPALIVE_SECONDS, _KEEPALIVE_MISSES))
         for event in (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE):
-            _ignoring_errors(partial(opened.domainEventRegisterAny, None, event, self._on_event, None))
+            _ignoring_errors(partial(opened.domainEventRegisterAny, None, event, self._on_event, self._on_change))
+        reboot = libvirt.VIR_DOMAIN_EVENT_ID_REBOOT
+        _ignoring_errors(partial(opened.domainEventRegisterAny, None, reboot, self._on_event, self._on_reboot))
         return opened
 
-    def _on_event(self, _: Any, domain: libvirt.virDomain, *__: Any) -> None:
+    def _on_event(self, _: Any, domain: libvirt.virDomain, *more: Any) -> None:
         """In the event thread: libvirt must not be called here, and no error may escape."""
         try:
-            self._on_change(domain.name())
+            more[-1](domain.name())
         except Exception:
             _log.exception("a watcher of the host failed")
 

@@ -67,9 +67,10 @@ class LibvirtHypervisor:
         self._pool = Pool(instance, path, path_is_explicit=pool_path is not None, reserve_mb=storage_reserve_mb)
         self._virt = None if virt_type is None else (virt_type, "set by VPSD_VIRT_TYPE")
         self._virt_lock = threading.Lock()
-        self._host = LibvirtHost(Connection(self._find_uri, self._on_connect, self._on_change))
+        self._host = LibvirtHost(Connection(self._find_uri, self._on_connect, self._on_change, self._on_reboot))
         self._networks: dict[str, tuple[str, int, NetworkInfo]] = {}  # by name; valid for that uuid and domain id
         self._watchers: list[Callable[[str], None]] = []
+        self._reboot_watchers: list[Callable[[str], None]] = []
         self._uploads: dict[str, asyncio.Lock] = {}
         self._logs = SerialLogs(instance, self._pool)
         self._port_probes = PortProbes()
@@ -349,9 +350,11 @@ class LibvirtHypervisor:
 
         return await self._host.call(ask, f"run a program in the guest {name}", _QUICK_SECONDS + timeout_seconds)
 
-    def watch(self, changed: Callable[[str], None]) -> None:
+    def watch(self, changed: Callable[[str], None], rebooted: Callable[[str], None] | None = None) -> None:
         """Call `changed(guest name)` from libvirt's event thread when something happens to a guest."""
         self._watchers.append(changed)
+        if rebooted is not None:
+            self._reboot_watchers.append(rebooted)
 
     async def console(self, name: str) -> Console:
         """Open the guest's serial console; raises `Unusable` if the guest is not running."""
@@ -371,6 +374,7 @@ class LibvirtHypervisor:
         """Disconnect from the host; guests keep running."""
         self._watchers.clear()
         await self._port_probes.close()
+        self._reboot_watchers.clear()
         await self._host.close()
 
     def _find_uri(self) -> str:
@@ -386,6 +390,12 @@ class LibvirtHypervisor:
             self._networks.pop(name, None)
             for changed in tuple(self._watchers):
                 changed(name)
+
+    def _on_reboot(self, name: str) -> None:
+        """In libvirt's event thread."""
+        if name.startswith(self._prefix):
+            for rebooted in tuple(self._reboot_watchers):
+                rebooted(name)
 
     def _virtualization(self, host: libvirt.virConnect) -> tuple[str, str]:
         with self._virt_lock:

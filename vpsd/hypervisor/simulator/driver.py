@@ -72,6 +72,7 @@ class Simulator:
             MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite")))
         )
         self._watchers: list[Callable[[str], None]] = []
+        self._reboot_watchers: list[Callable[[str], None]] = []
         self.boot_seconds = boot_seconds
         self.delay_seconds = 0.0  # of every call
         self.broken = False  # the host does not answer
@@ -380,8 +381,10 @@ class Simulator:
                 return None
             return self.guest_run(name, argv, stdin)
 
-    def watch(self, changed: Callable[[str], None]) -> None:
+    def watch(self, changed: Callable[[str], None], rebooted: Callable[[str], None] | None = None) -> None:
         self._watchers.append(changed)
+        if rebooted is not None:
+            self._reboot_watchers.append(rebooted)
 
     async def close(self) -> None:
         self._store.close()
@@ -399,6 +402,12 @@ class Simulator:
     def is_frozen(self, name: str) -> bool:
         """Whether the guest cannot write because its file systems are frozen."""
         return self._store.current().guest(name).frozen
+
+    def reboots(self, name: str) -> None:
+        """The guest reboots by itself."""
+        self._store.current().guest(name)
+        for rebooted in self._reboot_watchers:
+            rebooted(name)
 
     def vanishes(self, name: str) -> None:
         """Somebody undefines a guest; its volumes stay."""

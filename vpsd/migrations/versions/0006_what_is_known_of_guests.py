@@ -25,6 +25,13 @@ def upgrade() -> None:
     op.add_column("hosts", sa.Column("storage_free_mb", sa.BigInteger(), nullable=True))
     op.add_column("addresses", sa.Column("released_at_ms", sa.BigInteger(), nullable=True))
     op.create_table(
+        "cloud_config_schemas",
+        sa.Column("os_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("content", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["os_id"], ["operating_systems.id"]),
+        sa.PrimaryKeyConstraint("os_id"),
+    )
+    op.create_table(
         "backup_targets",
         sa.Column("mark", sa.String(length=36), nullable=False),
         sa.Column("name", sa.String(length=63), nullable=False),

@@ -113,8 +113,8 @@ class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
         Meta(
             description="What it does once, at its first boot, and again after a rebuild: a script, a #cloud-config or "
             f"another format of cloud-init, at most {LARGEST_BYTES // 1024} KiB of UTF-8. It may hold secrets, so no "
-            "answer shows it. Options of its own go before vpsd's; key and password work beside them. Tiny Linux runs "
-            "scripts only",
+            "answer shows it. Options of its own go before vpsd's; key and password work in any case. user_data_status "
+            "of the server tells how it went. Tiny Linux runs scripts only",
             examples=["#!/bin/sh\necho hello > /root/hello\n"],
         ),
     ] = None

@@ -13,6 +13,7 @@ from vpsd.lifecycle import Status
 from vpsd.servers import queries
 from vpsd.servers.commands import Accepted
 from vpsd.servers.creation import CreatedServer
+from vpsd.servers.user_data import UserDataStatus
 
 DeleteAt = Annotated[
     str | None, Meta(description="When its deletion becomes final; null unless it is deleted and may be undeleted")
@@ -103,6 +104,14 @@ class ServerList(Listing):
     results: list[ServerSummary]
 
 
+class SshHostKey(msgspec.Struct):
+    """A key by which the server's SSH server can be told at the first login."""
+
+    type: Annotated[str, Meta(examples=["ssh-ed25519"])]
+    fingerprint: Annotated[str, Meta(description="As ssh shows it and ssh-keygen -l prints it: SHA256:...")]
+    public_key: Annotated[str, Meta(description="Type and key, as in known_hosts")]
+
+
 class ServerDetail(msgspec.Struct):
     """A server in full."""
 
@@ -125,6 +134,19 @@ class ServerDetail(msgspec.Struct):
     resource_usage: ResourceUsage
     ssh: Annotated[str | None, Meta(description="How to log in; null until the address works")]
     error: Annotated[str | None, Meta(description="Why the server is in status error")]
+    user_data_status: Annotated[
+        UserDataStatus | None,
+        Meta(
+            description="How far the user data is that runs at the first boot: the guest's own verdict, read through "
+            "its agent; a server may be active before. unknown: the guest went off or said nothing for an hour. Null "
+            "without user data"
+        ),
+    ]
+    user_data_error: Annotated[str | None, Meta(description="The first error of the user data, in the guest's words")]
+    ssh_host_keys: Annotated[
+        list[SshHostKey] | None,
+        Meta(description="Read through the guest's agent after a boot; null until it has said them"),
+    ]
     created_at: str
     updated_at: str
 
@@ -158,6 +180,11 @@ class ServerDetail(msgspec.Struct):
             ),
             ssh=ssh_line(server.ip_address, server.ssh_port),
             error=server.error,
+            user_data_status=None if server.user_data_status is None else UserDataStatus(server.user_data_status),
+            user_data_error=server.user_data_error,
+            ssh_host_keys=None
+            if server.host_keys is None
+            else [SshHostKey(key.type, key.fingerprint, key.public_key) for key in server.host_keys],
             created_at=iso_utc(server.created_at_ms),
             updated_at=iso_utc(server.updated_at_ms),
         )

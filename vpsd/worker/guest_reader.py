@@ -1,0 +1,106 @@
+"""Reads what running guests say of their first boot, through their agent: nobody waits for it.
+
+A server's user data is judged once. Its SSH host keys are read after every change of the server, as a boot is one.
+"""
+
+import asyncio
+import logging
+
+import msgspec
+
+from vpsd.core.clock import every
+from vpsd.core.units import HOUR_MS
+from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.protocol import guest_name
+from vpsd.lifecycle import Status
+from vpsd.runtime import Runtime
+from vpsd.servers import guest_report, updates
+from vpsd.servers import queries as servers
+from vpsd.servers.guest_report import Report
+from vpsd.servers.models import Server
+from vpsd.servers.user_data import UserDataStatus
+
+log = logging.getLogger(__name__)
+
+_PERIOD_SECONDS = 2.0
+_LONGEST_PAUSE_MS = 60_000
+_AT_ONCE = 2  # a guest that does not answer occupies a connection to the host meanwhile
+_GIVE_UP_MS = HOUR_MS  # after the last change of the server: by then user data has ended, or never says so
+
+
+class _Asked(msgspec.Struct):
+    """When a guest is asked next, since its server last changed."""
+
+    updated_at_ms: int
+    next_at_ms: int
+    pause_ms: int = 2000
+    has_answered: bool = False
+
+
+class GuestReader:
+    """Asks every running guest until it has said what there is to know, less and less often."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._asked: dict[int, _Asked] = {}
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        await every(self._runtime.clock, _PERIOD_SECONDS, self.read)
+
+    async def read(self) -> None:
+        """Ask every guest that is due."""
+        async with self._runtime.read() as ctx:
+            present = [server for server in await servers.present(ctx) if server.deleted_at_ms is None]
+        self._asked = {server.id: self._asked[server.id] for server in present if server.id in self._asked}
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def look(server: Server) -> None:
+            async with slots:
+                await self._look(server)
+
+        await asyncio.gather(*map(look, present))
+
+    async def _look(self, server: Server) -> None:
+        try:
+            if server.status == Status.ACTIVE:
+                await self._ask(server)
+            elif server.status == Status.STOPPED and server.user_data_status == UserDataStatus.RUNNING:
+                await self._save(server, Report([], UserDataStatus.UNKNOWN, "The guest went off before it said how."))
+        except (Unavailable, Unusable) as error:
+            log.debug("server %s could not be asked: %s", server.id, error)
+        except Exception:
+            log.exception("server %s could not be asked; the others are", server.id)
+
+    async def _ask(self, server: Server) -> None:
+        now_ms = self._runtime.clock.now_ms()
+        asked = self._asked.get(server.id)
+        if asked is None or asked.updated_at_ms != server.updated_at_ms:
+            asked = self._asked[server.id] = _Asked(server.updated_at_ms, now_ms)
+        waits = server.user_data_status == UserDataStatus.RUNNING
+        if now_ms < asked.next_at_ms or (asked.has_answered and not waits):
+            return
+        if now_ms - server.updated_at_ms > _GIVE_UP_MS:
+            asked.has_answered = True
+            if waits:
+                await self._save(
+                    server, Report([], UserDataStatus.UNKNOWN, "The guest did not say how within an hour.")
+                )
+            return
+        asked.next_at_ms, asked.pause_ms = now_ms + asked.pause_ms, min(2 * asked.pause_ms, _LONGEST_PAUSE_MS)
+        done = await self._runtime.hypervisor.run_in_guest(
+            guest_name(self._runtime.instance, server.id),
+            guest_report.COMMAND,
+            timeout_seconds=guest_report.COMMAND_SECONDS,
+        )
+        if done is not None:
+            report = guest_report.read_report(done.stdout)
+            asked.has_answered = bool(report.host_keys)
+            await self._save(server, report)
+
+    async def _save(self, server: Server, report: Report) -> None:
+        async with self._runtime.write() as ctx:
+            now = await servers.lock(ctx, server.id)
+            if now.deleted_at_ms is not None or now.provisioned_at_ms != server.provisioned_at_ms:
+                return  # what was asked is another guest by now
+            await updates.set_report(ctx, now, report)
