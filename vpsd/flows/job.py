@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Ctx
 from vpsd.hypervisor.protocol import Image, Progress, disk_name, guest_name
@@ -70,14 +71,18 @@ class Job:
         await self.runtime.clock.sleep(seconds)
 
     async def ensure_image(self, system: OperatingSystem) -> Image:
-        """Have an operating system's image, on this machine and on the host."""
+        """Have an operating system's image, on this machine and on the host; its size corrects the catalogue's."""
 
         async def fetch(progress: Progress) -> Image:
             image = await self.runtime.images.ensure(system, lambda part, text: progress(part * 0.7, text))
             await self.runtime.hypervisor.ensure_base(image, lambda part, text: progress(0.7 + part * 0.3, text))
             return image
 
-        return await self.watched(fetch)
+        image = await self.watched(fetch)
+        if image.disk_gb != system.image_disk_gb:
+            async with self.runtime.write() as ctx:
+                await catalog.set_image_disk(ctx, system.id, image.disk_gb)
+        return image
 
     async def watched(self, work: Callable[[Progress], Awaitable[T]]) -> T:
         """Do slow work while showing its latest progress and listening for a command that takes over."""
