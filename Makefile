@@ -19,7 +19,7 @@ test-quick: ## Run the tests that need neither guests nor PostgreSQL, in under t
 	@scripts/install dev
 	@scripts/test --quick
 
-test-debian: ## Back up, restore and resize a real Debian 12, in about ten minutes
+test-debian: ## Back up, restore and resize a real Debian 12, and boot one by UEFI, in twenty minutes
 	@scripts/install dev
 	@$(PYTHON) -m pytest --durations=0 tests/debian
 

@@ -196,6 +196,12 @@ class Vpsd:
             *arguments, environment={**self.environment, **environment(**settings)} if settings else self.environment
         )
 
+    def run_json_with_progress(self, *arguments: str) -> Any:
+        """Run an operator's command for its JSON, beside which it shows progress."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
     def run_json(self, *arguments: str) -> Any:
         """Run an operator's command for its JSON."""
         done = self.run(*arguments, "--json")

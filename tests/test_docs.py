@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.test_access import NEEDS
+from tests.images.synthetic import bios_disk, qcow2_of
 from tests.running import PROGRAM, Vpsd
 from vpsd.accounts.permissions import OF_ROLE, Role, covers
 from vpsd.settings import Settings
@@ -34,17 +35,26 @@ def _blocks(paper: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("paper", "count"), [("README.md", 9), ("docs/money.md", 4), ("docs/permissions.md", 3), ("docs/backups.md", 7)]
+    ("paper", "count"),
+    [
+        *(("README.md", 9), ("docs/money.md", 4), ("docs/permissions.md", 3), ("docs/backups.md", 7)),
+        ("docs/images.md", 3),
+    ],
 )
 def test_a_papers_commands_work_one_after_the_other(vpsd: Vpsd, tmp_path: Path, paper: str, count: int) -> None:
     key = tmp_path / "id_ed25519.pub"
     key.write_text(KEY + "\n")
+    disk = qcow2_of(bios_disk(tmp_path / "my-debian.raw"))
     blocks = _blocks(paper, "sh")
     assert len(blocks) == count
     preface = 'set -euo pipefail\ncurl() { command curl -sS --fail-with-body "$@"; }\n'
     for block in blocks:
-        script = block.replace("http://127.0.0.1:8000", f"http://{vpsd.listen}").replace("var/token", "$DATA/token")
-        script = script.replace("~/.ssh/id_ed25519.pub", str(key)).replace(".venv/bin/vpsd", str(PROGRAM))
+        script = block.replace("http://127.0.0.1:8000", f"http://{vpsd.listen}").replace("var/", "$DATA/")
+        script = (
+            script.replace("my-debian.qcow2", str(disk))
+            .replace("~/.ssh/id_ed25519.pub", str(key))
+            .replace(".venv/bin/vpsd", str(PROGRAM))
+        )
         done = subprocess.run(
             ["bash", "-c", preface + 'TOKEN=$(cat "$DATA/token")\n' + script],
             env={**vpsd.environment, "DATA": str(vpsd.data), "API": f"http://{vpsd.listen}/api/v1"},

@@ -33,7 +33,7 @@ from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.hypervisor.simulator import Simulator
-from vpsd.images.catalogued import CataloguedImages
+from vpsd.images.catalogued import CataloguedImages, measure_images
 from vpsd.images.simulated import SimulatedImages
 from vpsd.images.store import ImageStore
 from vpsd.migrations import HEAD, schema
@@ -62,6 +62,9 @@ async def serve(settings: Settings, say: Say) -> None:
         async with open_runtime(settings, say) as runtime:
             for change in await apply_catalog(runtime, catalog_file(settings)):
                 log.info("catalogue: %s", change)
+            if settings.hypervisor != "simulator":
+                async with runtime.write() as ctx:
+                    await measure_images(ctx, ImageStore(image_folder(settings)))
             async with runtime.write() as ctx:
                 if settings.database_url is None:  # nobody else works here, so whoever held a lease is dead
                     await operations.end_leases(ctx)

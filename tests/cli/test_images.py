@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.images.synthetic import bios_disk, qcow2_of
 from tests.running import PROGRAM, Vpsd
+from vpsd.core.units import GIB, MIB
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
     """A disk image."""
-    path = tmp_path / "disk.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "16M"], check=True)
-    return path
+    return qcow2_of(bios_disk(tmp_path / "disk.raw", 16 * MIB))
 
 
 def test_an_imported_image_is_listed_and_progress_is_plain_lines(vpsd: Vpsd, disk: Path) -> None:
@@ -24,7 +24,7 @@ def test_an_imported_image_is_listed_and_progress_is_plain_lines(vpsd: Vpsd, dis
     assert done.returncode == 0
     assert done.stdout.startswith("Image debian-12-")
     lines = done.stderr.splitlines()
-    assert lines[0] == "debian-12:  20% converting the disk image"
+    assert lines[0] == "debian-12:  58% looking at the disk image"
     assert lines[-1] == "debian-12: 100% the image is ready"
     (listed,) = [image for image in vpsd.run_json("image", "list") if image["slug"] == "debian-12"]
     assert listed["source"] == f"import {disk}"
@@ -54,6 +54,31 @@ def on_terminal(vpsd: Vpsd, *arguments: str) -> str:
     os.close(ours)
     assert process.wait(60) == 0, shown
     return shown.decode()
+
+
+def test_an_import_corrects_what_the_catalogue_says_of_its_disk_also_for_a_vpsd_that_starts_again(
+    vpsd: Vpsd, tmp_path: Path
+) -> None:
+    def known() -> tuple[int, int]:
+        systems = {system["id"]: system["min_disk_gb"] for system in vpsd.get("operating-systems/")["results"]}
+        return systems[3], systems[5]
+
+    disk = bios_disk(tmp_path / "large.raw", 2 * GIB + MIB)
+    done = vpsd.run_json_with_progress("image", "import", "debian-12", str(disk))
+    assert (done["min_disk_gb"], done["firmware"]) == (3, "bios")
+    assert known()[0] == 3
+    order = {"name": "small", "plan_id": 4, "os_id": 3, "location": "us-west"}
+    refused = vpsd.ask("POST", "servers/", order)
+    assert refused.status_code == 400
+    assert refused.json() == {
+        "plan_id": [
+            "Debian 12 needs a disk of 3 GB, and the plan Nano VPS has 2. "
+            "The smallest plan that fits is Starter VPS (3), with 40 GB."
+        ]
+    }
+    assert vpsd.run("catalog", "apply").returncode == 0
+    assert vpsd.run("catalog", "apply").stdout.startswith("The catalogue already matches")
+    assert known()[0] == 3
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tests.hypervisor.rigs import (
     power,
     prepare,
     shut_down,
+    silent,
     until,
     until_power,
 )
@@ -135,6 +136,16 @@ async def test_a_disk_grows_and_never_shrinks(rig: Rig, runs: bool) -> None:
         assert rig.disk_bytes() == grown
     with pytest.raises(Unusable):
         await host.grow_disk(STRANGER, STRANGER, DISK_BYTES)
+
+
+async def test_a_disk_is_never_smaller_than_what_it_stands_on(rig: Rig) -> None:
+    host = rig.hypervisor
+    await host.ensure_base(rig.image, silent)
+    with pytest.raises(Unusable, match="is larger than the disk"):
+        await host.ensure_disk(NAME, rig.image.key, rig.image.virtual_size_bytes - 1)
+    assert NAME not in (await host.volumes()).disks
+    await host.ensure_disk(NAME, rig.image.key, rig.image.virtual_size_bytes)
+    assert rig.disk_bytes() == rig.image.virtual_size_bytes
 
 
 async def test_a_base_stays_while_a_disk_stands_on_it(rig: Rig) -> None:

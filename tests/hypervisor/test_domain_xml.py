@@ -151,3 +151,17 @@ def test_the_digest_tells_two_guests_apart_and_one_from_itself_not() -> None:
     other = msgspec.structs.replace(SPEC, memory_mb=8192)
     digests = [read_network(build(spec, FILES, "qemu")).digest for spec in (SPEC, SPEC, other)]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_disk_that_needs_uefi_gets_the_hosts_firmware_without_secure_boot_and_a_place_for_its_variables() -> None:
+    spec = msgspec.structs.replace(SPEC, direct_kernel=False, cmdline="", firmware="uefi")
+    files = Files(disk="/pool/a.qcow2", seed="/pool/a-seed.iso", nvram="/pool/a-nvram.fd")
+    boot = parse(build(spec, files, "qemu")).find("os")
+    assert boot is not None
+    assert boot.get("firmware") == "efi"
+    assert {one.get("name"): one.get("enabled") for one in boot.iterfind("firmware/feature")} == {
+        "enrolled-keys": "no",
+        "secure-boot": "no",
+    }
+    assert boot.findtext("nvram") == "/pool/a-nvram.fd"
+    assert [device.get("dev") for device in boot.iterfind("boot")] == ["hd"]

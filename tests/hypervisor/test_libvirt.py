@@ -208,6 +208,26 @@ async def test_an_upload_that_was_cut_off_is_never_taken_for_whole(real: RealRig
     assert "cut-off" not in volumes.bases | volumes.unfinished
 
 
+@pytest.mark.parametrize("back_to_bios", [False, True])
+async def test_nothing_is_left_of_a_guest_that_boots_by_uefi(real: RealRig, back_to_bios: bool) -> None:
+    bios = msgspec.structs.replace(real.spec, direct_kernel=False, cmdline="")
+    real.spec = msgspec.structs.replace(bios, firmware="uefi")
+    await prepare(real)
+    await real.hypervisor.power_on(NAME)
+    assert await power(real) is PowerState.RUNNING
+    variables = real.data / "pool" / f"{NAME}-nvram.fd"
+    assert variables.exists()
+    assert not (await real.hypervisor.volumes()).unknown
+    if back_to_bios:  # as a restore of an older backup does
+        await real.hypervisor.power_off(NAME)
+        await real.hypervisor.define(bios)
+        await real.hypervisor.power_on(NAME)
+        assert await power(real) is PowerState.RUNNING
+    await real.hypervisor.remove(NAME)
+    assert not variables.exists()
+    assert not list((real.data / "libvirt").rglob("*_VARS.fd"))
+
+
 async def test_guests_of_others_are_left_alone(real: RealRig) -> None:
     with pytest.raises(Unusable, match="does not belong to this vpsd"):
         await real.hypervisor.power_off("somebody-elses")

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import lzma
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.images.synthetic import ESP, bios_disk, gpt_disk, qcow2_of
 from tests.images.test_store import make_disk, silent
 from vpsd.errors import Unavailable, Unusable
 from vpsd.images.pull import pull
@@ -83,6 +85,18 @@ async def test_the_checksum_is_looked_up_in_a_list(server: Server, tmp_path: Pat
     assert await fetch(server, tmp_path, sums_url=f"{server.url}/SUMS") == BODY
 
 
+async def test_the_strongest_sum_of_a_list_counts(server: Server, tmp_path: Path) -> None:
+    sha512 = hashlib.sha512(BODY).hexdigest()
+    server.files["/SUMS"] = f"SHA256 (disk.img) = {'0' * 64}\nSHA512 (disk.img) = {sha512}\n".encode()
+    assert await fetch(server, tmp_path, sums_url=f"{server.url}/SUMS") == BODY
+
+
+async def test_a_page_in_place_of_the_file_is_called_one(server: Server, tmp_path: Path) -> None:
+    server.files["/disk.img"] = b"<!DOCTYPE html><title>Log in</title>"
+    with pytest.raises(Unusable, match=r"was deleted\. It is an HTML page"):
+        await fetch(server, tmp_path)
+
+
 async def test_a_list_without_the_file_is_final(server: Server, tmp_path: Path) -> None:
     server.files["/SUMS"] = f"{SUM} *other-disk.img\n".encode()
     with pytest.raises(Unusable, match=r"no checksum for disk\.img"):
@@ -155,7 +169,7 @@ async def test_a_silent_server_is_given_up(server: Server, tmp_path: Path) -> No
 
 
 async def test_a_pulled_image_is_looked_at_before_it_is_stored(server: Server, tmp_path: Path) -> None:
-    good = make_disk(tmp_path / "good.qcow2", size="2M").read_bytes()
+    good = qcow2_of(bios_disk(tmp_path / "good.raw")).read_bytes()
     evil = make_disk(tmp_path / "evil.qcow2", "-b", str(tmp_path / "good.qcow2"), "-F", "qcow2").read_bytes()
     store = ImageStore(tmp_path / "images")
 
@@ -170,3 +184,25 @@ async def test_a_pulled_image_is_looked_at_before_it_is_stored(server: Server, t
     with pytest.raises(Unusable, match="backing file"):
         await store.ensure(recipe("evil", evil), silent)
     assert [stored.slug for stored in store.available()] == ["good"]
+
+
+async def test_a_packed_image_is_verified_as_published_and_unpacked(server: Server, tmp_path: Path) -> None:
+    disk = gpt_disk(tmp_path / "disk.raw", [ESP], loaders=["BOOTX64.EFI"])
+    body = lzma.compress(disk.read_bytes())
+    server.files["/disk.raw.xz"] = body
+    recipe = Recipe(
+        slug="packed", kind="pull", url=f"{server.url}/disk.raw.xz", sha256=hashlib.sha256(body).hexdigest()
+    )
+    image = await ImageStore(tmp_path / "images").ensure(recipe, silent)
+    assert (image.firmware, image.virtual_size_bytes) == ("uefi", disk.stat().st_size)
+    assert {file.name for file in image.disk.parent.iterdir()} == {"disk.qcow2", "image.json"}
+
+
+async def test_what_was_fetched_and_is_no_disk_is_refused_by_its_url(server: Server, tmp_path: Path) -> None:
+    disk = gpt_disk(tmp_path / "arm.raw", [ESP], loaders=["BOOTAA64.EFI"]).read_bytes()
+    store = ImageStore(tmp_path / "images")
+    for path, body, said in (("/page", b"<html>", "is an HTML page"), ("/arm", disk, "is for 64-bit ARM machines")):
+        server.files[path] = body
+        sha256 = hashlib.sha256(body).hexdigest()
+        with pytest.raises(Unusable, match=f"{server.url}{path} {said}"):
+            await store.ensure(Recipe(slug="bad", kind="pull", url=f"{server.url}{path}", sha256=sha256), silent)

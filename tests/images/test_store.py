@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.images.synthetic import bios_disk, qcow2_of
+from vpsd.core.units import MIB
 from vpsd.errors import Invalid, Misconfigured, NotFound, Unavailable, Unusable
 from vpsd.hypervisor.protocol import Progress
 from vpsd.images.recipes import Build, Parts, Recipe
@@ -168,11 +170,9 @@ def test_a_slug_cannot_leave_the_folder(store: ImageStore, slug: str) -> None:
 
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
 async def test_an_imported_disk_becomes_a_qcow2(store: ImageStore, tmp_path: Path, form: str) -> None:
-    disk = make_disk(tmp_path / "mine.img", form=form, size="3M")
-    if form == "raw":
-        with disk.open("r+b") as file:
-            file.seek(510)
-            file.write(b"\x55\xaa")
+    disk = bios_disk(tmp_path / "mine.img", 3 * MIB)
+    if form == "qcow2":
+        qcow2_of(disk).rename(disk)
     image = await store.import_file("mine", disk, silent)
     assert image.disk.read_bytes()[:4] == b"QFI\xfb"
     assert image.virtual_size_bytes == 3 * 1024 * 1024
@@ -182,7 +182,7 @@ async def test_an_imported_disk_becomes_a_qcow2(store: ImageStore, tmp_path: Pat
 async def test_a_file_that_is_no_disk_is_not_imported(store: ImageStore, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("these are notes, not a disk\n" * 100)
-    with pytest.raises(Unusable, match="no boot record"):
+    with pytest.raises(Unusable, match="is not a bootable disk"):
         await store.import_file("mine", notes, silent)
     assert store.available() == []
 
@@ -202,7 +202,7 @@ async def test_an_import_with_its_data_elsewhere_is_refused(store: ImageStore, t
 
 
 async def test_an_import_of_another_format_is_refused(store: ImageStore, tmp_path: Path) -> None:
-    with pytest.raises(Unusable, match="vmdk image"):
+    with pytest.raises(Unusable, match="is a VMDK image"):
         await store.import_file("odd", make_disk(tmp_path / "odd.vmdk", form="vmdk"), silent)
 
 

@@ -187,7 +187,10 @@ async def test_a_disk_must_fit_on_the_new_servers_plan(cloud: Cloud) -> None:
     body = {"name": "new", "plan_id": TINY["plan_id"], "location": "us-west", "backup_id": backup["id"]}
     answer = await cloud.post("/api/v1/servers/", body)
     assert answer.status_code == 400
-    assert "disk has" in answer.json()["plan_id"][0]
+    assert answer.json()["plan_id"] == [
+        "The backup needs a disk of 80 GB, and the plan Nano VPS has 2. "
+        "The smallest plan that fits is Standard VPS (1), with 80 GB."
+    ]
 
 
 async def test_a_server_that_is_off_is_backed_up_and_stays_off(cloud: Cloud) -> None:

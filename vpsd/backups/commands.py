@@ -52,7 +52,7 @@ _ADD = Statement(
 _SET_PARENT = Statement(_ONE, ("parent_id",))
 _SET_EXPORTED = Statement(
     _ONE,
-    ("os_id", "disk", "base", "kernel_cmdline", "incremental", "frozen", "frozen_ms", "consistency_detail")
+    ("os_id", "disk", "base", "kernel_cmdline", "firmware", "incremental", "frozen", "frozen_ms", "consistency_detail")
     + ("cloud_init", "target", "key_id"),
 )
 _SET_STORED = Statement(_ONE, ("disk_bytes", "size_bytes", "sent_bytes"))

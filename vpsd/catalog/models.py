@@ -33,7 +33,8 @@ operating_systems = Table(
     Column("url", String(1000)),
     Column("sha256", String(64)),
     Column("sums_url", String(1000)),
-    Column("min_disk_gb", Integer),  # None: not known yet
+    Column("min_disk_gb", Integer),  # as the catalogue says; None: it says nothing
+    Column("image_disk_gb", Integer),  # as its newest image says, which is believed first; None: there was none yet
     Column("available", Boolean, nullable=False),
 )
 
@@ -88,7 +89,13 @@ class OperatingSystem(msgspec.Struct, frozen=True):
     sha256: str | None
     sums_url: str | None
     min_disk_gb: int | None
+    image_disk_gb: int | None
     available: bool
+
+    @property
+    def disk_gb(self) -> int | None:
+        """The smallest disk that holds it, in GB; None: not known yet."""
+        return self.min_disk_gb if self.image_disk_gb is None else self.image_disk_gb
 
 
 class CloudConfigSchema(msgspec.Struct, frozen=True):

@@ -73,7 +73,7 @@ class OperatingSystemEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_
     url: str | None = None
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     sums_url: str | None = None
-    min_disk_gb: int | None = None
+    min_disk_gb: Positive | None = None
 
 
 class LocationEntry(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,6 +99,7 @@ _MEANING = {
     operating_systems: ("slug", "source"),
     locations: ("code",),
 }
+_MEASURED = {operating_systems: ("image_disk_gb",)}  # not from the file, which therefore leaves them as they are
 _ADD = {table: Statement(insert(table), [c.name for c in table.c]) for table in _MEANING}
 _CHANGE = {
     table: Statement(update(table).where(table.c.id == bindparam("id")), [c.name for c in table.c if c.name != "id"])
@@ -108,6 +109,9 @@ _PLANS = Statement(select(plans).order_by(plans.c.id), into=Plan)
 _PLAN = Statement(select(plans).where(plans.c.id == bindparam("id")), into=Plan)
 _SYSTEMS = Statement(select(operating_systems).order_by(operating_systems.c.id), into=OperatingSystem)
 _SYSTEM = Statement(select(operating_systems).where(operating_systems.c.id == bindparam("id")), into=OperatingSystem)
+_SET_IMAGE_DISK = Statement(
+    update(operating_systems).where(operating_systems.c.id == bindparam("id")), ("image_disk_gb",)
+)
 _schemas = cloud_config_schemas.c
 _SCHEMAS = Statement(
     select(cloud_config_schemas)
@@ -212,6 +216,11 @@ async def find_location(ctx: Ctx, code: str) -> Location | None:
     return await ctx.tx.first(_LOCATION, code=code)
 
 
+async def set_image_disk(ctx: Ctx, os_id: int, disk_gb: int) -> None:
+    """Write down what disk a system needs, as its newest image says: it corrects what the catalogue says."""
+    await ctx.tx.run(_SET_IMAGE_DISK, id=os_id, image_disk_gb=disk_gb)
+
+
 async def get_operating_system(ctx: Ctx, slug: str) -> OperatingSystem:
     """An operating system by its slug; raises `NotFound`."""
     found = [system for system in await list_operating_systems(ctx) if system.slug == slug]
@@ -274,21 +283,24 @@ async def _refuse_past_prices(ctx: Ctx, entries: Sequence[PlanEntry]) -> None:
 
 async def _apply_table(ctx: Ctx, table: Table, entries: Sequence[_Strict]) -> list[str]:
     present = {row.id: msgspec.structs.asdict(row) for row in await ctx.tx.all(_ALL[table])}
-    wanted = {entry.id: {name: getattr(entry, name) for name in table.c.keys()} for entry in entries}  # noqa: SIM118
+    wanted = {}
+    for entry in entries:
+        kept = {name: present.get(entry.id, {}).get(name) for name in _MEASURED.get(table, ())}
+        wanted[entry.id] = {name: kept[name] if name in kept else getattr(entry, name) for name in table.c.keys()}  # noqa: SIM118
     _refuse_repeated(table, entries)
     for unnamed in present.keys() - wanted.keys():
         wanted[unnamed] = {**present[unnamed], "available": False}
     changes = []
-    for entry_id, entry in sorted(wanted.items()):
+    for entry_id, values in sorted(wanted.items()):
         before = present.get(entry_id)
         if before is None:
-            await ctx.tx.run(_ADD[table], **entry)
+            await ctx.tx.run(_ADD[table], **values)
             changes.append(f"{table.name} {entry_id}: added")
-        elif before != entry:
-            changed = [name for name in _MEANING[table] if before[name] != entry[name]]
+        elif before != values:
+            changed = [name for name in _MEANING[table] if before[name] != values[name]]
             if changed:
                 raise Invalid({table.name: [NewMeaning(entry_id, changed)]})
-            await ctx.tx.run(_CHANGE[table], **entry)
+            await ctx.tx.run(_CHANGE[table], **values)
             changes.append(f"{table.name} {entry_id}: changed")
     return changes
 

@@ -31,7 +31,7 @@ async def show(json: Json = False) -> None:
         return
     for title, columns in (
         ("plans", ("id", "name", "vcpus", "memory_mb", "storage_gb", "bandwidth_gb", "price_monthly", "available")),
-        ("operating_systems", ("id", "name", "slug", "source", "available")),
+        ("operating_systems", ("id", "name", "slug", "source", "disk_gb", "available")),
         ("locations", ("id", "code", "name", "country_name", "available")),
     ):
         console.print(f"\n{title.replace('_', ' ')}", style="bold")

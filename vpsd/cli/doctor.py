@@ -48,7 +48,7 @@ def doctor(json: Json = False) -> None:
     except VpsdError as error:
         report.problems.append(f"no servers can be created: {error}")
     try:
-        require("qemu-img", "mke2fs", "mmdebstrap")
+        require("qemu-img", "mke2fs", "mmdebstrap", "zstd")
     except VpsdError as error:
         report.problems.append(f"some images cannot be built: {error}")
     try:

@@ -54,6 +54,7 @@ async def copy_disk(job: Job) -> None:
             disk=job.server.disk,
             base=job.server.base,
             kernel_cmdline=job.server.kernel_cmdline,
+            firmware=job.server.firmware,
             incremental=export.since_checkpoint is not None,
             frozen=export.frozen,
             frozen_ms=export.frozen_ms,
@@ -246,7 +247,7 @@ async def take_restored_disk(job: Job) -> None:
         return
     await job.runtime.hypervisor.keep_checkpoint(job.name, None)
     base, cmdline = await kernel_of(job, backup)
-    restored = BootSource(job.operation.id, backup.os_id, base, cmdline)
+    restored = BootSource(job.operation.id, backup.os_id, base, cmdline, backup.firmware)
     async with job.write() as ctx:
         await updates.set_boot(ctx, server.id, restored, server.boot_source)
 

@@ -72,7 +72,7 @@ class Job:
         await self.runtime.clock.sleep(seconds)
 
     async def ensure_image(self, system: OperatingSystem) -> Image:
-        """Have an operating system's image, on this machine and on the host."""
+        """Have an operating system's image, on this machine and on the host; its size corrects the catalogue's."""
 
         async def fetch(progress: Progress) -> Image:
             image = await self.runtime.images.ensure(system, lambda part, text: progress(part * 0.7, text))
@@ -80,6 +80,9 @@ class Job:
             return image
 
         image = await self.watched(fetch)
+        if image.disk_gb != system.image_disk_gb:
+            async with self.runtime.write() as ctx:
+                await catalog.set_image_disk(ctx, system.id, image.disk_gb)
         await self._keep_schema(system)
         return image
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from vpsd.billing import rentals
 from vpsd.catalog import service as catalog
+from vpsd.catalog.models import OperatingSystem
 from vpsd.core.db import UniqueViolation
 from vpsd.core.ids import mac_address
 from vpsd.core.units import GIB
@@ -15,7 +16,7 @@ from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
 from vpsd.flows.boot import Outcome, watch_boot
 from vpsd.flows.job import Job
-from vpsd.hypervisor.protocol import Forward, GuestPaused, GuestSpec, PortsTaken, PowerState
+from vpsd.hypervisor.protocol import Forward, GuestPaused, GuestSpec, Image, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
 from vpsd.lifecycle import Command
 from vpsd.network import addresses
@@ -43,14 +44,26 @@ async def fetch_image(job: Job) -> None:
     if job.server.provisioned_at_ms is not None or job.server.base is not None:
         return
     if job.server.source_backup_id is not None:
-        base, cmdline = await kernel_of(job, await completed_backup(job, job.server.source_backup_id))
+        backup = await completed_backup(job, job.server.source_backup_id)
+        base, cmdline = await kernel_of(job, backup)
+        firmware = backup.firmware
     else:
         async with job.runtime.read() as ctx:
             system = await servers.operating_system(ctx, job.server.id)
         image = await job.ensure_image(system)
-        base, cmdline = image.key, image.cmdline if image.kernel else None
+        _require_room(job, system, image)
+        base, cmdline, firmware = image.key, image.cmdline if image.kernel else None, image.firmware
     async with job.write() as ctx:
-        await updates.set_base(ctx, job.server.id, base, cmdline)
+        await updates.set_base(ctx, job.server.id, base, cmdline, firmware)
+
+
+def _require_room(job: Job, system: OperatingSystem, image: Image) -> None:
+    """Raise `Unusable` for an image that turns out to be larger than the disk that is paid for."""
+    if image.virtual_size_bytes > job.server.storage_gb * GIB:
+        raise Unusable(
+            f"{system.name} needs a disk of {image.disk_gb} GB, and the server's plan has {job.server.storage_gb}. "
+            "Choose a larger plan."
+        )
 
 
 async def make_disk(job: Job) -> None:
@@ -114,6 +127,7 @@ async def _define(job: Job, *, privileged: bool) -> None:
         mac=mac_address(server.uuid),
         address=address,
         forwards=forwards(job.runtime.settings.guest_ports, privileged=privileged),
+        firmware=server.firmware,
     )
     await job.runtime.hypervisor.define(spec)
 
@@ -236,7 +250,7 @@ async def fetch_next_image(job: Job) -> None:
         system = await catalog.find_operating_system(ctx, job.operation.argument or 0)
     if system is None:
         raise Unusable(f"There is no operating system {job.operation.argument} any more.")
-    await job.ensure_image(system)
+    _require_room(job, system, await job.ensure_image(system))
 
 
 async def discard_disk(job: Job) -> None:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 
+from vpsd.core.units import GIB
 from vpsd.errors import Unavailable
 
 
@@ -75,7 +76,7 @@ class Image(msgspec.Struct, frozen=True):
     """Files of an operating system on the machine where vpsd runs, ready for upload to a host.
 
     `key` identifies the content (slug and digest): another build has another key. `kernel` and `initrd` are booted
-    directly, with `cmdline`; without a kernel the disk's own boot loader runs (BIOS).
+    directly, with `cmdline`; without a kernel the disk's own boot loader runs, under the `firmware` that it needs.
     """
 
     key: str
@@ -84,6 +85,12 @@ class Image(msgspec.Struct, frozen=True):
     kernel: Path | None = None
     initrd: Path | None = None
     cmdline: str = ""
+    firmware: str | None = None  # uefi; None: BIOS
+
+    @property
+    def disk_gb(self) -> int:
+        """The smallest disk that holds it, in GB."""
+        return -(-self.virtual_size_bytes // GIB)
 
 
 class GuestSpec(msgspec.Struct, frozen=True):
@@ -100,6 +107,7 @@ class GuestSpec(msgspec.Struct, frozen=True):
     mac: str
     address: str  # on the host, where the forwarded ports listen
     forwards: Sequence[Forward]
+    firmware: str | None = None  # uefi; None: BIOS
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -221,7 +229,10 @@ class Hypervisor(Protocol):
         """Delete a base volume; raises `Unusable` while a disk uses it."""
 
     async def ensure_disk(self, disk: str, base: str, size_bytes: int) -> None:
-        """Create a disk of that size on top of the base volume; an existing disk is left as it is."""
+        """Create a disk of that size on top of the base volume; an existing disk is left as it is.
+
+        Raises `Unusable` where the base is larger: a disk cannot be smaller than what it stands on.
+        """
 
     async def write_disk(
         self, disk: str, size_bytes: int, chunk_bytes: int, chunks: Sequence[int], content: AsyncIterator[bytes]

@@ -1,6 +1,8 @@
 """Images for the worker: turns an operating system in the catalogue into files."""
 
+from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem
+from vpsd.core.context import Ctx
 from vpsd.hypervisor.protocol import Image, Progress
 from vpsd.images.store import ImageStore, Recipe
 
@@ -8,6 +10,14 @@ from vpsd.images.store import ImageStore, Recipe
 def recipe_of(system: OperatingSystem) -> Recipe:
     """Where the image comes from, according to the catalogue."""
     return Recipe(slug=system.slug, kind=system.source, url=system.url, sha256=system.sha256, sums_url=system.sums_url)
+
+
+async def measure_images(ctx: Ctx, store: ImageStore) -> None:
+    """Write down what disks the images need that are here since before vpsd did so."""
+    disk_gb = {image.slug: image.disk_gb for image in store.available()}
+    for system in await catalog.list_operating_systems(ctx):
+        if system.image_disk_gb is None and system.slug in disk_gb:
+            await catalog.set_image_disk(ctx, system.id, disk_gb[system.slug])
 
 
 class CataloguedImages:

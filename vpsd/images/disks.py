@@ -11,6 +11,7 @@ from vpsd.errors import Unusable
 from vpsd.images.programs import run
 
 _FORMATS = ("qcow2", "raw")
+_LEAKS = 3  # how qemu-img check ends for clusters that nobody refers to: only space is lost
 
 
 async def make_ext4(root: Path, image: Path, size_bytes: int, options: Sequence[str], log: Path) -> None:
@@ -45,24 +46,35 @@ async def _format(path: Path, log: Path) -> str:
     return str((await describe(path, log))["format"])
 
 
-async def describe(path: Path, log: Path) -> dict[str, Any]:
-    """What `qemu-img info` says about a disk image.
+async def describe(path: Path, log: Path, name: str | None = None) -> dict[str, Any]:
+    """What `qemu-img info` says about a disk image, which people know by its `name`.
 
     Raises `Unusable` for a file that is not a disk image, or would make the host read other files for the guest.
     """
     text = await run("qemu-img", "info", "--output=json", path, log=log, timeout_seconds=60)
     facts: dict[str, Any] = msgspec.json.decode(text)
+    name = name or path.name
     if facts.get("format") not in _FORMATS:
-        raise Unusable(f"{path.name} is a {facts.get('format')} image; only {' and '.join(_FORMATS)} are supported.")
+        raise Unusable(f"{name} is a {facts.get('format')} image; only {' and '.join(_FORMATS)} are supported.")
     if facts.get("backing-filename") or facts.get("full-backing-filename"):
-        raise Unusable(f"{path.name} depends on another file (backing file); convert it with qemu-img convert first.")
+        raise Unusable(f"{name} depends on another file (backing file); convert it with qemu-img convert first.")
     if facts.get("format-specific", {}).get("data", {}).get("data-file"):
-        raise Unusable(f"{path.name} keeps its data in another file; convert it with qemu-img convert first.")
+        raise Unusable(f"{name} keeps its data in another file; convert it with qemu-img convert first.")
     return facts
 
 
-def require_boot_record(path: Path) -> None:
-    """Raise `Unusable` for a raw image that no BIOS would boot: any file passes for a raw image."""
-    with path.open("rb") as file:
-        if file.read(512)[510:] != b"\x55\xaa":
-            raise Unusable(f"{path.name} is not a bootable disk: there is no boot record in its first sector.")
+async def require_whole(path: Path, name: str, log: Path) -> None:
+    """Raise `Unusable` for a qcow2 image that is damaged, or was not copied to its end: QEMU reads zeros there."""
+    command = ("qemu-img", "check", "-q", "-f", "qcow2", path)
+    try:
+        await run(*command, log=log, timeout_seconds=600, accepted=(0, _LEAKS))
+    except Unusable as error:
+        raise Unusable(f"{name} is damaged or incomplete; fetch it again. {error}") from error
+
+
+async def read_range(path: Path, form: str, offset: int, length: int, target: Path, log: Path) -> Path:
+    """Write bytes of a disk into `target`; `offset` and `length` are multiples of 512."""
+    disk = {"driver": form, "file": {"driver": "file", "filename": str(path)}}
+    part = msgspec.json.encode({"driver": "raw", "offset": offset, "size": length, "file": disk}).decode()
+    await run("qemu-img", "convert", "-O", "raw", f"json:{part}", target, log=log, timeout_seconds=300)
+    return target

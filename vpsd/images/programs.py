@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vpsd.errors import Misconfigured, Unusable, VpsdError
@@ -14,14 +14,17 @@ _PACKAGES = {
     "apt-get": "apt",
     "debugfs": "e2fsprogs",
     "dpkg-deb": "dpkg",
+    "mformat": "mtools",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "qemu-img": "qemu-utils",
+    "sfdisk": "fdisk",
     "tar": "tar",
     "unshare": "util-linux",
+    "zstd": "zstd",
 }
-_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # a build dies with vpsd
+WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # a build dies with vpsd
 _GRACE_SECONDS = 5
 _NOTHING = Path(os.devnull)
 
@@ -43,17 +46,19 @@ async def run(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     on_line: Callable[[str], None] | None = None,
+    accepted: Sequence[int] = (0,),
 ) -> str:
     """Run a program and return its standard output; its standard error is appended to `log`.
 
-    Raises `error`, quoting the last lines, when it fails or takes longer than `timeout_seconds`. If the caller is
+    Raises `error`, quoting the last lines, when it ends with a code that is not `accepted` or takes longer than
+    `timeout_seconds`. If the caller is
     cancelled, the program and its children are killed first. `on_line` gets each line of its standard error.
     """
     if "/" not in str(argv[0]):
         require(str(argv[0]))
     with (stdout or _NOTHING).open("wb") as output, log.open("ab") as logged:
         process = await asyncio.create_subprocess_exec(
-            *_WITH_US,
+            *WITH_US,
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output if stdout else asyncio.subprocess.PIPE,
@@ -84,7 +89,7 @@ async def run(
             raise error(f"{name} did not finish within {timeout_seconds:.0f} seconds; see {log}") from None
         finally:
             await _end(process)
-    if code:
+    if code not in accepted:
         raise error(f"{name} failed ({code}): {' | '.join(said[-4:]) or 'no output'}")
     return text.decode(errors="replace")
 

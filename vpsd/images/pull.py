@@ -2,15 +2,16 @@
 
 import asyncio
 import hashlib
-import re
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
 
 import httpx
 
 from vpsd.core.units import GIB, MIB
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import Progress
+from vpsd.images.checksums import Checksum
+from vpsd.images.checksums import find as find_checksum
+from vpsd.images.looks import refusal
 
 _TIMEOUT = httpx.Timeout(20, read=60)
 _CHUNK_BYTES = MIB
@@ -31,31 +32,33 @@ async def pull(
 ) -> None:
     """Download `url` to `target`; `part` keeps a partial download for the next try.
 
-    Verified against `sha256`, or against the line for this file in the SHA256SUMS file at `sums_url`.
+    Verified, as it is published, against `sha256` or the strongest checksum in the list at `sums_url`.
     Raises `Unavailable` where trying again may help, `Unusable` for a missing file or a wrong checksum.
     """
     async with httpx.AsyncClient(timeout=timeout, follow_redirects=True, max_redirects=5) as client:
         try:
-            wanted = (sha256 or await _published_sum(client, url, sums_url)).lower()
+            wanted = Checksum("sha256", sha256.lower()) if sha256 else await _published_sum(client, url, sums_url)
             resumed = part.exists() and part.stat().st_size > 0
-            found = await _fetch(client, url, part, progress)
-            if found != wanted and resumed:
+            found = await _fetch(client, url, part, wanted.algorithm, progress)
+            if found != wanted.hex and resumed:
                 # the file may have changed on the server since the first part arrived
                 part.unlink()
-                found = await _fetch(client, url, part, progress)
+                found = await _fetch(client, url, part, wanted.algorithm, progress)
         except httpx.TransportError as error:
             raise Unavailable(f"{url} cannot be reached: {str(error) or type(error).__name__}") from error
         except (httpx.InvalidURL, httpx.TooManyRedirects, httpx.DecodingError) as error:
             raise Unusable(f"{url} cannot be used: {error}") from error
-    if found != wanted:
+    if found != wanted.hex:
+        looks = refusal(part)
         part.unlink()
-        raise Unusable(f"{url} has the checksum {found}, not {wanted}; the download was deleted.")
+        what = f" It {looks}." if looks else ""
+        raise Unusable(f"{url} has the checksum {found}, not {wanted.hex}; the download was deleted.{what}")
     part.replace(target)
 
 
-async def _published_sum(client: httpx.AsyncClient, url: str, sums_url: str | None) -> str:
+async def _published_sum(client: httpx.AsyncClient, url: str, sums_url: str | None) -> Checksum:
     if sums_url is None:
-        raise Unusable(f"No checksum is known for {url}; set its SHA-256, or the URL of a SHA256SUMS file.")
+        raise Unusable(f"No checksum is known for {url}; set its SHA-256, or the URL of a list of checksums.")
     content = b""
     async with client.stream("GET", sums_url) as response:
         _check(response)
@@ -63,27 +66,22 @@ async def _published_sum(client: httpx.AsyncClient, url: str, sums_url: str | No
             content += chunk
             if len(content) > _SUMS_LIMIT_BYTES:
                 raise Unusable(f"{sums_url} is too large for a list of checksums.")
-    name = PurePosixPath(urlsplit(url).path).name
-    for line in content.decode(errors="replace").splitlines():
-        found = re.fullmatch(r"([0-9a-fA-F]{64})\s+[*]?(?:\./)?(.+)", line.strip())
-        if found and found[2] == name:
-            return found[1]
-    raise Unusable(f"{sums_url} has no checksum for {name}.")
+    return find_checksum(content, sums_url, url)
 
 
-async def _fetch(client: httpx.AsyncClient, url: str, part: Path, progress: Progress) -> str:
-    """Download the rest of `part` and return the SHA-256 of the whole file."""
+async def _fetch(client: httpx.AsyncClient, url: str, part: Path, algorithm: str, progress: Progress) -> str:
+    """Download the rest of `part` and return the digest of the whole file."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     async with client.stream("GET", url, headers=headers) as response:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return await asyncio.to_thread(lambda: _digest(part).hexdigest())  # either complete or corrupt
+            return await asyncio.to_thread(lambda: _digest(part, algorithm).hexdigest())  # either complete or corrupt
         _check(response)
         goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT and _starts_at(response, have)
         if response.status_code == httpx.codes.PARTIAL_CONTENT and not goes_on:
             raise Unusable(f"{url} returned a different part of the file than requested.")
         have = have if goes_on else 0
-        digest = await asyncio.to_thread(_digest, part) if goes_on else hashlib.sha256()
+        digest = await asyncio.to_thread(_digest, part, algorithm) if goes_on else hashlib.new(algorithm)
         total = have + int(response.headers.get("Content-Length", 0))
         with part.open("ab" if goes_on else "wb") as file:
             async for chunk in response.aiter_raw(_CHUNK_BYTES):
@@ -108,6 +106,6 @@ def _starts_at(response: httpx.Response, position: int) -> bool:
     return str(response.headers.get("Content-Range", "")).startswith(f"bytes {position}-")
 
 
-def _digest(path: Path) -> "hashlib._Hash":
+def _digest(path: Path, algorithm: str) -> "hashlib._Hash":
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256")
+        return hashlib.file_digest(file, algorithm)

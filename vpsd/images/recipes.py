@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from vpsd.core.units import GIB
 from vpsd.hypervisor.protocol import Image, Progress
 
 
@@ -19,12 +20,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """Names of an image's files in its folder; without a kernel the disk itself boots (BIOS)."""
+    """Names of an image's files in its folder; without a kernel the disk itself boots."""
 
     disk: str = "disk.qcow2"
     kernel: str | None = None
     initrd: str | None = None
     cmdline: str = ""
+    firmware: str | None = None  # that the disk needs: uefi; None: BIOS
     schema: str | None = None  # of a #cloud-config: the JSON Schema of the image's own cloud-init
 
     def names(self) -> list[str]:
@@ -48,6 +50,11 @@ class StoredImage(msgspec.Struct, frozen=True):
         """A name for exactly these bytes."""
         return f"{self.slug}-{self.digest[:12]}"
 
+    @property
+    def disk_gb(self) -> int:
+        """The smallest disk that holds it, in GB."""
+        return -(-self.virtual_size_bytes // GIB)
+
     def image(self, folder: Path) -> Image:
         """The image in the form that hypervisors expect; `folder` holds its files."""
         parts = self.parts
@@ -58,6 +65,7 @@ class StoredImage(msgspec.Struct, frozen=True):
             kernel=folder / parts.kernel if parts.kernel else None,
             initrd=folder / parts.initrd if parts.initrd else None,
             cmdline=parts.cmdline,
+            firmware=parts.firmware,
         )
 
 

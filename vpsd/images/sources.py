@@ -6,9 +6,12 @@ from pathlib import Path
 from vpsd.errors import Misconfigured, Unusable
 from vpsd.hypervisor.protocol import Progress
 from vpsd.images import debian, tiny
-from vpsd.images.disks import describe, require_boot_record, to_qcow2
+from vpsd.images.bootable import firmware_of
+from vpsd.images.disks import describe, read_range, require_whole, to_qcow2
+from vpsd.images.looks import packing, refusal
 from vpsd.images.programs import require
 from vpsd.images.recipes import Build, Parts, Recipe
+from vpsd.images.unpack import unpack
 
 
 def build_of(recipe: Recipe) -> Build:
@@ -30,15 +33,44 @@ def import_of(path: Path) -> Build:
         require("qemu-img")
         if not path.is_file():
             raise Unusable(f"{path} is not a file.")
-        facts = await describe(path, log)
-        if facts["format"] == "raw":
-            require_boot_record(path)
-        progress(0.2, "converting the disk image")
-        parts = Parts()
-        await to_qcow2(path, work / parts.disk, log)
-        return parts
+        return await _take_in(path, path.name, work, log, lambda part, text: progress(0.97 * part, text))
 
     return build
+
+
+async def _take_in(path: Path, name: str, work: Path, log: Path, progress: Progress) -> Parts:
+    """Have a disk image of which nothing is known as the image's disk, once it has been looked at.
+
+    The file may be packed. It stays where it is, unless it lies in `work`. Raises `Unusable`, with a sentence about
+    `name`, for what no guest boots from.
+    """
+    kind, unpacked = packing(path), work / "unpacked"
+    if kind is not None:
+        await unpack(path, name, kind, unpacked, lambda part, text: progress(0.5 * part, text))
+        path, name = unpacked, f"{name}, unpacked,"
+        if packing(path) is not None:
+            raise Unusable(f"{name} is packed once more; unpack it first.")
+    refused = refusal(path)
+    if refused is not None:
+        raise Unusable(f"{name} {refused}.")
+    progress(0.6, "looking at the disk image")
+    facts, parts, piece = await describe(path, log, name), Parts(), work / "piece"
+    if facts["format"] == "qcow2":
+        await require_whole(path, name, log)
+
+    async def read(offset: int, length: int) -> Path:
+        return await read_range(path, facts["format"], offset, length, piece, log)
+
+    firmware = await firmware_of(name, int(facts["virtual-size"]), read)
+    piece.unlink()
+    if facts["format"] == "qcow2" and path.parent == work:
+        path.rename(work / parts.disk)
+    else:
+        progress(0.7, "converting the disk image")
+        await to_qcow2(path, work / parts.disk, log)
+        if path.parent == work:
+            path.unlink()
+    return Parts(firmware=firmware)
 
 
 def _pull_of(recipe: Recipe) -> Build:
@@ -52,18 +84,13 @@ def _pull_of(recipe: Recipe) -> Build:
         require("qemu-img")
         # outside the work folder, which a failed build deletes, so that the download can resume
         part = log.parent / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}.part"
-        pulled, parts = work / "pulled", Parts()
+        pulled = work / "pulled"
         await pull(
-            url, pulled, lambda fraction, text: progress(0.9 * fraction, text),
+            url, pulled, lambda fraction, text: progress(0.7 * fraction, text),
             part=part, sha256=recipe.sha256, sums_url=recipe.sums_url,
         )  # fmt: skip
-        facts = await describe(pulled, log)
-        if facts["format"] == "qcow2":
-            pulled.rename(work / parts.disk)
-        else:
-            progress(0.92, "converting the disk image")
-            await to_qcow2(pulled, work / parts.disk, log)
-            pulled.unlink()
+        parts = await _take_in(pulled, url, work, log, lambda part, text: progress(0.7 + 0.27 * part, text))
+        pulled.unlink(missing_ok=True)  # what was unpacked lies beside it
         return parts
 
     return build

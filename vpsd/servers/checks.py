@@ -8,7 +8,16 @@ from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
 from vpsd.core.context import Ctx
 from vpsd.core.faults import Faults
-from vpsd.servers.faults import IsProtected, NoCapacity, RepeatedTag, StorageFull, UnknownPlan, UnknownSystem
+from vpsd.core.units import GIB
+from vpsd.servers.faults import (
+    DiskTooSmall,
+    IsProtected,
+    NoCapacity,
+    RepeatedTag,
+    StorageFull,
+    UnknownPlan,
+    UnknownSystem,
+)
 from vpsd.servers.models import LockedServer
 from vpsd.servers.queries import free_capacity
 
@@ -61,6 +70,18 @@ def check_unprotected(server: LockedServer) -> None:
     """Raise `IsProtected` where the owner has said that what is on the disk shall stay."""
     if server.protected:
         raise IsProtected(server.id)
+
+
+async def check_disk(
+    ctx: Ctx, plan: Plan, source: str, needed_bytes: int, faults: Faults, field: str = "plan_id"
+) -> None:
+    """The plan's disk is large enough for what the server begins with."""
+    if needed_bytes <= plan.storage_gb * GIB:
+        return
+    fitting = [other for other in await catalog.offered_plans(ctx) if needed_bytes <= other.storage_gb * GIB]
+    least = min(fitting, key=lambda other: (other.storage_gb, other.price_monthly_micros, other.id), default=None)
+    smallest = None if least is None else (least.id, least.name, least.storage_gb)
+    faults.add(field, DiskTooSmall(source, -(-needed_bytes // GIB), plan.name, plan.storage_gb, smallest))
 
 
 def check_tags(tags: list[str], faults: Faults) -> None:

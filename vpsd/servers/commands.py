@@ -12,10 +12,11 @@ from sqlalchemy import bindparam, select, update
 
 from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
-from vpsd.catalog.models import Plan, plans
+from vpsd.catalog.models import OperatingSystem, Plan, plans
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
+from vpsd.core.units import GIB
 from vpsd.errors import NotFound
 from vpsd.events import service as events
 from vpsd.lifecycle import RULES, Command, Status
@@ -24,6 +25,7 @@ from vpsd.operations.models import Operation
 from vpsd.servers import hostnames
 from vpsd.servers.checks import (
     check_capacity,
+    check_disk,
     check_tags,
     check_unprotected,
     offered_system,
@@ -40,7 +42,7 @@ from vpsd.servers.faults import (
     UnknownPlan,
 )
 from vpsd.servers.models import LockedServer, servers
-from vpsd.servers.queries import lock_server
+from vpsd.servers.queries import lock_server, operating_system
 from vpsd.servers.schedule import next_backup_slot_ms
 from vpsd.servers.transitions import STATUS_EVENT, given, transition
 from vpsd.servers.updates import set_next_backup
@@ -178,7 +180,8 @@ async def resize(
     old = await ctx.tx.first(_PLAN, account_id=ctx.account_id, id=server_id)
     if old is None:
         raise NotFound("server", server_id)
-    plan = await _other_plan(ctx, plan_id, plan_uuid, old, faults)
+    system = await operating_system(ctx, server_id)
+    plan = await _other_plan(ctx, plan_id, plan_uuid, old, system, faults)
     await credit.check_create(ctx, plan, instead_of=(server_id, old))
     await check_capacity(ctx, plan, instead_of=old)
     server = await lock_server(ctx, server_id)
@@ -199,7 +202,12 @@ async def resize(
 
 
 async def _other_plan(
-    ctx: Ctx, plan_id: int | UnsetType, plan_uuid: str | UnsetType, old: Plan, faults: Faults
+    ctx: Ctx,
+    plan_id: int | UnsetType,
+    plan_uuid: str | UnsetType,
+    old: Plan,
+    system: OperatingSystem,
+    faults: Faults,
 ) -> Plan:
     if (plan_id is UNSET) == (plan_uuid is UNSET):
         faults.add("plan_id", NoPlanNamed())
@@ -215,6 +223,8 @@ async def _other_plan(
         faults.add(field, SamePlan(old.name))
     elif found.storage_gb < old.storage_gb:
         faults.add(field, DiskCannotShrink(found.storage_gb, old.storage_gb))
+    else:
+        await check_disk(ctx, found, system.name, (system.disk_gb or 0) * GIB, faults, field)
     faults.check()
     assert found is not None
     return found
@@ -227,6 +237,10 @@ async def rebuild(ctx: Ctx, server_id: int, os_id: int | UnsetType, faults: Faul
     """
     server = await lock_server(ctx, server_id)
     system = await offered_system(ctx, os_id, faults)
+    if system is not None and system.available:
+        plan = await ctx.tx.first(_PLAN, account_id=ctx.account_id, id=server_id)
+        assert plan is not None
+        await check_disk(ctx, plan, system.name, (system.disk_gb or 0) * GIB, faults, "os_id")
     faults.check()
     check_unprotected(server)
     assert system is not None

@@ -19,8 +19,16 @@ from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers import hostnames, user_data
-from vpsd.servers.checks import check_capacity, check_tags, offered_plan, offered_system, password_hash, tags_text
-from vpsd.servers.faults import DiskTooSmall, NobodyRunsUserData, UnknownLocation, UnknownSshKey
+from vpsd.servers.checks import (
+    check_capacity,
+    check_disk,
+    check_tags,
+    offered_plan,
+    offered_system,
+    password_hash,
+    tags_text,
+)
+from vpsd.servers.faults import NobodyRunsUserData, UnknownLocation, UnknownSshKey
 from vpsd.servers.hostnames import NotAsHostname
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
@@ -129,12 +137,14 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `NoCapacity` or `StorageFull`.
     """
     plan = await offered_plan(ctx, new.plan_id, faults)
-    if source is not None and plan is not None and plan.storage_gb * GIB < (source.disk_bytes or 0):
-        faults.add("plan_id", DiskTooSmall(source.copy, -(-(source.disk_bytes or 0) // GIB)))
     if source is not None:
         system = await catalog.find_operating_system(ctx, source.os_id)
+        needed = f"The {source.copy}", source.disk_bytes or 0
     else:
         system = await offered_system(ctx, new.os_id, faults)
+        needed = ("", 0) if system is None else (system.name, (system.disk_gb or 0) * GIB)
+    if plan is not None and plan.available:
+        await check_disk(ctx, plan, *needed, faults)
     if new.location is not UNSET:
         codes = [location.code for location in await catalog.offered_locations(ctx)]
         if new.location not in codes:

@@ -97,13 +97,20 @@ class NobodyRunsUserData(Fault, frozen=True):
 
 
 class DiskTooSmall(Fault, frozen=True):
-    """The plan's disk is smaller than that of the copy the server begins with."""
+    """The plan's disk is smaller than that of what the server begins with."""
 
-    copy: str  # backup | snapshot
+    source: str  # the name of an operating system; a backup or snapshot
     needed_gb: int
+    plan_name: str
+    plan_gb: int
+    smallest: tuple[int, str, int] | None  # of the plans on offer that fit: id, name and GB
 
     def __str__(self) -> str:
-        return f"The {self.copy}'s disk has {self.needed_gb} GB. Choose a plan with at least as much."
+        lacks = f"{self.source} needs a disk of {self.needed_gb} GB, and the plan {self.plan_name} has {self.plan_gb}."
+        if self.smallest is None:
+            return f"{lacks} No plan on offer has as much."
+        plan_id, name, gb = self.smallest
+        return f"{lacks} The smallest plan that fits is {name} ({plan_id}), with {gb} GB."
 
 
 def _named(offered: list[tuple[int, str]]) -> str:

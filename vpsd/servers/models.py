@@ -118,7 +118,7 @@ class ServerRow(msgspec.Struct, frozen=True):
     @property
     def boot_source(self) -> "BootSource":
         """What the guest is made from."""
-        return BootSource(self.disk, self.os_id, self.base, self.kernel_cmdline)
+        return BootSource(self.disk, self.os_id, self.base, self.kernel_cmdline, self.firmware)
 
     @property
     def previous_boot_source(self) -> "BootSource | None":
@@ -139,9 +139,10 @@ class Server(ServerRow, frozen=True):
 
 
 class BootSource(msgspec.Struct, frozen=True):
-    """What a guest is made from: its disk, the system on it, and the image that brings its kernel."""
+    """What a guest is made from: its disk, the system on it, the image that brings its kernel, and its firmware."""
 
     disk: int
     os_id: int
     base: str | None
     kernel_cmdline: str | None
+    firmware: str | None = None  # rows of older versions lack it

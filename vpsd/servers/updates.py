@@ -20,11 +20,11 @@ def _set(*columns: str) -> Statement[Any]:
 
 
 _SET_STATUS_DETAIL = _set("status_detail")
-_SET_BASE = _set("base", "kernel_cmdline")
+_SET_BASE = _set("base", "kernel_cmdline", "firmware")
 _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
 _SET_PURGED = _set("purged_at_ms")
-_SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "previous_boot")
+_SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "firmware", "previous_boot")
 _SET_NEXT_BACKUP = _set("next_backup_at_ms")
 _SET_UNTHAWED = _set("unthawed_backup_id")
 _FORGET_FREEZE = Statement(
@@ -37,6 +37,7 @@ _SET_DISCARDED = Statement(
     _ONE.values(
         base=None,
         kernel_cmdline=None,
+        firmware=None,
         disk=0,
         previous_boot=None,
         source_backup_id=None,
@@ -45,7 +46,7 @@ _SET_DISCARDED = Statement(
         user_data_error=None,
         ssh_host_keys=None,
     ),
-    ("os_id", "base", "kernel_cmdline", "disk", "previous_boot", "source_backup_id", "provisioned_at_ms")
+    ("os_id", "base", "kernel_cmdline", "firmware", "disk", "previous_boot", "source_backup_id", "provisioned_at_ms")
     + ("user_data_status", "user_data_error", "ssh_host_keys"),
 )
 _SET_HOST_KEYS = _set("ssh_host_keys")
@@ -99,9 +100,11 @@ async def forget_freeze(ctx: Ctx, server_id: int) -> None:
     await ctx.tx.run(_FORGET_FREEZE, id=server_id)
 
 
-async def set_base(ctx: Ctx, server_id: int, base: str | None, kernel_cmdline: str | None) -> None:
-    """What the server's disk stands on."""
-    await ctx.tx.run(_SET_BASE, id=server_id, base=base, kernel_cmdline=kernel_cmdline)
+async def set_base(
+    ctx: Ctx, server_id: int, base: str | None, kernel_cmdline: str | None, firmware: str | None
+) -> None:
+    """What the server's disk stands on, and what boots it."""
+    await ctx.tx.run(_SET_BASE, id=server_id, base=base, kernel_cmdline=kernel_cmdline, firmware=firmware)
 
 
 async def set_seed(ctx: Ctx, server_id: int, hostname: str) -> None:

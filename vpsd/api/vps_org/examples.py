@@ -259,7 +259,7 @@ ANSWERS: dict[str, Any] = {
     "plan_list": _page(catalog.PlanList, _PLAN),
     "plan_get": _PLAN,
     "operating_system_list": _page(
-        catalog.OperatingSystemList, catalog.OperatingSystemView(5, "Ubuntu 22.04 LTS", "ubuntu-22.04")
+        catalog.OperatingSystemList, catalog.OperatingSystemView(5, "Ubuntu 22.04 LTS", "ubuntu-22.04", 3)
     ),
     "location_list": _page(catalog.LocationList, catalog.LocationView(1, "us-west", "US West", "United States", "US")),
     "account_me": account.Me(account.AccountView("john@example.com", "John", "Doe", "Acme Inc.", "2024-06-15"), _TOKEN),

@@ -40,6 +40,7 @@ class Files(msgspec.Struct, frozen=True):
     kernel: str | None = None
     initrd: str | None = None
     serial_log: str | None = None
+    nvram: str | None = None  # where UEFI keeps its variables
 
 
 class NetworkInfo(msgspec.Struct, frozen=True):
@@ -97,6 +98,13 @@ def _text(parent: Xml.Element, tag: str, text: str, **attributes: str) -> Xml.El
 def _add_boot(domain: Xml.Element, spec: GuestSpec, files: Files) -> None:
     boot = Xml.SubElement(domain, "os")
     _text(boot, "type", "hvm", arch="x86_64", machine=_MACHINE)
+    if spec.firmware is not None:
+        # libvirt finds the host's own build of it, and makes the file with its variables at the first start
+        boot.set("firmware", "efi")
+        features = Xml.SubElement(boot, "firmware")
+        for name in ("enrolled-keys", "secure-boot"):
+            Xml.SubElement(features, "feature", enabled="no", name=name)
+        _text(boot, "nvram", files.nvram or "")
     if not spec.direct_kernel or files.kernel is None:
         Xml.SubElement(boot, "boot", dev="hd")
         Xml.SubElement(boot, "bios", useserial="yes")  # so that a disk that does not boot says so

@@ -412,6 +412,7 @@ class LibvirtHypervisor:
             kernel=base and base.kernel,
             initrd=base and base.initrd,
             serial_log=self._logs.prepare(host, spec.name),
+            nvram=str(folder / f"{spec.name}-nvram.fd"),
         )
 
     def _read(self, domain: libvirt.virDomain, state: int, reason: int) -> Guest | None:

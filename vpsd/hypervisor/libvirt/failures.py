@@ -9,6 +9,8 @@ from vpsd.hypervisor.protocol import PortsTaken
 
 _FORWARDING = re.compile(r"[Cc]ould not set up host forwarding rule '?([^'\n]*)'?")
 
+_FIRMWARE = re.compile(r"[Uu]nable to find any (firmware|master var store)")
+
 # Errors that a retry does not fix.
 _FINAL = {
     libvirt.VIR_ERR_NO_SUPPORT,
@@ -36,6 +38,10 @@ def translate(error: libvirt.libvirtError, action: str) -> VpsdError:
     if forwarding:
         rule = forwarding.group(1).strip()
         return PortsTaken(f"The host cannot open a port of the server, which is in use or privileged: {rule}")
+    if _FIRMWARE.search(text):
+        return Unusable(
+            "The operating system boots by UEFI, which the host lacks: install Debian's package ovmf there."
+        )
     kind = Unusable if error.get_error_code() in _FINAL else Unavailable
     return kind(f"The host could not {action}: {_shorten(text)}")
 

@@ -64,6 +64,7 @@ class Pool:
         self._disk = re.compile(rf"({guest}(?:\.\d+)?)\.qcow2")
         self._seed = re.compile(rf"({guest})-seed\.iso")
         self._export = re.compile(rf"({guest})-copy")
+        self._nvram = re.compile(rf"{guest}-nvram\.fd")
 
     def open(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
         """The active pool."""
@@ -145,7 +146,7 @@ class Pool:
                 kinds["export"].add(match[1])
             elif match := _BASE_VOLUME.fullmatch(name):
                 kinds["whole" if match[2] == "whole" else "base"].add(match[1])
-            else:
+            elif not self._nvram.fullmatch(name):  # it goes with its guest
                 kinds["unknown"].add(name)
         complete = {key for key in kinds["whole"] if f"base-{key}.qcow2" in names}
         return Volumes(
@@ -219,9 +220,12 @@ class Pool:
         backing = find(pool, f"base-{base}.qcow2")
         if backing is None:
             raise Unusable(f"The base image {base} is not on the host.")
+        if size_bytes < backing.info()[1]:
+            raise Unusable(
+                f"The base image {base} is larger than the disk: {backing.info()[1]} bytes, not {size_bytes}."
+            )
         self.require_space(host, 0)
-        size = max(size_bytes, backing.info()[1])
-        pool.createXML(volume_xml(f"{name}.qcow2", size, "qcow2", backing=backing.path()), 0)
+        pool.createXML(volume_xml(f"{name}.qcow2", size_bytes, "qcow2", backing=backing.path()), 0)
 
     def begin_disk(self, host: libvirt.virConnect, disk: str, file_bytes: int) -> libvirt.virStorageVol | None:
         """Create an empty file for a disk whose content is uploaded; None if the disk exists and is complete."""
@@ -292,12 +296,12 @@ class Pool:
         send_bytes(volume, content)
 
     def delete_guest(self, host: libvirt.virConnect, name: str) -> None:
-        """Delete disks, export and seed of a guest, including files that libvirt did not know yet."""
+        """Delete disks, export, seed and firmware's variables, including files that libvirt did not know yet."""
         pool = self.open(host)
         refresh(pool)
         disks = [volume.name() for volume in pool.listAllVolumes(0) if self._disk.fullmatch(volume.name())]
         restored = [disk for disk in disks if disk.startswith(f"{name}.")]
-        for volume in (f"{name}.qcow2", *restored, f"{name}-copy", f"{name}-seed.iso"):
+        for volume in (f"{name}.qcow2", *restored, f"{name}-copy", f"{name}-seed.iso", f"{name}-nvram.fd"):
             delete(pool, volume)
 
     def _require_unused(self, pool: libvirt.virStoragePool, key: str, path: str) -> None:

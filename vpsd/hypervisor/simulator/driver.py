@@ -149,7 +149,7 @@ class Simulator:
             with self._change() as transaction:
                 if image.key not in transaction.state.bases:
                     self.storage.require_space()
-                    transaction.apply(PutBase(image.key, True))
+                    transaction.apply(PutBase(image.key, True, image.virtual_size_bytes))
             progress(1.0, "the image is on the host")
 
     async def delete_base(self, key: str) -> None:
@@ -166,6 +166,10 @@ class Simulator:
                 if base not in transaction.state.bases:
                     raise Unusable(f"The base image {base} is not on the host.")
                 if disk not in transaction.state.disks:
+                    if size_bytes < (needed := transaction.state.bases[base]):
+                        raise Unusable(
+                            f"The base image {base} is larger than the disk: {needed} bytes, not {size_bytes}."
+                        )
                     self.storage.require_space()
                     transaction.apply(PutDisk(disk, Disk(base, size_bytes)))
 

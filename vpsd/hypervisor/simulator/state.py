@@ -56,7 +56,7 @@ class HostState:
         self.disks: dict[str, Disk] = {}
         self.blocks: dict[str, dict[int, Block]] = {}  # by disk and number; also of disks that are only half written
         self.seeds: dict[str, bytes] = {}
-        self.bases: set[str] = set()
+        self.bases: dict[str, int] = {}  # sizes in bytes
         self.checkpoints: dict[str, dict[str, int]] = {}  # by guest and checkpoint: the last write it includes
         self.exports: dict[str, Export] = {}
         self.export_blocks: dict[str, dict[int, bytes]] = {}
@@ -88,7 +88,7 @@ class HostState:
 
     def snapshot(self) -> Iterator["AnyChange"]:
         """The changes that lead from an empty state to this one."""
-        yield from (PutBase(key, True) for key in self.bases)
+        yield from (PutBase(key, True, size_bytes) for key, size_bytes in self.bases.items())
         yield from (PutDisk(name, disk) for name, disk in self.disks.items())
         yield from (PutSeed(name, content) for name, content in self.seeds.items())
         yield from (PutGuest(name, guest) for name, guest in self.guests.items())
@@ -146,12 +146,10 @@ class PutBase(Change, frozen=True, array_like=True, tag="base"):
 
     key: str
     present: bool
+    size_bytes: int = 0  # journals of older versions lack it
 
     def apply(self, state: HostState) -> None:
-        if self.present:
-            state.bases.add(self.key)
-        else:
-            state.bases.discard(self.key)
+        _put(state.bases, self.key, self.size_bytes if self.present else None)
 
 
 class PutCheckpoint(Change, frozen=True, array_like=True, tag="checkpoint"):

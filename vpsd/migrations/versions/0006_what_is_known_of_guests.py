@@ -22,6 +22,7 @@ def upgrade() -> None:
     op.add_column("backups", sa.Column("cloud_init", sa.String(length=16), nullable=True))
     op.add_column("backups", sa.Column("firmware", sa.String(length=8), nullable=True))
     op.add_column("operating_systems", sa.Column("min_disk_gb", sa.Integer(), nullable=True))
+    op.add_column("operating_systems", sa.Column("image_disk_gb", sa.Integer(), nullable=True))
     op.add_column("hosts", sa.Column("storage_free_mb", sa.BigInteger(), nullable=True))
     op.add_column("addresses", sa.Column("released_at_ms", sa.BigInteger(), nullable=True))
     op.create_table(

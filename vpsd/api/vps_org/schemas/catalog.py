@@ -62,11 +62,14 @@ class OperatingSystemView(msgspec.Struct):
     id: int
     name: str
     slug: str
+    min_disk_gb: Annotated[
+        int | None, Meta(description="A plan needs at least that much storage; null as long as nobody knows")
+    ]
 
     @classmethod
     def of(cls, system: OperatingSystem) -> "OperatingSystemView":
         """From a row."""
-        return cls(system.id, system.name, system.slug)
+        return cls(system.id, system.name, system.slug, system.disk_gb)
 
 
 class OperatingSystemList(Listing):
