@@ -26,7 +26,7 @@ from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers.faults import UnknownLocation
 from vpsd.servers.guest_report import HostKey
-from vpsd.servers.models import LockedServer, Server, ServerRow, servers
+from vpsd.servers.models import LockedServer, Server, servers
 
 _FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
 
@@ -174,9 +174,6 @@ _PRESENT = Statement(_SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id), i
 _OF_ACCOUNT = Statement(_SERVER.where(_OWN).order_by(_c.id), into=Server)
 _WITH_STATUS = Statement(
     select(_c.account_id).where(_c.status == bindparam("status"), _c.deleted_at_ms.is_(None)).distinct(), into=int
-)
-_WITH_DETAIL = Statement(
-    select(*_COLUMNS).where(_c.status_detail.is_not(None), _c.deleted_at_ms.is_(None)).order_by(_c.id), into=ServerRow
 )
 _PURGE_DUE = Statement(
     select(_c.id).where(_c.purge_due_at_ms <= bindparam("now_ms"), _c.deleted_at_ms.is_(None)), into=int
@@ -378,11 +375,6 @@ async def present(ctx: Ctx) -> list[Server]:
 async def of_account(ctx: Ctx, account_id: int) -> list[Server]:
     """Every server of an account that is not deleted."""
     return await ctx.tx.all(_OF_ACCOUNT, account_id=account_id)
-
-
-async def with_status_detail(ctx: Ctx) -> list[ServerRow]:
-    """Every server about whose status there is something to say."""
-    return await ctx.tx.all(_WITH_DETAIL)
 
 
 async def accounts_with(ctx: Ctx, status: Status) -> list[int]:

@@ -30,7 +30,7 @@ class BootWatcher:
     async def look(self) -> None:
         """Look once at every server with such a note."""
         async with self._runtime.read() as ctx:
-            noted = [server for server in await servers.with_status_detail(ctx) if _is_silent(server)]
+            noted = [server for server in await servers.present(ctx) if _is_silent(server)]
         for server in noted:
             try:
                 if await self._is_up(server.id):

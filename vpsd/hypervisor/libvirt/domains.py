@@ -7,7 +7,8 @@ from vpsd.hypervisor.libvirt import agent
 from vpsd.hypervisor.libvirt.domain_xml import DISK, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.states import power_state
-from vpsd.hypervisor.protocol import GuestSpec, PauseReason, PowerState
+from vpsd.hypervisor.protocol import BootSigns, GuestSpec, PauseReason, PowerState
+from vpsd.hypervisor.serial_text import last_lines, read_signs
 
 _EVERYTHING = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -90,7 +91,19 @@ def grow_disk(host: libvirt.virConnect, name: str, size_bytes: int) -> bool:
     return True
 
 
-def has_read_disk(domain: libvirt.virDomain) -> bool:
+def boot_signs(host: libvirt.virConnect, domain: libvirt.virDomain, text: bytes | None) -> BootSigns:
+    """How far a running domain's boot is; `text` is the end of what it wrote to its serial console, None: not known."""
+    shows_login, stuck = read_signs(text or b"")
+    is_up = shows_login or pings(host, domain.name())
+    return BootSigns(
+        is_up=is_up,
+        stuck=None if is_up else stuck,
+        is_idle=not text and not _has_read_disk(domain),
+        last_lines=last_lines(text or b""),
+    )
+
+
+def _has_read_disk(domain: libvirt.virDomain) -> bool:
     """Whether a running domain has read its first disk since it was powered on; assumed where nothing tells."""
     try:
         reads: int = domain.blockStats(DISK)[0]

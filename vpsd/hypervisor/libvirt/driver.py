@@ -12,12 +12,11 @@ from vpsd.errors import Unusable
 from vpsd.hypervisor.libvirt import agent, connect, domains, exports, stats, transfer
 from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.console import Console
-from vpsd.hypervisor.libvirt.domain_xml import Files, NetworkInfo, build, read_network
-from vpsd.hypervisor.libvirt.failures import is_absent
+from vpsd.hypervisor.libvirt.domain_xml import Files, build
 from vpsd.hypervisor.libvirt.host import LibvirtHost, versions
+from vpsd.hypervisor.libvirt.networks import Networks
 from vpsd.hypervisor.libvirt.port_probe import PortProbes
 from vpsd.hypervisor.libvirt.serial_logs import SerialLogs
-from vpsd.hypervisor.libvirt.states import power_state
 from vpsd.hypervisor.libvirt.storage import Pool
 from vpsd.hypervisor.libvirt.transfer import transfer_seconds
 from vpsd.hypervisor.probe import probe_kvm
@@ -31,11 +30,9 @@ from vpsd.hypervisor.protocol import (
     GuestStats,
     HostFacts,
     Image,
-    PowerState,
     Progress,
     Volumes,
 )
-from vpsd.hypervisor.serial_text import last_lines, read_signs
 
 _QUICK_SECONDS = 20.0
 _START_SECONDS = 60.0
@@ -68,7 +65,7 @@ class LibvirtHypervisor:
         self._virt = None if virt_type is None else (virt_type, "set by VPSD_VIRT_TYPE")
         self._virt_lock = threading.Lock()
         self._host = LibvirtHost(Connection(self._find_uri, self._on_connect, self._on_change, self._on_reboot))
-        self._networks: dict[str, tuple[str, int, NetworkInfo]] = {}  # by name; valid for that uuid and domain id
+        self._networks = Networks()
         self._watchers: list[Callable[[str], None]] = []
         self._reboot_watchers: list[Callable[[str], None]] = []
         self._uploads: dict[str, asyncio.Lock] = {}
@@ -105,7 +102,7 @@ class LibvirtHypervisor:
             found = {}
             for domain, values in host.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0):
                 if domain.name().startswith(self._prefix):
-                    guest = self._read(domain, values["state.state"], values["state.reason"])
+                    guest = self._networks.guest(domain, values["state.state"], values["state.reason"])
                     if guest is not None:
                         found[guest.name] = guest
             return found
@@ -117,7 +114,7 @@ class LibvirtHypervisor:
 
         def ask(host: libvirt.virConnect) -> Guest | None:
             domain = domains.find(host, name)
-            return None if domain is None else self._read(domain, *domain.state())
+            return None if domain is None else self._networks.guest(domain, *domain.state())
 
         return await self._host.call(ask, f"look up the guest {name}", _QUICK_SECONDS)
 
@@ -250,7 +247,7 @@ class LibvirtHypervisor:
         def ask(host: libvirt.virConnect) -> None:
             files = self._files(host, spec)
             domains.define(host, spec, build(spec, files, self._virtualization(host)[0]))
-            self._networks.pop(spec.name, None)
+            self._networks.forget(spec.name)
 
         await self._host.call(ask, f"define the guest {spec.name}", _QUICK_SECONDS)
 
@@ -282,7 +279,9 @@ class LibvirtHypervisor:
 
     async def is_up(self, name: str) -> bool:
         """Whether a forwarded port of the guest sends anything, or on a remote host its agent answers."""
-        network = await self._host.call(lambda host: self._running(host, name), f"look up {name}", _QUICK_SECONDS)
+        network = await self._host.call(
+            lambda host: self._networks.running(host, name), f"look up {name}", _QUICK_SECONDS
+        )
         if network is None:
             await self._port_probes.stop(name)
             return False
@@ -297,17 +296,9 @@ class LibvirtHypervisor:
 
         def ask(host: libvirt.virConnect) -> BootSigns:
             domain = domains.find(host, name)
-            if domain is None or self._running(host, name) is None:
+            if domain is None or self._networks.running(host, name) is None:
                 return BootSigns()
-            text = self._logs.tail(host, name)
-            shows_login, stuck = read_signs(text or b"")
-            is_up = shows_login or domains.pings(host, name)
-            return BootSigns(
-                is_up=is_up,
-                stuck=None if is_up else stuck,
-                is_idle=not text and not domains.has_read_disk(domain),
-                last_lines=last_lines(text or b""),
-            )
+            return domains.boot_signs(host, domain, self._logs.tail(host, name))
 
         return await self._host.call(ask, f"look at the boot of {name}", _QUICK_SECONDS)
 
@@ -322,7 +313,7 @@ class LibvirtHypervisor:
             self._pool.delete_guest(host, name)
 
         await self._host.call(ask, f"remove the guest {name}", _STOP_SECONDS)
-        self._networks.pop(name, None)
+        self._networks.forget(name)
         self._exports.forget(name)
         await self._port_probes.stop(name)
 
@@ -331,7 +322,7 @@ class LibvirtHypervisor:
 
         def ask(host: libvirt.virConnect) -> GuestStats:
             domain = domains.find(host, name)
-            network = None if domain is None else self._running(host, name)
+            network = None if domain is None else self._networks.running(host, name)
             return GuestStats() if domain is None or network is None else stats.measure(host, domain, network.mac)
 
         return await self._host.call(ask, f"measure the guest {name}", _QUICK_SECONDS)
@@ -344,7 +335,7 @@ class LibvirtHypervisor:
 
         def ask(host: libvirt.virConnect) -> GuestRun | None:
             domain = domains.find(host, name)
-            if domain is None or self._running(host, name) is None:
+            if domain is None or self._networks.running(host, name) is None:
                 return None
             return agent.run(domain, argv, stdin, timeout_seconds)
 
@@ -387,7 +378,7 @@ class LibvirtHypervisor:
     def _on_change(self, name: str) -> None:
         """In libvirt's event thread."""
         if name.startswith(self._prefix):
-            self._networks.pop(name, None)
+            self._networks.forget(name)
             for changed in tuple(self._watchers):
                 changed(name)
 
@@ -414,33 +405,6 @@ class LibvirtHypervisor:
             serial_log=self._logs.prepare(host, spec.name),
             nvram=str(folder / f"{spec.name}-nvram.fd"),
         )
-
-    def _read(self, domain: libvirt.virDomain, state: int, reason: int) -> Guest | None:
-        try:
-            network = self._network(domain)
-        except libvirt.libvirtError as error:
-            if is_absent(error):
-                return None
-            raise
-        why = domains.pause_reason(domain, state, reason)
-        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards, why)
-
-    def _network(self, domain: libvirt.virDomain) -> NetworkInfo:
-        """The guest's network; read once per start of the guest."""
-        name, uuid, domain_id = domain.name(), domain.UUIDString(), domain.ID()
-        known = self._networks.get(name)
-        if known is not None and known[:2] == (uuid, domain_id):
-            return known[2]
-        network = read_network(domain.XMLDesc(0))
-        self._networks[name] = (uuid, domain_id, network)
-        return network
-
-    def _running(self, host: libvirt.virConnect, name: str) -> NetworkInfo | None:
-        """The network of a guest; None if it is not running."""
-        guest = domains.find(host, name)
-        if guest is None or power_state(*guest.state()) is not PowerState.RUNNING:
-            return None
-        return self._network(guest)
 
     def _require_own(self, name: str) -> None:
         if not name.startswith(self._prefix):

@@ -1,7 +1,7 @@
 """A simulated host, which keeps its state like a real one does: in a file that other processes see, or in memory."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -25,6 +25,7 @@ from vpsd.hypervisor.protocol import (
     Volumes,
 )
 from vpsd.hypervisor.serial_text import last_lines, read_signs
+from vpsd.hypervisor.simulator.controls import Controls
 from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, StateEdit
 from vpsd.hypervisor.simulator.migration import read_sqlite
 from vpsd.hypervisor.simulator.state import (
@@ -52,7 +53,7 @@ _DEAD = "Frozen: /. The guest's agent did not answer when it was told to thaw th
 _SILENT = "Not frozen: the guest's agent did not answer."
 
 
-class Simulator:
+class Simulator(Controls):
     """A simulated host. Its public attributes control how it behaves; delays and faults are those of this object."""
 
     def __init__(
@@ -68,11 +69,10 @@ class Simulator:
         file cannot be used or is of a later version of vpsd.
         """
         self._clock = clock or SystemClock()
-        self._store = (
-            MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite")))
+        super().__init__(
+            MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite"))),
+            Storage(storage_reserve_mb),
         )
-        self._watchers: list[Callable[[str], None]] = []
-        self._reboot_watchers: list[Callable[[str], None]] = []
         self.boot_seconds = boot_seconds
         self.delay_seconds = 0.0  # of every call
         self.broken = False  # the host does not answer
@@ -85,7 +85,6 @@ class Simulator:
         self.never_writes = False  # guests that are not frozen do not write either
         self.export_seconds = 0.0  # how long the export of a disk takes
         self.low_ports = True  # ports below 1024 can be opened
-        self.storage = Storage(storage_reserve_mb)
         self.guest_stats = GuestStats()  # of every guest
         self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
@@ -105,15 +104,6 @@ class Simulator:
             await self._clock.sleep(self.delay_seconds)
         yield
         await _run_hook(self.after_call, call)
-
-    @contextmanager
-    def _change(self) -> Iterator[StateEdit]:
-        with self._store.change() as transaction:
-            yield transaction
-        for change in transaction.changes:
-            if isinstance(change, PutGuest):
-                for changed in self._watchers:
-                    changed(change.name)
 
     async def facts(self) -> HostFacts:
         async with self._call("facts"):
@@ -392,61 +382,6 @@ class Simulator:
 
     async def close(self) -> None:
         self._store.close()
-
-    def happens(self, name: str, power: PowerState) -> None:
-        """Something happens to a guest that vpsd did not ask for."""
-        with self._change() as transaction:
-            transaction.apply(PutGuest(name, replace(transaction.state.guest(name), power=power, paused_by=None)))
-
-    def meets_its_storage(self, name: str) -> None:
-        """The guest writes, and is paused if its storage fails it."""
-        with self._change() as transaction:
-            transaction.apply(PutGuest(name, self.storage.written_by(transaction.state.guest(name))))
-
-    def is_frozen(self, name: str) -> bool:
-        """Whether the guest cannot write because its file systems are frozen."""
-        return self._store.current().guest(name).frozen
-
-    def reboots(self, name: str) -> None:
-        """The guest reboots by itself."""
-        self._store.current().guest(name)
-        for rebooted in self._reboot_watchers:
-            rebooted(name)
-
-    def vanishes(self, name: str) -> None:
-        """Somebody undefines a guest; its volumes stay."""
-        with self._change() as transaction:
-            transaction.apply(PutGuest(name, None))
-
-    def loses_disk(self, disk: str) -> None:
-        """Somebody deletes a guest's disk."""
-        with self._change() as transaction:
-            transaction.apply(PutDisk(disk, None))
-
-    def writes(self, disk: str, offset: int, content: bytes) -> None:
-        """The guest writes to its disk."""
-        with self._change() as transaction:
-            transaction.apply(Write(disk, offset, content))
-
-    def content(self, disk: str, offset: int, length: int) -> bytes:
-        """What the guest reads from its disk."""
-        return self._store.current().read(disk, offset, length)
-
-    def checkpoints(self, name: str) -> set[str]:
-        """The checkpoints of the guest's disk."""
-        return set(self._store.current().checkpoints.get(name, {}))
-
-    def spec(self, name: str) -> GuestSpec:
-        """How the guest is defined."""
-        return self._store.current().guest(name).spec
-
-    def disk_bytes(self, disk: str) -> int:
-        """The size of a disk."""
-        return self._store.current().disk(disk).size_bytes
-
-    def seed(self, name: str) -> bytes:
-        """The guest's seed on the host."""
-        return self._store.current().seeds[name]
 
 
 def _delete_checkpoints(transaction: StateEdit, name: str, keep: str | None) -> None:
