@@ -85,10 +85,10 @@ def test_a_file_system_in_a_file_of_a_frozen_one_does_not_hold_the_agent_up(vpsd
     for _ in range(2):
         backup = _back_up(vpsd, busy)
         assert backup["consistent"]
-        assert backup["paused_ms"] < 5000
+        assert backup["paused_ms"] < 10_000
         assert ": /." in backup["consistency_detail"]
         assert "/mnt (loop0 is no disk of the server)" in backup["consistency_detail"]
-        assert busy.longest_pause(5) < 5
+        assert busy.longest_pause(10) < 10
 
 
 def test_a_server_is_backed_up_without_freezing_where_its_owner_says_so(vpsd: Vpsd, busy: Busy) -> None:
@@ -101,26 +101,16 @@ def test_a_server_is_backed_up_without_freezing_where_its_owner_says_so(vpsd: Vp
     vpsd.ask("PATCH", f"servers/{busy.server_id}/", {"freeze_for_backups": True})
 
 
-def test_an_agent_that_is_killed_while_all_is_frozen_leaves_a_server_that_writes(vpsd: Vpsd, busy: Busy) -> None:
-    busy.interfere("KILL")
+@pytest.mark.parametrize("signal", ["KILL", "STOP"])
+def test_an_agent_that_dies_or_stops_while_all_is_frozen_leaves_a_server_that_writes(
+    vpsd: Vpsd, busy: Busy, signal: str
+) -> None:
+    busy.interfere(signal)
     _back_up(vpsd, busy)
-    print("longest pause:", pause := busy.longest_pause(_GUARD_SECONDS))
+    print("longest pause:", pause := busy.longest_pause(2 * _GUARD_SECONDS))
     assert pause < 2 * _GUARD_SECONDS
     assert busy.login.run("cat /run/interfered")
-    assert _back_up(vpsd, busy)["consistent"]
-
-
-def test_an_agent_that_stops_while_all_is_frozen_does_not_keep_the_server_from_writing(vpsd: Vpsd, busy: Busy) -> None:
-    busy.interfere("STOP")
-    backup = _back_up(vpsd, busy)
-    assert not backup["consistent"]
-    print("longest pause:", pause := busy.longest_pause(_GUARD_SECONDS))
-    assert _GUARD_SECONDS / 2 < pause < 2 * _GUARD_SECONDS  # it was frozen, and nobody but the guard has thawed it
-    detail = vpsd.rows(f"SELECT status_detail FROM servers WHERE id = {busy.server_id}")[0][0]
-    assert f"POST /api/v1/servers/{busy.server_id}/reboot/" in detail
-    assert _back_up(vpsd, busy)["consistency_detail"].startswith("Not frozen: the server was not seen to write")
-    busy.login.run("kill -CONT $(pidof qemu-ga)")
-    told = f"SELECT status_detail FROM servers WHERE id = {busy.server_id} AND status_detail IS NOT NULL"
-    until(lambda: not vpsd.rows(told), "the server to be seen to write")
+    marked = f"SELECT status_detail FROM servers WHERE id = {busy.server_id} AND unthawed_backup_id IS NOT NULL"
+    until(lambda: not vpsd.rows(marked), "the server to be seen to write")
     assert _back_up(vpsd, busy)["consistent"]
     assert vpsd.run_json("check") == []

@@ -18,7 +18,7 @@ _ROOT = {
 _FREEZE, _THAW, _EXEC = "guest-fsfreeze-freeze-list", "guest-fsfreeze-thaw", "guest-exec"
 
 
-class Silent(libvirt.libvirtError):  # type: ignore[misc]
+class Silent(libvirt.libvirtError):  # type: ignore[misc]  # libvirt has no types
     """The agent does not answer."""
 
     def __init__(self) -> None:

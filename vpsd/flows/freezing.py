@@ -19,7 +19,7 @@ from vpsd.servers.models import LockedServer, ServerRow
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 30  # guests with vpsd's own images thaw by themselves after 20
+_PATIENCE_SECONDS = 45  # guests with vpsd's own images thaw by themselves after 20, and start their agent anew
 
 
 async def refusal(job: Job, backup: Backup) -> str | None:
