@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a pool that is small enough to fill"),
 ]
 
-_POOL_MB = 256
+_POOL_MB = 320
 _LEFT_MB = 60  # just enough for the server to be ordered
 _WRITTEN_MB = 100
 _WRITE = f"setsid sh -c 'dd if=/dev/zero of=/root/much bs=64k count={_WRITTEN_MB * 16} && sync; echo $? > /root/ended'"

@@ -115,10 +115,12 @@ class Pool:
         pool = self.open(host)
         refresh(pool)
         _, capacity, _, free = pool.info()
-        if free - needed_bytes < storage_reserve_mb(self._reserve_mb, capacity // GIB) * MIB:
-            mb = [f"{size >> 20} MB" for size in (needed_bytes, free)]
+        reserve_mb = storage_reserve_mb(self._reserve_mb, capacity // GIB)
+        if free - needed_bytes < reserve_mb * MIB:
+            needed = f"up to {needed_bytes // MIB} MB may be needed, " if needed_bytes else ""
             raise Unusable(
-                f"Not enough space on the host: up to {mb[0]} may be needed, and {mb[1]} are free in the pool."
+                f"Not enough space on the host: {needed}{free // MIB} MB are free in the pool, of which {reserve_mb} "
+                "MB are left for servers that run."
             )
 
     def max_export_bytes(self, host: libvirt.virConnect, name: str) -> int:
