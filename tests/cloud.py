@@ -19,8 +19,8 @@ from vpsd.accounts import tokens
 from vpsd.accounts.models import Account
 from vpsd.api.app import make_app
 from vpsd.api.http.middleware import Asgi
-from vpsd.backups.repository import MARK, Repository
-from vpsd.backups.targets import Directory
+from vpsd.backups.repository import Repository
+from vpsd.backups.targets import MARK, Directory
 from vpsd.billing import credit, ledger
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog

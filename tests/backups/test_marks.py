@@ -14,8 +14,8 @@ from vpsd.audit import Audit
 from vpsd.backups import marks
 from vpsd.backups.marks import BackupTarget
 from vpsd.backups.models import backup_targets, backups
-from vpsd.backups.repository import MARK, Repository
-from vpsd.backups.targets import S3, TargetNotThere
+from vpsd.backups.repository import Repository
+from vpsd.backups.targets import MARK, S3, TargetNotThere
 from vpsd.core.db import Statement
 from vpsd.errors import Invalid, NotFound, Unavailable, Unusable
 

@@ -24,8 +24,8 @@ from tests.backups.recording_target import (
 )
 from tests.killed import Killed
 from vpsd.backups.concurrency import MAX_IN_FLIGHT, map_ordered, run_in_thread
-from vpsd.backups.repository import CHUNK_BYTES, MARK, Repository
-from vpsd.backups.targets import Missing, TargetFull, TargetNotThere
+from vpsd.backups.repository import CHUNK_BYTES, Repository
+from vpsd.backups.targets import MARK, Missing, TargetFull, TargetNotThere
 from vpsd.backups.transfer import chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import BlockMap, Extent

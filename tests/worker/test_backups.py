@@ -13,8 +13,8 @@ from tests.cloud import TINY, Cloud
 from tests.killed import Killed
 from vpsd.audit import Audit
 from vpsd.backups import queries
-from vpsd.backups.repository import MARK, Repository
-from vpsd.backups.targets import Directory, TargetFull
+from vpsd.backups.repository import Repository
+from vpsd.backups.targets import MARK, Directory, TargetFull
 from vpsd.core.clock import FakeClock
 from vpsd.core.db import Statement
 from vpsd.core.money import MICROS

@@ -11,8 +11,8 @@ import msgspec
 from sqlalchemy import bindparam, func, insert, select, update
 
 from vpsd.backups.models import BackupStatus, backup_targets, backups
-from vpsd.backups.repository import MARK, BackupRef, Repository
-from vpsd.backups.targets import TargetNotThere
+from vpsd.backups.repository import BackupRef, Repository
+from vpsd.backups.targets import MARK, TargetNotThere
 from vpsd.core.context import Ctx, Transactions
 from vpsd.core.db import Statement, Tx, UniqueViolation
 from vpsd.core.units import MINUTE_MS

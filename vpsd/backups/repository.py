@@ -32,7 +32,7 @@ import msgspec
 from msgspec import Meta
 
 from vpsd.backups.concurrency import map_ordered, run_in_thread
-from vpsd.backups.targets import Missing, Target, TargetNotThere
+from vpsd.backups.targets import Missing, Target, TargetNotThere, TargetStatus, put_mark, read_mark
 from vpsd.core.units import GIB, MIB
 from vpsd.errors import Misconfigured, Unusable, VpsdError
 
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = MIB
 KEY_BYTES = 32
-MARK = "vpsd-target.json"
 
 _FORMAT = 1  # of manifests
 _MANIFEST_BYTES = GIB  # enough for a disk of some ten TB; a larger one is not ours
@@ -105,19 +104,6 @@ class VerifyResult(msgspec.Struct, frozen=True):
     size_bytes: int  # of their content
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """What lies on a target, in `vpsd-target.json`."""
-
-    mark: Uuid
-
-
-class TargetStatus(msgspec.Struct):
-    """How the target was when it was last looked at."""
-
-    status: str = "unknown"  # unknown | ok | unused | missing | unavailable | elsewhere where no worker runs here
-    error: str | None = None
-
-
 class _Version(msgspec.Struct):
     version: int
 
@@ -140,23 +126,12 @@ class Repository:
         return self._target.name
 
     async def read_mark(self) -> str | None:
-        """The mark of what is at the target's place, None where there is none; raises `Unusable` for one like none."""
-        try:
-            data = await self._target.get(MARK)
-        except Missing:
-            return None
-        return self._decode_mark(data)
+        """The mark of what is at the target's place, None where there is none; raises `TargetNotThere` for no mark."""
+        return await read_mark(self._target)
 
     async def put_mark(self, mark: str) -> str:
         """Mark the target, unless it is marked; its mark then."""
-        return self._decode_mark(await self._target.create(MARK, msgspec.json.encode(Mark(mark)) + b"\n"))
-
-    def _decode_mark(self, data: bytes) -> str:
-        try:
-            return msgspec.json.decode(data, type=Mark).mark
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            what = f"{self.location}: {MARK} is not a mark of vpsd ({error})"
-            raise TargetNotThere(f"{what}; delete it, and then: vpsd backup target adopt") from error
+        return await put_mark(self._target, mark)
 
     async def check_mark(self, mark: str | None) -> None:
         """Raise `TargetNotThere` unless the target with that mark is where it is looked for."""

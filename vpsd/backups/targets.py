@@ -9,7 +9,10 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+import msgspec
+from msgspec import Meta
 
 from vpsd.backups.concurrency import run_in_thread
 from vpsd.errors import Unavailable, Unusable, VpsdError
@@ -50,6 +53,43 @@ class Target(Protocol):
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete these objects; missing ones are ignored."""
+
+
+MARK = "vpsd-target.json"
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What lies on a target under that key: it is known by this, wherever it is."""
+
+    mark: Annotated[str, Meta(pattern=r"^[0-9a-f-]{36}\Z")]
+
+
+class TargetStatus(msgspec.Struct):
+    """How the target was when it was last looked at."""
+
+    status: str = "unknown"  # unknown | ok | unused | missing | unavailable | elsewhere where no worker runs here
+    error: str | None = None
+
+
+async def read_mark(target: Target) -> str | None:
+    """The mark of what is at the target's place, None where there is none; raises `TargetNotThere` for no mark."""
+    try:
+        return _decode_mark(target, await target.get(MARK))
+    except Missing:
+        return None
+
+
+async def put_mark(target: Target, mark: str) -> str:
+    """Mark the target, unless it is marked; its mark then."""
+    return _decode_mark(target, await target.create(MARK, msgspec.json.encode(Mark(mark)) + b"\n"))
+
+
+def _decode_mark(target: Target, data: bytes) -> str:
+    try:
+        return msgspec.json.decode(data, type=Mark).mark
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        what = f"{target.name}: {MARK} is not a mark of vpsd ({error})"
+        raise TargetNotThere(f"{what}; delete it, and then: vpsd backup target adopt") from error
 
 
 def open_target(settings: Settings) -> Target:

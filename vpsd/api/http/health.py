@@ -10,7 +10,7 @@ from msgspec import Meta
 from vpsd import __version__
 from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.routes import get
-from vpsd.backups.repository import TargetStatus
+from vpsd.backups.targets import TargetStatus
 from vpsd.catalog import service as catalog
 from vpsd.core.context import Ctx
 from vpsd.hosts.status import HostStatus
