@@ -114,6 +114,13 @@ async def test_a_host_counts_where_it_names_the_address_that_was_reached(servers
         assert await following(client, Host=host) == f"{base}{SERVERS}", (reached, host)
 
 
+async def test_a_wildcard_that_vpsd_listens_on_is_no_address_to_go_to(servers: Cloud) -> None:
+    for listen, host in (("0.0.0.0:8000", "0.0.0.0:8000"), ("[::]:8000", "[::]:8000")):
+        client = http(servers, base_url="http://192.0.2.7:8000", listen=listen)
+        assert await following(client, Host=host) == SERVERS
+        assert await following(client, Host="192.0.2.7:8000") == f"http://192.0.2.7:8000{SERVERS}"
+
+
 async def test_no_forged_host_comes_back_in_any_answer(servers: Cloud) -> None:
     client = http(servers, "203.0.113.9")
     client.follow_redirects = False

@@ -161,6 +161,7 @@ async def test_an_empty_body_says_nothing_and_is_taken(cloud: Cloud) -> None:
     server_id = await cloud.have_server()
     assert (await cloud.get(SERVERS, headers=JSON)).status_code == 200
     assert (await cloud.ask("GET", SERVERS, json={})).status_code == 200
+    assert (await cloud.ask("GET", SERVERS, content=b" null", headers=JSON)).status_code == 200
     assert (await cloud.post(f"{SERVERS}{server_id}/stop/", content=b"", headers=JSON)).status_code == 200
     await cloud.work()
     key = {"Idempotency-Key": "one"}

@@ -43,7 +43,8 @@ class Senders:
     def __init__(self, settings: Settings) -> None:
         self._trusted = settings.proxy_networks
         self._public_url = (settings.public_url or "").rstrip("/")
-        self._listen = settings.host_port[0].lower()
+        listen = settings.host_port[0].lower()
+        self._name = listen if read_address(listen) is None else ""  # an address is known by the connection
 
     def of(self, scope: Any) -> Sender:
         """Who sent the request of an ASGI scope."""
@@ -89,7 +90,7 @@ class Senders:
         if int(match["port"] or usual) != (server[1] or usual):
             return False
         here = read_address(server[0])
-        names = {str(server[0]).lower(), self._listen} | ({"localhost"} if here and here.is_loopback else set())
+        names = {str(server[0]).lower(), self._name} | ({"localhost"} if here and here.is_loopback else set())
         return name in names or (here is not None and read_address(name) == here)
 
 

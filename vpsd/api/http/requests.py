@@ -78,16 +78,17 @@ class ApiRequest(Request[Caller, Any, State]):
         return Form(shape, {})
 
     async def refuse_body(self, misplaced: Mapping[str, str]) -> None:
-        """For what takes no body: refuse one that says something, which would be lost; `{}` says nothing."""
+        """For what takes no body: refuse one that says something, which would be lost; `{}` and `null` say nothing."""
         if self.headers.get("content-length", "0") == "0" and "transfer-encoding" not in self.headers:
             return
         try:
-            found = await self.json() if await self.body() else {}
+            found = await self.json() if await self.body() else None
         except HTTPException:  # too large, another content type, not JSON
-            found = None
-        if not isinstance(found, dict):
+            raise Invalid({"body": [NO_BODY]}) from None
+        if isinstance(found, dict):
+            Form(NoQuery, found, misplaced).validate()
+        elif found is not None:
             raise Invalid({"body": [NO_BODY]})
-        Form(NoQuery, found, misplaced).validate()
 
     def query_form(self, shape: type[Shape], misplaced: Mapping[str, str] | None = None) -> Query[Shape]:
         """The query."""
