@@ -68,6 +68,27 @@ def test_values_are_read_by_their_type() -> None:
         ("VPSD_TRUSTED_PROXIES", "*"),
         ("VPSD_TRUSTED_PROXIES", "proxy.example"),
         ("VPSD_TRUSTED_PROXIES", "10.0.0.5,10.0.0.300"),
+        ("VPSD_TRUSTED_PROXIES", "10.0.0.5/24"),
+        ("VPSD_PUBLIC_URL", "vps.example.com"),
+        ("VPSD_PUBLIC_URL", "ftp://vps.example.com"),
+        ("VPSD_PUBLIC_URL", "https://"),
+        ("VPSD_PUBLIC_URL", "https://vps.example.com:99999"),
+        ("VPSD_PUBLIC_URL", "https://vps.example.com:0"),
+        ("VPSD_PUBLIC_URL", "https://vps.example.com/?x=1"),
+        ("VPSD_PUBLIC_URL", "https://vps.example.com/#x"),
+        ("VPSD_PUBLIC_URL", "https://vps.example.com/a/../b"),
+        ("VPSD_PUBLIC_URL", "https://vps.example.com//a"),
+        ("VPSD_PUBLIC_URL", "https://vps.example.com/a b"),
+        ("VPSD_PUBLIC_URL", "https://vps.example.com\n"),
+        ("VPSD_CORS_ORIGINS", "panel.example.com"),
+        ("VPSD_CORS_ORIGINS", "https://panel.example.com/"),
+        ("VPSD_CORS_ORIGINS", "https://panel.example.com/app"),
+        ("VPSD_CORS_ORIGINS", "https://panel.example.com:443"),
+        ("VPSD_CORS_ORIGINS", "http://localhost:80"),
+        ("VPSD_CORS_ORIGINS", "https://Panel.example.com"),
+        ("VPSD_CORS_ORIGINS", "https://*.example.com"),
+        ("VPSD_CORS_ORIGINS", "https://panel.example.com,*"),
+        ("VPSD_CORS_ORIGINS", "null"),
         ("VPSD_LOG_FORMAT", "xml"),
         ("VPSD_LOG_FORMAT", "JSON"),
         ("VPSD_LOG_LEVEL", "loud"),
@@ -133,6 +154,27 @@ def test_a_password_in_the_database_url_is_no_part_of_an_error() -> None:
     with pytest.raises(Misconfigured) as caught:
         load({"VPSD_DATABASE_URL": "postgresql://vpsd:secret@db/vpsd", "VPSD_WORKERS": "no"})
     assert "secret" not in str(caught.value)
+
+
+def test_a_login_in_the_public_url_is_refused_and_no_part_of_the_error() -> None:
+    with pytest.raises(Misconfigured, match="VPSD_PUBLIC_URL") as caught:
+        load({"VPSD_PUBLIC_URL": "https://me:secret@vps.example.com"})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://vps.example.com", "http://192.0.2.1:8080/", "https://[2001:db8::1]:8443/cloud/", "http://vps/a.b/c_~"],
+)
+def test_a_public_url_may_have_a_port_and_a_prefix(url: str) -> None:
+    assert load({"VPSD_PUBLIC_URL": url}).public_url == url
+
+
+def test_origins_are_read_one_by_one() -> None:
+    assert load({}).cors == ()
+    assert load({"VPSD_CORS_ORIGINS": "*"}).cors == ("*",)
+    several = "https://panel.example.com, http://localhost:3000,https://[2001:db8::1]:8443"
+    assert load({"VPSD_CORS_ORIGINS": several}).cors == tuple(several.replace(" ", "").split(","))
 
 
 def test_backups_lie_beside_the_data_unless_it_is_said_otherwise() -> None:

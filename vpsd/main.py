@@ -263,8 +263,7 @@ async def _until_stopped(
             lifespan="on",
             http="httptools",
             timeout_graceful_shutdown=5,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=settings.trusted_proxies,
+            proxy_headers=False,  # `vpsd.api.http.addresses` reads them
         )
         server = _Server(config)
         tasks.insert(0, asyncio.create_task(server.serve([listener])))

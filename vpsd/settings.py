@@ -18,6 +18,10 @@ from vpsd.errors import Misconfigured
 
 _PREFIX = "VPSD_"
 
+# A host and maybe a port, as they stand in a URL, and a path below them that ends without a slash.
+HOST = r"(?P<name>[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])(:(?P<port>[0-9]{1,5}))?"
+PATH = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*"
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator may set; `vpsd doctor` prints it."""
@@ -67,14 +71,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "info"
     )
     log_format: Annotated[Literal["text", "json"], Meta(description="Log lines for people or for machines.")] = "text"
+    public_url: Annotated[
+        str | None,
+        Meta(description="https://host[/prefix] that customers reach the API at; unset: as a trusted proxy says."),
+    ] = None
     trusted_proxies: Annotated[
-        str, Meta(description="Comma-separated addresses of proxies whose X-Forwarded-For is trusted.")
+        str, Meta(description="Comma-separated addresses of proxies whose X-Forwarded-… headers are trusted.")
+    ] = ""
+    cors_origins: Annotated[
+        str,
+        Meta(description="Comma-separated origins whose pages may use the API from a browser, or *; unset: none."),
     ] = ""
     rate_limit: Annotated[
         int, Meta(ge=0, description="Requests per minute and token, in each API process; 0: no limit.")
     ] = 1200
     address_rate_limit: Annotated[
-        int, Meta(ge=0, description="Requests per minute and address, in each API process; 0: no limit.")
+        int, Meta(ge=0, description="Requests per minute and address (IPv6: /64), in each API process; 0: no limit.")
     ] = 2400
     login_failures: Annotated[
         int, Meta(ge=0, description="Wrong tokens per address in ten minutes before it has to wait; 0: no limit.")
@@ -154,6 +166,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """`listen`, as host and port."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+    @property
+    def proxy_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """`trusted_proxies`, parsed."""
+        return tuple(_network(proxy.strip()) for proxy in self.trusted_proxies.split(",") if proxy.strip())
+
+    @property
+    def cors(self) -> tuple[str, ...]:
+        """`cors_origins`, one by one."""
+        return tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip())
 
     @property
     def guest_ports(self) -> tuple[int, ...]:
@@ -239,14 +261,33 @@ def _refuse_nonsense(settings: Settings) -> None:
         raise Misconfigured("VPSD_ROLE: multiple processes need PostgreSQL; set VPSD_DATABASE_URL")
 
 
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    network = ipaddress.ip_network(text)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    return network if mapped is None else ipaddress.IPv4Network((mapped, max(0, network.prefixlen - 96)))
+
+
 def _refuse_odd_proxies(settings: Settings) -> None:
-    for proxy in filter(None, settings.trusted_proxies.split(",")):
-        try:
-            ipaddress.ip_network(proxy.strip())
-        except ValueError:
+    try:
+        settings.proxy_networks  # noqa: B018  # raises
+    except ValueError:
+        raise Misconfigured(
+            f"VPSD_TRUSTED_PROXIES={settings.trusted_proxies}: use comma-separated addresses, like 10.0.0.5"
+        ) from None
+    if settings.public_url is not None and not _is_url(settings.public_url.rstrip("/"), PATH):
+        # the error leaves its value out: it may contain a password
+        raise Misconfigured("VPSD_PUBLIC_URL: use a URL like https://vps.example.com/prefix, with no login or query")
+    for origin in settings.cors if settings.cors != ("*",) else ():
+        if not _is_url(origin, "") or origin != origin.lower() or re.search("^http:.*:80$|^https:.*:443$", origin):
             raise Misconfigured(
-                f"VPSD_TRUSTED_PROXIES={settings.trusted_proxies}: use comma-separated addresses, like 10.0.0.5"
-            ) from None
+                f"VPSD_CORS_ORIGINS={settings.cors_origins}: use comma-separated origins as browsers send them, like "
+                "https://panel.example.com: in lower case, with no path and no usual port; or * alone"
+            )
+
+
+def _is_url(text: str, path: str) -> bool:
+    match = re.fullmatch(f"https?://{HOST}{path}", text)
+    return match is not None and 0 < int(match["port"] or 1) < 65536
 
 
 def _refuse_odd_money(settings: Settings) -> None:

@@ -18,6 +18,7 @@ JSON = st.recursive(
 NAMES = ["name", "plan_id", "os_id", "location", "hostname", "ssh_key_id", "backups_enabled", "public_key"]
 NAMES += ["permissions", "expires_in_days", "tags", "protected", "user_data"]
 GOOD: dict[str, Any] = {"name": "web", **TINY, "public_key": "ssh-ed25519 AAAA"}
+LISTING = ["page", "page_size", "status", "location", "tag", "name", "q", "sort", "cursor"]
 TOKEN: dict[str, Any] = {"name": "backup", "permissions": ["servers:read"], "expires_in_days": 30}
 
 
@@ -84,7 +85,7 @@ async def test_a_random_query_about_money_is_never_a_500(cloud: Cloud, query: di
 
 
 @random_input
-@given(query=st.dictionaries(st.sampled_from(["page", "page_size", "status", "location", "tag", "name"]), st.text(
+@given(query=st.dictionaries(st.sampled_from(LISTING), st.text(
     st.characters(exclude_categories=["Cs"]), max_size=20), max_size=4))  # fmt: skip
 async def test_a_random_query_is_never_a_500(cloud: Cloud, query: dict[str, str]) -> None:
     answer = await cloud.get("/api/v1/servers/", params=query)

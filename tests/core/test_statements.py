@@ -46,7 +46,7 @@ def _statements() -> Iterator[tuple[str, Statement[Any]]]:
             if isinstance(value, dict):
                 group = {f"{name}[{key}]": one for key, one in value.items()}
             elif isinstance(value, PagedList):
-                group = {f"{name}.page": value.page, f"{name}.count": value.count}
+                group = {f"{name}.{part}": getattr(value, part) for part in ("page", "onwards", "count")}
             for label, statement in group.items():
                 if isinstance(statement, Statement):
                     yield f"{module.__name__}.{label}", statement

@@ -141,7 +141,7 @@ async def test_a_command_that_was_to_take_over_has_a_row_of_its_own(
     assert (present.command, waiting.command, waiting.status) == ("start", "delete", "queued")
     await cloud.work()
     async with cloud.reading() as ctx:
-        _, history = await operations.history(ctx, 2, Page())
+        history = (await operations.history(ctx, 2, Page())).rows
     assert [(operation.command, operation.status) for operation in history] == [
         ("start", "cancelled"),
         ("delete", "succeeded"),

@@ -53,7 +53,7 @@ async def test_a_second_one_takes_the_waiting_ones_place_or_is_refused(cloud: Cl
     assert delete.waits_for == stop.id
     async with cloud.reading() as ctx:
         assert await _ids_waiting(ctx, stop.id) == [delete.id]
-        _, history = await operations.history(ctx, server_id, _page())
+        history = (await operations.history(ctx, server_id, _page())).rows
     assert [(o.id, o.status) for o in history][-3:] == [
         (stop.id, "running"),
         (hard.id, "cancelled"),

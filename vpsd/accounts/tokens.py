@@ -14,7 +14,7 @@ from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.core.ids import token_hash
-from vpsd.core.pages import Page, PagedList
+from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import DAY_MS, MINUTE_MS
 from vpsd.errors import Invalid, NotFound, Unauthenticated
 from vpsd.events import service as events
@@ -116,7 +116,7 @@ _ROWS = (
     .order_by(_t.id)
 )
 _ALL = Statement(_ROWS, into=_Row)
-_LIST = PagedList(_ROWS.where(_VALID), into=_Row)
+_LIST = PagedList(_ROWS.where(_VALID), _t.id, into=_Row)
 _ONE = Statement(_ROWS.where(_OWN, _ID), into=_Row)
 _NAMES = Statement(select(_t.id, _t.name).where(_OWN), into=_TokenName)
 _ADD = Statement(
@@ -170,10 +170,10 @@ async def list_all(ctx: Ctx) -> list[Token]:
     return [row.token() for row in await ctx.tx.all(_ALL)]
 
 
-async def list_tokens(ctx: Ctx, page: Page) -> tuple[int, list[Token]]:
+async def list_tokens(ctx: Ctx, page: Page) -> Part[Token]:
     """How many tokens the account has that were not revoked, and a page of them, oldest first."""
-    count, rows = await _LIST.read(ctx, page)
-    return count, [row.token() for row in rows]
+    part = await _LIST.read(ctx, page)
+    return Part(part.count, [row.token() for row in part.rows], part.end)
 
 
 async def get(ctx: Ctx, token_id: int) -> Token:

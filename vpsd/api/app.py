@@ -1,14 +1,17 @@
 """The application: every section under /api/v1, and /health. `python -m vpsd.api.app` prints its description."""
 
+from urllib.parse import urlsplit
+
 from litestar import Litestar, Router, get
 from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 
 from vpsd.api.http.authentication import PUBLIC, BearerToken, needed
 from vpsd.api.http.errors import LARGEST_BODY_BYTES, handlers
+from vpsd.api.http.forms import NoQuery
 from vpsd.api.http.health import health_of
 from vpsd.api.http.middleware import Asgi, RequestMiddleware
-from vpsd.api.http.openapi import describe
+from vpsd.api.http.openapi import SERVER, describe
 from vpsd.api.http.requests import ApiRequest
 from vpsd.api.vps_org import account, backups, catalog, servers, ssh_keys
 from vpsd.api.vps_org.description import DESCRIPTION
@@ -26,11 +29,13 @@ _SECTIONS = (servers.router, *backups.routers, ssh_keys.router, catalog.router, 
 )
 async def openapi(request: ApiRequest) -> bytes:
     """This API, described."""
+    request.query_form(NoQuery).validate()
     state = request.app.state
     if "openapi" not in state:
         state.openapi = describe(request.app.routes, DESCRIPTION)
     described: bytes = state.openapi
-    return described
+    prefix = urlsplit(request.base).path
+    return described.replace(SERVER, f'"url": "{prefix}/"'.encode(), 1) if prefix else described
 
 
 def make_app(runtime: Runtime) -> Asgi:

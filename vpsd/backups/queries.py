@@ -13,7 +13,7 @@ from vpsd.backups.repository import BackupRef
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults, Required
-from vpsd.core.pages import Page, PagedList
+from vpsd.core.pages import Page, PagedList, Part
 from vpsd.errors import NotFound
 from vpsd.lifecycle import RULES
 from vpsd.operations.models import operations
@@ -57,8 +57,8 @@ _OWN = and_(
     or_(*(_c.kind == bindparam(name) for name in ("first_kind", "last_kind"))),
 )
 _NAMED = select(backups, servers.c.name.label("server_name")).join_from(backups, servers)
-_LIST = PagedList(_NAMED.where(_OWN).order_by(_c.id.desc()), into=NamedBackup)
-_LIST_OF_SERVER = PagedList(_NAMED.where(_OWN, _OF_SERVER).order_by(_c.id.desc()), into=NamedBackup)
+_LIST = PagedList(_NAMED.where(_OWN), _c.id, into=NamedBackup, newest_first=True)
+_LIST_OF_SERVER = PagedList(_NAMED.where(_OWN, _OF_SERVER), _c.id, into=NamedBackup, newest_first=True)
 _ONE = Statement(_NAMED.where(_OWN, _BACKUP), into=NamedBackup)
 _LOCK = Statement(_NAMED.where(_OWN, _BACKUP).with_for_update(of=backups), into=NamedBackup)
 _ROW = Statement(select(backups).where(_BACKUP), into=Backup)
@@ -142,9 +142,7 @@ def _own(ctx: Ctx, kinds: Sequence[Kind]) -> dict[str, Any]:
     return {"account_id": ctx.account_id, "first_kind": kinds[0], "last_kind": kinds[-1]}
 
 
-async def list_backups(
-    ctx: Ctx, kinds: Sequence[Kind], page: Page, server_id: int | None = None
-) -> tuple[int, list[NamedBackup]]:
+async def list_backups(ctx: Ctx, kinds: Sequence[Kind], page: Page, server_id: int | None = None) -> Part[NamedBackup]:
     """How many of these kinds the account has, of all its servers or of one, and a page of them, newest first."""
     found = _LIST if server_id is None else _LIST_OF_SERVER
     return await found.read(ctx, page, **_own(ctx, kinds), server_id=server_id)

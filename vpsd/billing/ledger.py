@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, bindparam, cast, func, insert, select
 from vpsd.billing.models import Entry, ledger
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
-from vpsd.core.pages import Page, PagedList
+from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.tables import total
 
 _l = ledger.c
@@ -22,14 +22,20 @@ _BALANCE = Statement(select(total(_l.amount_micros)).where(_OWN), into=int)
 _BALANCES = Statement(
     select(_l.account_id, total(_l.amount_micros).label("micros")).group_by(_l.account_id), into=_Balance
 )
-_ENTRIES = PagedList(
+_balanced = (  # within: a balance is the sum of all rows before it, whichever of them are on the page
     select(
         *(_l.id, _l.uuid, _l.kind, _l.amount_micros, _l.description, _l.reference, _l.created_at_ms),
         cast(func.sum(_l.amount_micros).over(order_by=_l.id), BigInteger).label("balance_micros"),
     )
     .where(_OWN)
-    .order_by(_l.id.desc()),
+    .subquery()
+)
+_ENTRIES = PagedList(
+    select(_balanced),
+    _balanced.c.id,
     into=Entry,
+    newest_first=True,
+    count=select(func.count()).select_from(ledger).where(_OWN),
 )
 _ADD = Statement(
     insert(ledger).returning(_l.id),
@@ -49,7 +55,7 @@ async def balances(ctx: Ctx) -> dict[int, int]:
     return {found.account_id: found.micros for found in await ctx.tx.all(_BALANCES)}
 
 
-async def entries(ctx: Ctx, page: Page) -> tuple[int, list[Entry]]:
+async def entries(ctx: Ctx, page: Page) -> Part[Entry]:
     """How many rows the account's ledger has, and a page of them, newest first."""
     return await _ENTRIES.read(ctx, page)
 

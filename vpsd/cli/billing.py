@@ -53,7 +53,7 @@ async def list_credit(
 ) -> None:
     """Show an account's ledger, newest first; the balance is its sum. Example: `vpsd credit list acme --json`."""
     async with reading(account) as ctx:
-        _, entries = await ledger.entries(ctx, Page(page, LARGEST_SIZE))
+        entries = (await ledger.entries(ctx, Page(page, LARGEST_SIZE))).rows
     found: list[dict[str, Any]] = [
         {
             "id": entry.id,

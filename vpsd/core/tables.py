@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Cast, Column, ColumnElement, Identity, Integer, cast, func
+from sqlalchemy import BigInteger, Cast, Column, ColumnElement, Identity, Integer, String, cast, func
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
 
 
 def identity() -> Column[Any]:
@@ -13,3 +16,28 @@ def identity() -> Column[Any]:
 def total(values: ColumnElement[Any]) -> Cast[int]:
     """The sum of integers, 0 where there are none; PostgreSQL by itself would answer with a decimal."""
     return cast(func.coalesce(func.sum(values), 0), BigInteger)
+
+
+class alphabetical(GenericFunction[str]):  # noqa: N801  # reads like the functions of SQL
+    """A text to order by: `a` and `A` are alike, and the order is the same in every database and locale.
+
+    In Python: `alphabetical_key`.
+    """
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(alphabetical)
+def _by_bytes(element: alphabetical, compiler: SQLCompiler, **options: Any) -> str:
+    return f"lower({compiler.process(element.clauses, **options)})"
+
+
+@compiles(alphabetical, "postgresql")
+def _by_bytes_whatever_the_locale(element: alphabetical, compiler: SQLCompiler, **options: Any) -> str:
+    return f'lower({compiler.process(element.clauses, **options)} COLLATE "C")'
+
+
+def alphabetical_key(text: str) -> str:
+    """What `alphabetical` makes of a text."""
+    return text.encode().lower().decode()  # bytes: only a to z have a lower case here, as in the databases

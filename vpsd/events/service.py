@@ -4,22 +4,15 @@ from sqlalchemy import bindparam, insert, select
 
 from vpsd.core.context import SYSTEM, Ctx
 from vpsd.core.db import Statement
-from vpsd.core.pages import Page, PagedList
+from vpsd.core.pages import Page, PagedList, Part
 from vpsd.events.models import Event, events
 
 _LATEST_EVENTS = 50
 
 _ADD = Statement(insert(events), [column.name for column in events.c if column.name != "id"])
-_LIST = PagedList(
-    select(events).where(events.c.account_id == bindparam("account_id")).order_by(events.c.id.desc()), into=Event
-)
-_LATEST = Statement(
-    select(events)
-    .where(events.c.account_id == bindparam("account_id"))
-    .order_by(events.c.id.desc())
-    .limit(_LATEST_EVENTS),
-    into=Event,
-)
+_OWN = events.c.account_id == bindparam("account_id")
+_LIST = PagedList(select(events).where(_OWN), events.c.id, into=Event, newest_first=True)
+_LATEST = Statement(select(events).where(_OWN).order_by(events.c.id.desc()).limit(_LATEST_EVENTS), into=Event)
 
 
 async def record(
@@ -50,7 +43,7 @@ async def record(
     )
 
 
-async def list_events(ctx: Ctx, page: Page) -> tuple[int, list[Event]]:
+async def list_events(ctx: Ctx, page: Page) -> Part[Event]:
     """How many events the account has, and a page of them, newest first."""
     return await _LIST.read(ctx, page)
 

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, exists, func, insert, or_
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
-from vpsd.core.pages import Page, PagedList
+from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import MINUTE_MS
 from vpsd.errors import Busy
 from vpsd.lifecycle import RULES, Command, supersedes
@@ -27,7 +27,7 @@ _OF_SERVER = _c.server_id == bindparam("server_id")
 _OPEN_OF = Statement(select(operations).where(_OF_SERVER, _OPEN), into=Operation)
 _WAITING = Statement(select(operations).where(_c.waits_for == bindparam("operation_id"), _UNFINISHED), into=Operation)
 _OPEN_SERVERS = Statement(select(_c.server_id).where(_OPEN), into=int)
-_HISTORY = PagedList(select(operations).where(_OF_SERVER).order_by(_c.id), into=Operation)
+_HISTORY = PagedList(select(operations).where(_OF_SERVER), _c.id, into=Operation)
 _SINCE = Statement(
     select(func.count())
     .select_from(operations)
@@ -192,7 +192,7 @@ async def busy_servers(ctx: Ctx) -> set[int]:
     return set(await ctx.tx.all(_OPEN_SERVERS))
 
 
-async def history(ctx: Ctx, server_id: int, page: Page) -> tuple[int, list[Operation]]:
+async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
     """How many operations a server had, and a page of them, oldest first."""
     return await _HISTORY.read(ctx, page, server_id=server_id)
 

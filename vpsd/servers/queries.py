@@ -1,11 +1,8 @@
 """Servers, read: scoped to the account of the context for customers, and of all accounts for workers and operators."""
 
-from functools import cache
-from typing import Any
-
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import Select, and_, bindparam, func, or_, select
+from sqlalchemy import and_, bindparam, func, or_, select
 
 from vpsd.billing import credit, prices
 from vpsd.catalog import service as catalog
@@ -14,7 +11,7 @@ from vpsd.core.clock import month_name
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
-from vpsd.core.pages import Page
+from vpsd.core.pages import Page, Part
 from vpsd.core.tables import total
 from vpsd.core.units import MINUTE_MS
 from vpsd.errors import NotFound
@@ -31,12 +28,10 @@ from vpsd.servers.models import LockedServer, Server, servers
 _FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
 
 _c = servers.c
-_OWN = and_(_c.account_id == bindparam("account_id"), _c.deleted_at_ms.is_(None))
-_OWN_ONE = and_(_OWN, _c.id == bindparam("id"))
-_WITH_CATALOG = servers.join(plans, plans.c.id == _c.plan_id).join(
-    operating_systems, operating_systems.c.id == _c.os_id
-)
-_SUMMARY = (
+OWN = and_(_c.account_id == bindparam("account_id"), _c.deleted_at_ms.is_(None))
+_OWN_ONE = and_(OWN, _c.id == bindparam("id"))
+WITH_CATALOG = servers.join(plans, plans.c.id == _c.plan_id).join(operating_systems, operating_systems.c.id == _c.os_id)
+SUMMARY = (
     *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.status_detail, _c.ip_address, _c.location, _c.plan_id),
     *(plans.c.name.label("plan_name"), plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb),
     *(_c.os_id, operating_systems.c.name.label("os_name"), _c.tags, _c.protected, _c.purge_due_at_ms),
@@ -106,15 +101,6 @@ class DetailedServer(ListedServer, frozen=True):
         return max(self.received_bytes, self.sent_bytes)
 
 
-class ServerFilter(msgspec.Struct, frozen=True):
-    """What a list of servers can be narrowed to."""
-
-    status: Status | UnsetType = UNSET
-    location: str | UnsetType = UNSET
-    tag: str | UnsetType = UNSET
-    name: str | UnsetType = UNSET
-
-
 class ServerLife(msgspec.Struct, frozen=True):
     """When a server first worked, and when it was deleted for good."""
 
@@ -147,14 +133,14 @@ class _ServerName(msgspec.Struct, frozen=True):
 
 _DETAIL = Statement(
     select(
-        *_SUMMARY,
+        *SUMMARY,
         *(plans.c.bandwidth_gb, _c.backups_enabled, _c.freeze_for_backups, _c.ssh_port, _c.error),
         *(_c.user_data_status, _c.user_data_error, _c.ssh_host_keys),
         *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
         *(traffic.c.received_bytes, traffic.c.sent_bytes),
     )
     .select_from(
-        _WITH_CATALOG.outerjoin(usage, usage.c.server_id == _c.id).outerjoin(
+        WITH_CATALOG.outerjoin(usage, usage.c.server_id == _c.id).outerjoin(
             traffic, and_(traffic.c.server_id == _c.id, traffic.c.month == bindparam("month"))
         )
     )
@@ -171,7 +157,7 @@ _LOCK_ANY = Statement(_LOCK.where(_c.id == bindparam("id")), into=LockedServer)
 _LOCK_OWN = Statement(_LOCK.where(_OWN_ONE), into=LockedServer)
 _ACCOUNT_OF = Statement(select(_c.account_id).where(_c.id == bindparam("id"), _c.deleted_at_ms.is_(None)), into=int)
 _PRESENT = Statement(_SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id), into=Server)
-_OF_ACCOUNT = Statement(_SERVER.where(_OWN).order_by(_c.id), into=Server)
+_OF_ACCOUNT = Statement(_SERVER.where(OWN).order_by(_c.id), into=Server)
 _WITH_STATUS = Statement(
     select(_c.account_id).where(_c.status == bindparam("status"), _c.deleted_at_ms.is_(None)).distinct(), into=int
 )
@@ -210,49 +196,6 @@ _IN_USE = Statement(
     into=Resources,
 )
 
-_FILTERS = {
-    "status": _c.status == bindparam("status"),
-    "location": _c.location == bindparam("location"),
-    "tag": _c.tags.like(bindparam("tag"), escape="\\"),
-    "name": _c.name == bindparam("name"),
-}
-
-
-def _narrowed(statement: Select[Any], filters: tuple[str, ...]) -> Select[Any]:
-    return statement.where(_OWN, *(_FILTERS[name] for name in filters))
-
-
-@cache
-def _count(filters: tuple[str, ...]) -> Statement[int]:
-    return Statement(_narrowed(select(func.count()).select_from(servers), filters), into=int)
-
-
-@cache
-def _page(filters: tuple[str, ...]) -> Statement[ListedServer]:
-    # The ids of the page first, from the index alone: joining what an offset skips would cost ten times as much.
-    ids = _narrowed(select(_c.id), filters).order_by(_c.id)
-    return Statement(
-        select(*_SUMMARY)
-        .select_from(_WITH_CATALOG)
-        .where(_c.id.in_(ids.limit(bindparam("limit")).offset(bindparam("offset")).correlate(None)))
-        .order_by(_c.id),
-        into=ListedServer,
-    )
-
-
-async def list_servers(ctx: Ctx, wanted: ServerFilter, page: Page, faults: Faults) -> tuple[int, list[ListedServer]]:
-    """How many servers the account has, and a page of them, newest last; raises `Invalid`."""
-    if wanted.location is not UNSET and await catalog.find_location(ctx, wanted.location) is None:
-        faults.add("location", await unknown_location(ctx, wanted.location))
-    faults.check()
-    values = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
-    filters = tuple(values)
-    if wanted.tag is not UNSET:  # as it stands in the JSON; of what LIKE reads in its own way a tag has only _
-        values["tag"] = '%"' + wanted.tag.replace("_", r"\_") + '"%'
-    count = await ctx.tx.first(_count(filters), account_id=ctx.account_id, **values) or 0
-    found = await ctx.tx.all(_page(filters), account_id=ctx.account_id, limit=page.size, offset=page.offset, **values)
-    return count, found
-
 
 async def unknown_location(ctx: Ctx, code: str) -> UnknownLocation:
     """The fault for a location code that does not exist."""
@@ -279,7 +222,7 @@ async def lock_server(ctx: Ctx, server_id: int) -> LockedServer:
     return server
 
 
-async def history(ctx: Ctx, server_id: int, page: Page) -> tuple[int, list[Operation]]:
+async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
     """How many operations a server of the account had, and a page of them, oldest first; raises `NotFound`."""
     if await ctx.tx.first(_EXISTS, account_id=ctx.account_id, id=server_id) is None:
         raise NotFound("server", server_id)

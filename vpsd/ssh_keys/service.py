@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, delete, insert, select
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
 from vpsd.core.faults import Faults
-from vpsd.core.pages import Page, PagedList
+from vpsd.core.pages import Page, PagedList, Part
 from vpsd.errors import Fault, Invalid, NotFound
 from vpsd.events import service as events
 from vpsd.ssh_keys.lines import parse
@@ -16,7 +16,7 @@ from vpsd.ssh_keys.models import SshKey, ssh_keys
 _OWN = ssh_keys.c.account_id == bindparam("account_id")
 _OWN_ONE = (_OWN, ssh_keys.c.id == bindparam("id"))
 _COLUMNS = [column for column in ssh_keys.c if column.name != "account_id"]
-_LIST = PagedList(select(*_COLUMNS).where(_OWN).order_by(ssh_keys.c.id), into=SshKey)
+_LIST = PagedList(select(*_COLUMNS).where(_OWN), ssh_keys.c.id, into=SshKey)
 _ONE = Statement(select(*_COLUMNS).where(*_OWN_ONE), into=SshKey)
 _ADD = Statement(
     insert(ssh_keys).returning(*_COLUMNS),
@@ -42,7 +42,7 @@ class KeyTaken(Fault, frozen=True):
         return f"The account already has this key ({self.fingerprint})."
 
 
-async def list_keys(ctx: Ctx, page: Page) -> tuple[int, list[SshKey]]:
+async def list_keys(ctx: Ctx, page: Page) -> Part[SshKey]:
     """How many keys the account has, and a page of them, oldest first."""
     return await _LIST.read(ctx, page)
 

@@ -1,4 +1,4 @@
 """HTTP, whatever the dialect: tokens, limits, idempotency, errors, descriptions.
 
-All dialects share the shapes of errors, numbered pages (`page`, `page_size`), `dry_run` and `Idempotency-Key`.
+All dialects share the shapes of errors, pages (`cursor`, `page`, `page_size`), `dry_run` and `Idempotency-Key`.
 """

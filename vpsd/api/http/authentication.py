@@ -43,7 +43,7 @@ class BearerToken(AbstractAuthenticationMiddleware):
                 login = await tokens.authenticate(ctx, token, context.address, context.request_id)
         except Unauthenticated:
             # Only wrong tokens have to wait: who shares an address with somebody who guesses is not shut out.
-            wait = context.limits.failures.take(context.address).retry_seconds
+            wait = context.limits.failures.take(context.network).retry_seconds
             if wait:
                 raise TooMany(f"Too many wrong tokens came from this address. Wait {wait} seconds.", wait) from None
             raise
@@ -67,8 +67,11 @@ def needed(handler: BaseRouteHandler) -> str:
 
 
 def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
-    """The token that a request carries; raises `NoToken` where there is none."""
-    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    """The token that a request carries; raises `NoToken` where there is none, `Unauthenticated` where there are two."""
+    sent = connection.headers.getall("authorization", [""])
+    if len(sent) > 1:
+        raise Unauthenticated("The header Authorization is there more than once. Send it once.")
+    scheme, _, token = sent[0].partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise NoToken
     return token.strip()

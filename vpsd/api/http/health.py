@@ -58,7 +58,15 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
     """The route that tells how vpsd, this host and the backups' target are."""
     host, target = (runtime.host, runtime.repository.status) if runtime else (HostStatus(), TargetStatus())
 
-    @get("/health", "health", "Health", tags=["Service"], needs=PUBLIC, further={503: "The host does not answer"})
+    @get(
+        "/health",
+        "health",
+        "Health",
+        tags=["Service"],
+        needs=PUBLIC,
+        further={503: "The host does not answer"},
+        lenient=True,  # monitoring adds what it likes to defeat caches
+    )
     async def health(ctx: Ctx) -> Response[Health]:
         """Whether vpsd can do its work; 503 while its host does not answer.
 

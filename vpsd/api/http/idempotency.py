@@ -1,5 +1,6 @@
 """How a POST is executed: once for each Idempotency-Key."""
 
+import difflib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -7,11 +8,14 @@ import msgspec
 from litestar import Response
 
 from vpsd.api.http.authentication import bearer_token
+from vpsd.api.http.forms import ONCE
 from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Ctx
 from vpsd.errors import Invalid
 from vpsd.idempotency import service as idempotency
 from vpsd.idempotency.service import Answer, Claim
+
+HEADER = "Idempotency-Key"
 
 _LONGEST_KEY = 255
 
@@ -24,9 +28,9 @@ async def execute(request: ApiRequest, handler: Handler, status_code: int) -> Re
     With an Idempotency-Key its answer is kept in that same transaction. A refused request keeps none: it changed
     nothing, and may be sent again with the same key.
     """
-    key = request.headers.get("idempotency-key")
+    key = _key(request)
     if key is not None:
-        answer = await _once(request, _checked(key), handler, status_code)
+        answer = await _once(request, key, handler, status_code)
         return Response(answer.body, status_code=answer.status_code, media_type="application/json")
     async with request.runtime.write(request.actor) as ctx:
         return Response(await handler(ctx), status_code=status_code)
@@ -50,11 +54,26 @@ async def _once(request: ApiRequest, key: str, handler: Handler, status_code: in
     return answer
 
 
+def _key(request: ApiRequest) -> str | None:
+    for name in request.headers:
+        if name != HEADER.lower() and _is_misspelt(name):
+            raise Invalid({name[:100]: [f"Unknown header. Did you mean {HEADER}?"]})
+    keys = request.headers.getall(HEADER, [])
+    if len(keys) > 1:
+        raise Invalid({HEADER: [f"{ONCE}."]})
+    return _checked(keys[0]) if keys else None
+
+
+def _is_misspelt(name: str) -> bool:
+    """Whether a header is meant to be the key: without it, a request that is sent again would be carried out again."""
+    if "potency" in name or "idemp" in name:
+        return True
+    return "key" in name and difflib.SequenceMatcher(None, name, HEADER.lower()).ratio() > 0.75
+
+
 def _checked(key: str) -> str:
     if not 0 < len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
-        raise Invalid(
-            {"Idempotency-Key": [f"Give 1 to {_LONGEST_KEY} printable ASCII characters, best a random UUID."]}
-        )
+        raise Invalid({HEADER: [f"Give 1 to {_LONGEST_KEY} printable ASCII characters, best a random UUID."]})
     return key
 
 

@@ -1,6 +1,5 @@
-"""The outermost layer: a request's id, how often an address may ask, the line in the log, and HEAD like GET."""
+"""The outermost layer: a request's id and sender, how often an address may ask, CORS, the log, and HEAD like GET."""
 
-import ipaddress
 import logging
 import re
 import time
@@ -10,6 +9,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from vpsd.accounts.models import Caller
+from vpsd.api.http.addresses import Senders
+from vpsd.api.http.cors import PREFLIGHT, Cors
 from vpsd.api.http.errors import Problem
 from vpsd.core import logs
 from vpsd.core.limits import Limiter
@@ -54,6 +55,8 @@ class RequestContext(msgspec.Struct):
 
     limits: RateLimits
     address: str
+    network: str  # what of the address limits count by
+    base: str  # what addresses of vpsd begin with for the sender
     request_id: str
     headers: dict[str, str]  # to be sent with the answer
     caller: Caller | None = None
@@ -84,6 +87,8 @@ class RequestMiddleware:
         self._app = app
         self._ids = runtime.ids
         self._limits = RateLimits.of(runtime)
+        self._senders = Senders(runtime.settings)
+        self._cors = Cors(runtime.settings.cors)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -91,7 +96,10 @@ class RequestMiddleware:
             return
         sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = sent.decode() if _SANE_ID.fullmatch(sent) else self._ids.uuid()
-        context = RequestContext(self._limits, _address(scope), request_id, {"X-Request-ID": request_id})
+        sender = self._senders.of(scope)
+        headers = {"X-Request-ID": request_id, **self._cors.headers(scope)}
+        context = RequestContext(self._limits, sender.address, sender.network, sender.base, request_id, headers)
+        scope = {**scope, "path": sender.path, "vpsd": context}
         status = 500
         began = time.perf_counter()
 
@@ -105,24 +113,20 @@ class RequestMiddleware:
 
         token = logs.request_id.set(request_id)
         try:
-            context.take("address", context.address)
+            context.take("address", context.network)
+            if self._cors.is_preflight(scope):
+                await answer({"type": "http.response.start", "status": 204, "headers": PREFLIGHT})
+                await answer({"type": "http.response.body", "body": b""})
+                return
             # HEAD is answered like GET; the server leaves the body out.
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await self._app({**scope, "method": method, "vpsd": context}, receive, answer)
+            await self._app({**scope, "method": method}, receive, answer)
         except TooMany as error:
             await _refuse(error, answer)
         finally:
             if log.isEnabledFor(logging.INFO):
                 _log(scope, context, status, time.perf_counter() - began)
             logs.request_id.reset(token)
-
-
-def _address(scope: Any) -> str:
-    client = scope.get("client")
-    try:
-        return str(ipaddress.ip_address(client[0]))
-    except (TypeError, ValueError):
-        return "unknown"
 
 
 async def _refuse(error: TooMany, answer: Asgi) -> None:

@@ -15,7 +15,8 @@ from litestar.routes import BaseRoute
 from vpsd import errors
 from vpsd.api.http.authentication import EVERYBODY, PUBLIC
 from vpsd.api.http.errors import CHALLENGE, CODES, Problem, status_code_of
-from vpsd.api.http.routes import NOT_DRY, Route
+from vpsd.api.http.forms import unknown_name
+from vpsd.api.http.routes import Route
 
 
 class ApiDescription(msgspec.Struct, frozen=True):
@@ -29,6 +30,7 @@ class ApiDescription(msgspec.Struct, frozen=True):
     problems: Mapping[str, Problem]
 
 
+SERVER = b'"url": "/"'  # in the document: below which its paths are, until it is known that there is a prefix
 _FIELD_ERRORS = {
     "title": "FieldErrors",
     "description": "Every field that is wrong, each with its messages.",
@@ -65,6 +67,7 @@ _RATE_HEADERS = {
 _ID = {"type": "integer", "format": "int64", "minimum": 1}
 _WRONG_FIELDS = {"name": ["This field is required."], "backups_enabled": ["Expected true or false, got a string."]}
 _WRONG_QUERY = {"page": ["Give a whole number from 1."]}
+_MISSPELT = "dryrun"
 
 
 def describe(routes: Sequence[BaseRoute], description: ApiDescription) -> bytes:
@@ -120,10 +123,13 @@ def _parameters(query: type[msgspec.Struct]) -> list[dict[str, Any]]:
     """The fields of a query's struct."""
     _, components = msgspec.json.schema_components([query], ref_template="#/components/schemas/{name}")
     fields = components[query.__name__]["properties"]
-    return [
-        {"name": name, "in": "query", "description": field.pop("description"), "schema": field}
-        for name, field in fields.items()
-    ]
+    parameters = []
+    for name, field in fields.items():
+        if "default" in field and not field["default"] and field["type"] == "string":
+            del field["default"]  # it says that nothing was sent, and cannot be sent
+        parameter = {"name": name, "in": "query", "description": field.pop("description"), "schema": field}
+        parameters.append(parameter | ({"style": "form", "explode": False} if field.get("type") == "array" else {}))
+    return parameters
 
 
 def _id_text(name: str) -> str:
@@ -181,7 +187,7 @@ class _Operation:
             {"name": name, "in": "path", "required": True, "description": _id_text(name), "schema": _ID}
             for name in route.ids
         ]
-        parameters += _parameters(route.query) if route.query else []
+        parameters += _parameters(route.query)
         parameters += [{"$ref": "#/components/parameters/idempotency_key"}] if posts else []
         return {
             "operationId": self.name,
@@ -249,10 +255,14 @@ class _Operation:
         codes += [CODES[400]] if route.body else []
         examples: dict[str, object] = {code: {"value": self._description.problems[code]} for code in codes}
         kinds = ["Problem"] if codes else []
-        cannot_be_dry = route.method != "GET" and route.preview is None
-        if route.body or route.query or cannot_be_dry:
-            wrong = _WRONG_FIELDS if route.body else NOT_DRY if cannot_be_dry else _WRONG_QUERY
-            examples["invalid"] = {"value": wrong}
+        if not route.lenient:
+            parameters = list(route.query.__struct_fields__)
+            query = (
+                _WRONG_QUERY
+                if "page" in parameters
+                else {_MISSPELT: [unknown_name("parameter", _MISSPELT, parameters)]}
+            )
+            examples["invalid"] = {"value": _WRONG_FIELDS if route.body else query}
             kinds.append("FieldErrors")
         if not kinds:
             return {}

@@ -20,16 +20,17 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta
 
 from vpsd.api.http.authentication import PUBLIC
+from vpsd.api.http.forms import NoQuery
 from vpsd.api.http.idempotency import execute
 from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Ctx, Transactions
-from vpsd.errors import Invalid, VpsdError
+from vpsd.errors import VpsdError
 
 Preview: TypeAlias = Callable[[Ctx, Any], Awaitable[Any]]
 Before: TypeAlias = Callable[[Transactions, Any], Awaitable[None]]
 
 _LARGEST_ID = 2**63 - 1  # that a database can look for
-NOT_DRY = {"dry_run": ["A dry run of this request is not possible. Leave dry_run out to carry it out."]}
+NOT_DRY = "A dry run of this request is not possible. Leave dry_run out to carry it out."
 
 
 class DryRunQuery(msgspec.Struct):
@@ -65,6 +66,7 @@ class Route:
         preview: Preview | None = None,
         before: Before | None = None,
         body_required: bool = True,
+        lenient: bool = False,
         headers: Mapping[str, str] | None = None,
         further: Mapping[int, str] | None = None,
         hints: Mapping[str, Any] | None = None,
@@ -75,7 +77,7 @@ class Route:
         self.answer: Any = hints["return"]
         shapes = {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is not None}
         self.body = shapes.get("form")
-        self.query: Any = shapes.get("query", DryRunQuery if preview else None)
+        self.query: Any = shapes.get("query", DryRunQuery if preview else NoQuery)
         self.ids: list[str] = re.findall(r"{(\w+):int}", path)
         self.text = text or (inspect.getdoc(function) or "").replace("{noun}", noun)
         self.position = next(_position)  # among all routes, as they stand in the source
@@ -85,16 +87,22 @@ class Route:
         self.preview = preview  # what a dry run is answered with
         self.before = before  # looks at the form while no transaction is open: what takes long keeps nobody waiting
         self.body_required = body_required
+        self.lenient = lenient  # what it does not know is ignored
         self.headers = headers or {}  # of its answer
         self.further = further or {}  # other status codes with the same body
         self._function = function
         self._takes_query = "query" in hints
+        in_query, in_body = self.query.__struct_fields__, self.body.__struct_fields__ if self.body else ()
+        # What is known, though not there, and what to do about it.
+        not_dry = {} if method == "GET" or "dry_run" in in_query else {"dry_run": NOT_DRY}
+        self._not_in_body = {name: f"Send it in the query, not in the body: ?{name}=…" for name in in_query} | not_dry
+        self._not_in_query = dict.fromkeys(in_body, "Send it in the body, not in the query.") | not_dry
 
     async def answer_to(self, request: ApiRequest) -> Response[Any]:
         """Call the handler for a request."""
         handler = await self._bound(request)
         runtime, actor = request.runtime, request.actor
-        if self.preview is not None and request.query_form(DryRunQuery).validate().get("dry_run"):
+        if self.preview is not None and request.query_form(DryRunQuery).get("dry_run"):
             async with runtime.rolled_back(actor) as ctx:
                 return Response(await self.preview(ctx, await handler(ctx)), status_code=200)
         if self.method == "POST":
@@ -105,23 +113,23 @@ class Route:
 
     async def _bound(self, request: ApiRequest) -> Callable[[Ctx], Awaitable[Any]]:
         """The function with all that it takes but the context."""
-        if (
-            self.method != "GET"
-            and self.preview is None
-            and any(name == "dry_run" for name, _ in request.query_pairs())
-        ):
-            raise Invalid(NOT_DRY)  # rather than to do it
         ids = [request.path_params[name] for name in self.ids]
         # The framework reads ids as Python does: 1_0 and +1 would be numbers.
         if any(number > _LARGEST_ID or f"/{number}/" not in f"{request.scope['path']}/" for number in ids):
             raise NotFoundException
         forms: dict[str, Any] = {}
+        query = request.query_form(self.query, self._not_in_query)
+        if self._takes_query:
+            forms["query"] = query
+        elif not self.lenient:
+            query.validate()
         if self.body is not None:
-            forms["form"] = await request.body_form(self.body, required=self.body_required)
+            required, misplaced = self.body_required, self._not_in_body
+            forms["form"] = await request.body_form(self.body, required=required, misplaced=misplaced)
             if self.before is not None:
                 await self.before(request.runtime, forms["form"])
-        if self._takes_query:
-            forms["query"] = request.query_form(self.query)
+        elif not self.lenient:
+            await request.refuse_body(self._not_in_body)
         return lambda ctx: self._function(ctx, *ids, **forms)
 
 

@@ -27,8 +27,8 @@ async def me(ctx: Ctx) -> wire.Me:
 @get("/tokens/", "token_list", "List tokens", needs="tokens:read")
 async def list_tokens(ctx: Ctx, query: Query[PageQuery]) -> wire.TokenList:
     """The account's tokens that were not revoked, newest last; never their values."""
-    count, found = await tokens.list_tokens(ctx, query.validate().page)
-    return wire.TokenList.of(query, count, [wire.TokenView.of(token) for token in found])
+    part = await tokens.list_tokens(ctx, query.validate().page)
+    return wire.TokenList.of(query, part, [wire.TokenView.of(token) for token in part.rows])
 
 
 @post("/tokens/", "token_create", "Make a token", needs="tokens:*", raises=(Forbidden,))
@@ -47,9 +47,9 @@ async def revoke_token(ctx: Ctx, token_id: int) -> None:
 @get("/events/", "event_list", "List events", needs="tokens:read")
 async def list_events(ctx: Ctx, query: Query[PageQuery]) -> wire.EventList:
     """Who did what, when, from which token and address, newest first. Nothing is ever taken off this list."""
-    count, found = await events.list_events(ctx, query.validate().page)
+    part = await events.list_events(ctx, query.validate().page)
     names = await tokens.names(ctx)
-    return wire.EventList.of(query, count, [wire.EventView.of(event, names) for event in found])
+    return wire.EventList.of(query, part, [wire.EventView.of(event, names) for event in part.rows])
 
 
 @get("/balance/", "account_balance", "Get the balance", needs="billing:read")
@@ -61,8 +61,8 @@ async def balance(ctx: Ctx) -> wire.Balance:
 @get("/transactions/", "transaction_list", "List transactions", needs="billing:read")
 async def transactions(ctx: Ctx, query: Query[PageQuery]) -> wire.TransactionList:
     """The ledger, newest first: the balance is its sum."""
-    count, found = await ledger.entries(ctx, query.validate().page)
-    return wire.TransactionList.of(query, count, [wire.Transaction.of(entry) for entry in found])
+    part = await ledger.entries(ctx, query.validate().page)
+    return wire.TransactionList.of(query, part, [wire.Transaction.of(entry) for entry in part.rows])
 
 
 @get("/usage/", "account_usage", "Get a month's usage", needs="billing:read")

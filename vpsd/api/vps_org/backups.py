@@ -48,8 +48,8 @@ def _section(
         """All {noun}s of all servers, deleted servers too, newest first."""
         query.validate()
         wanted = [Kind(query.get("backup_type"))] if query.has("backup_type") else kinds
-        count, found = await queries.list_backups(ctx, wanted, query.page, query.get("server_id"))
-        return page.of(query, count, [view.of(backup) for backup in found])
+        part = await queries.list_backups(ctx, wanted, query.page, query.get("server_id"))
+        return page.of(query, part, [view.of(backup) for backup in part.rows])
 
     @make("/", f"{noun}_create", summary, hints={"form": Form[body], "return": made}, text=text)
     async def create(ctx: Ctx, form: Form[Any]) -> Any:

@@ -40,7 +40,8 @@ DESCRIPTION = ApiDescription(
         "description": "Send your token with every request: `Authorization: Bearer YOUR_API_TOKEN`. Bodies are JSON, "
         "times are UTC, memory is in MB, storage and bandwidth in GB, money is in credits. A request only begins slow "
         "work: the server's `status` tells when it is done, its operations how far it has come. Paths without the "
-        "trailing slash work too.",
+        "trailing slash work too. Lists come in pages: follow `next` until it is null; where it begins with a slash, "
+        "it is a path on the host that you asked. Parameters and fields that are unknown or sent twice are refused.",
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
     tags={

@@ -19,10 +19,10 @@ from vpsd.backups.queries import choose_source
 from vpsd.core.context import Ctx, Transactions
 from vpsd.errors import Busy, OverQuota, PaymentRequired, Protected, Unavailable, WrongStatus
 from vpsd.lifecycle import Command
-from vpsd.servers import commands, creation, deletion, queries
+from vpsd.servers import commands, creation, deletion, listing, queries
 from vpsd.servers.commands import ServerChanges
 from vpsd.servers.creation import NewServer
-from vpsd.servers.queries import ServerFilter
+from vpsd.servers.listing import ServerFilter
 
 OPERATION_HEADER = "X-Operation-ID"
 
@@ -41,9 +41,10 @@ async def _check_user_data(transactions: Transactions, form: Form[forms.ServerCr
 
 @get("/", "server_list", "List all servers", needs="servers:read")
 async def list_servers(ctx: Ctx, query: Query[forms.ServerQuery]) -> wire.ServerList:
-    """All servers of the account, newest last."""
-    count, found = await queries.list_servers(ctx, query.plain(ServerFilter), query.page, query.faults)
-    return wire.ServerList.of(query, count, [wire.ServerSummary.of(server) for server in found])
+    """All servers of the account, newest last unless `sort` says otherwise."""
+    sort = query.get("sort", "id")
+    part = await listing.list_servers(ctx, query.plain(ServerFilter), sort, query.page, query.faults)
+    return wire.ServerList.of(query, part, [wire.ServerSummary.of(server) for server in part.rows])
 
 
 @post(
@@ -178,8 +179,8 @@ async def rebuild(ctx: Ctx, server_id: int, form: Form[forms.ServerRebuild]) -> 
 @get("/{server_id:int}/operations/", "server_operations", "List a server's operations", needs="servers:read")
 async def operations(ctx: Ctx, server_id: int, query: Query[PageQuery]) -> OperationList:
     """What was done with the server and how far what is being done has come, oldest first."""
-    count, found = await queries.history(ctx, server_id, query.validate().page)
-    return OperationList.of(query, count, [OperationView.of(operation) for operation in found])
+    part = await queries.history(ctx, server_id, query.validate().page)
+    return OperationList.of(query, part, [OperationView.of(operation) for operation in part.rows])
 
 
 router = Router(

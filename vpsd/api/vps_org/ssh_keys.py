@@ -13,8 +13,8 @@ from vpsd.ssh_keys.service import NewSshKey
 @get("/", "ssh_key_list", "List SSH keys", needs="ssh_keys:read")
 async def list_keys(ctx: Ctx, query: Query[PageQuery]) -> SshKeyList:
     """All keys of the account, newest last."""
-    count, keys = await ssh_keys.list_keys(ctx, query.validate().page)
-    return SshKeyList.of(query, count, [SshKeyView.of(key) for key in keys])
+    part = await ssh_keys.list_keys(ctx, query.validate().page)
+    return SshKeyList.of(query, part, [SshKeyView.of(key) for key in part.rows])
 
 
 @post("/", "ssh_key_create", "Add an SSH key", needs="ssh_keys:*")

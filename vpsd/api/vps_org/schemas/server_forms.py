@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from vpsd.api.http.forms import PageQuery
 from vpsd.lifecycle import Status
+from vpsd.servers.listing import SORTS
 from vpsd.servers.user_data import LARGEST_BYTES
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -69,10 +70,13 @@ class ServerQuery(PageQuery):
     """What a list of servers can be narrowed to."""
 
     status: Annotated[
-        Status | UnsetType,
+        Annotated[list[Status], Meta(min_length=1)] | UnsetType,
         Meta(
-            description="Only servers in this status",
-            extra={"message": f"There is no such status. The statuses are {', '.join(Status)}."},
+            description="Only servers in this status, or in one of several with commas between them",
+            extra={
+                "message": f"There is no such status. The statuses are {', '.join(Status)}; several have commas "
+                "between them."
+            },
         ),
     ] = UNSET
     location: Annotated[
@@ -82,6 +86,22 @@ class ServerQuery(PageQuery):
         Tag | UnsetType, Meta(description="Only servers with this tag", extra={"message": f"A tag is {_TAG}."})
     ] = UNSET
     name: Annotated[Name | UnsetType, Meta(description="Only servers of exactly this name")] = UNSET
+    q: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=253)] | UnsetType,
+        Meta(
+            description="Only servers with this in their name, hostname, address or a tag, whatever the case",
+            extra={"message": "Give 1 to 253 characters to look for; leave q out to list all."},
+        ),
+    ] = UNSET
+    sort: Annotated[
+        Annotated[str, Meta(pattern=f"^-?({'|'.join(SORTS)}){_END}")] | UnsetType,
+        Meta(
+            description=f"What to order them by: {', '.join(SORTS)}; backwards with - before it, like -created_at. "
+            "By default id. While one goes on by cursor, a server whose place in the order changes may be missed or "
+            "come twice; its id never changes",
+            extra={"message": f"Give one of {', '.join(SORTS)}, or one with - before it to go backwards."},
+        ),
+    ] = UNSET
 
 
 class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):

@@ -1,0 +1,133 @@
+"""An account's servers as a list: narrowed, searched, ordered, and read page by page."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from sqlalchemy import Select, bindparam, func, or_, select, tuple_
+
+from vpsd.catalog import service as catalog
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.core.faults import Faults
+from vpsd.core.pages import ForeignCursor, Page, Part, Position
+from vpsd.core.tables import alphabetical, alphabetical_key
+from vpsd.lifecycle import Status
+from vpsd.servers.models import servers
+from vpsd.servers.queries import OWN, SUMMARY, WITH_CATALOG, ListedServer, unknown_location
+
+_c = servers.c
+
+
+class ServerFilter(msgspec.Struct, frozen=True):
+    """What a list of servers can be narrowed to: one of these statuses, a part of what it is called, and so on."""
+
+    status: Sequence[Status] | UnsetType = UNSET
+    location: str | UnsetType = UNSET
+    tag: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    q: str | UnsetType = UNSET
+
+
+class _Sort(msgspec.Struct, frozen=True):
+    """What a list of servers is ordered by, before the ids: the column, its type, and the key of a server."""
+
+    columns: tuple[Any, ...]
+    kind: type
+    key: Callable[[ListedServer], str | int | None]
+
+
+_SORTS: dict[str, _Sort] = {
+    "id": _Sort((), type(None), lambda _: None),
+    "name": _Sort((alphabetical(_c.name),), str, lambda server: alphabetical_key(server.name)),
+    "hostname": _Sort((alphabetical(_c.hostname),), str, lambda server: alphabetical_key(server.hostname)),
+    "status": _Sort((alphabetical(_c.status),), str, lambda server: alphabetical_key(server.status)),
+    "location": _Sort((alphabetical(_c.location),), str, lambda server: alphabetical_key(server.location)),
+    "created_at": _Sort((_c.created_at_ms,), int, lambda server: server.created_at_ms),
+    "updated_at": _Sort((_c.updated_at_ms,), int, lambda server: server.updated_at_ms),
+}
+SORTS = tuple(_SORTS)
+_STATUS_NAMES = [f"status_{number}" for number in range(len(Status))]
+_FILTERS = {
+    "status": or_(*(_c.status == bindparam(name) for name in _STATUS_NAMES)),
+    "location": _c.location == bindparam("location"),
+    "tag": _c.tags.like(bindparam("tag"), escape="\\"),
+    "name": _c.name == bindparam("name"),
+    "q": or_(
+        *(column.ilike(bindparam("q"), escape="\\") for column in (_c.name, _c.hostname, _c.ip_address)),
+        _c.tags.like(bindparam("q_tag"), escape="\\"),
+    ),
+}
+_TAG_PART = re.compile("[a-z0-9._:-]+")  # what a part of a tag consists of, and nothing of the JSON around it
+
+
+def _narrowed(statement: Select[Any], filters: tuple[str, ...]) -> Select[Any]:
+    return statement.where(OWN, *(_FILTERS[name] for name in filters))
+
+
+@lru_cache(maxsize=256)
+def _count(filters: tuple[str, ...]) -> Statement[int]:
+    return Statement(_narrowed(select(func.count()).select_from(servers), filters), into=int)
+
+
+@lru_cache(maxsize=1024)
+def _page(filters: tuple[str, ...], sort: str, *, onwards: bool) -> Statement[ListedServer]:
+    """A page of servers, by its number or `onwards` from a position; `sort` is a field, `-` before it: backwards."""
+    columns = (*_SORTS[sort.removeprefix("-")].columns, _c.id)
+    backwards = sort.startswith("-")
+    order = [column.desc() if backwards else column.asc() for column in columns]
+    ids = _narrowed(select(_c.id), filters).order_by(*order).limit(bindparam("limit"))
+    if onwards:
+        here, last = tuple_(*columns), tuple_(*map(bindparam, ("after_key", "after_id")[-len(columns) :]))
+        ids = ids.where(here < last if backwards else here > last)
+    else:
+        ids = ids.offset(bindparam("offset"))
+    # The ids of the page first, from the index alone: joining what an offset skips would cost ten times as much.
+    return Statement(
+        select(*SUMMARY).select_from(WITH_CATALOG).where(_c.id.in_(ids.correlate(None))).order_by(*order),
+        into=ListedServer,
+    )
+
+
+async def list_servers(ctx: Ctx, wanted: ServerFilter, sort: str, page: Page, faults: Faults) -> Part[ListedServer]:
+    """A page of the account's servers, in the order of one of `SORTS`, backwards with `-`; raises `Invalid`.
+
+    Those that are alike in it are in the order of their ids.
+    """
+    order = _SORTS[sort.removeprefix("-")]
+    if page.after is not None and not isinstance(page.after.key, order.kind):
+        faults.add("cursor", ForeignCursor())
+    if wanted.location is not UNSET and await catalog.find_location(ctx, wanted.location) is None:
+        faults.add("location", await unknown_location(ctx, wanted.location))
+    faults.check()
+    values = _filter_values(wanted)
+    filters = tuple(name for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET)
+    count = await ctx.tx.first(_count(filters), account_id=ctx.account_id, **values) or 0
+    statement = _page(filters, sort, onwards=page.after is not None)
+    if page.after is not None:
+        values |= {"after_id": page.after.id, "after_key": page.after.key}
+    values |= {"limit": page.size + 1, "offset": page.offset}
+    found = await ctx.tx.all(statement, account_id=ctx.account_id, **values)
+    return Part.of(page, count, found, lambda server: Position(server.id, order.key(server)))
+
+
+def _filter_values(wanted: ServerFilter) -> dict[str, Any]:
+    values: dict[str, Any] = {"location": wanted.location, "name": wanted.name}
+    if wanted.status is not UNSET:
+        values |= dict.fromkeys(_STATUS_NAMES, wanted.status[0])
+        values |= dict(zip(_STATUS_NAMES, dict.fromkeys(wanted.status), strict=False))  # each once, and so all
+    if wanted.tag is not UNSET:  # as it stands in the JSON; of what LIKE reads in its own way a tag has only _
+        values["tag"] = '%"' + _literally(wanted.tag) + '"%'
+    if wanted.q is not UNSET:
+        values["q"] = f"%{_literally(wanted.q)}%"
+        part = alphabetical_key(wanted.q)
+        values["q_tag"] = f"%{_literally(part)}%" if _TAG_PART.fullmatch(part) else ""  # which no row has
+    return values
+
+
+def _literally(text: str) -> str:
+    """For LIKE, whose wildcards are escaped."""
+    return re.sub(r"([\\%_])", r"\\\1", text)
