@@ -5,13 +5,24 @@ from typing import Any
 
 import libvirt
 
-from vpsd.errors import Unavailable
+from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.libvirt import domains
 
 _PENDING_CHUNKS = 1024
 _CHUNK_BYTES = 4096
 _FULL_WAIT_SECONDS = 0.01
 _WOULD_BLOCK = -2
 _WRITE_SECONDS = 10.0
+
+
+def open_console(host: libvirt.virConnect, name: str) -> libvirt.virStream:
+    """A stream to the guest's serial console, taken from whoever has it; raises `Unusable` if it is not running."""
+    domain = domains.find(host, name)
+    if domain is None or not domain.isActive():
+        raise Unusable(f"The guest {name} is not running: it has no console.")
+    stream = host.newStream(libvirt.VIR_STREAM_NONBLOCK)
+    domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
+    return stream
 
 
 class Console:

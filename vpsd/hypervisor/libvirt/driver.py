@@ -11,7 +11,7 @@ import msgspec
 from vpsd.errors import Unusable
 from vpsd.hypervisor.libvirt import agent, connect, domains, exports, stats, transfer
 from vpsd.hypervisor.libvirt.connection import Connection
-from vpsd.hypervisor.libvirt.console import Console
+from vpsd.hypervisor.libvirt.console import Console, open_console
 from vpsd.hypervisor.libvirt.domain_xml import Files, build
 from vpsd.hypervisor.libvirt.host import LibvirtHost, versions
 from vpsd.hypervisor.libvirt.networks import Networks
@@ -279,16 +279,13 @@ class LibvirtHypervisor:
 
     async def is_up(self, name: str) -> bool:
         """Whether a forwarded port of the guest sends anything, or on a remote host its agent answers."""
-        network = await self._host.call(
-            lambda host: self._networks.running(host, name), f"look up {name}", _QUICK_SECONDS
-        )
+        action = f"look whether {name} is up"
+        network = await self._host.call(lambda host: self._networks.running(host, name), action, _QUICK_SECONDS)
         if network is None:
             await self._port_probes.stop(name)
             return False
         if not network.forwards or not connect.is_local(self._choice.uri):
-            return await self._host.call(
-                lambda host: domains.pings(host, name), f"ping the agent of {name}", _QUICK_SECONDS
-            )
+            return await self._host.call(lambda host: domains.pings(host, name), action, _QUICK_SECONDS)
         return await self._port_probes.responds(name, network.address, [one.host_port for one in network.forwards])
 
     async def boot_signs(self, name: str) -> BootSigns:
@@ -349,16 +346,8 @@ class LibvirtHypervisor:
 
     async def console(self, name: str) -> Console:
         """Open the guest's serial console; raises `Unusable` if the guest is not running."""
-
-        def ask(host: libvirt.virConnect) -> libvirt.virStream:
-            domain = domains.find(host, name)
-            if domain is None or not domain.isActive():
-                raise Unusable(f"The guest {name} is not running: it has no console.")
-            stream = host.newStream(libvirt.VIR_STREAM_NONBLOCK)
-            domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
-            return stream
-
-        stream = await self._host.call(ask, f"open the console of {name}", _QUICK_SECONDS)
+        action = f"open the console of {name}"
+        stream = await self._host.call(lambda host: open_console(host, name), action, _QUICK_SECONDS)
         return Console(stream, asyncio.get_running_loop())
 
     async def close(self) -> None:
