@@ -13,7 +13,7 @@ from tests.debian import foreign_image
 from tests.guests.host import Host
 from tests.guests.login import Login
 from tests.guests.test_first_server import root_size_mb
-from tests.running import Vpsd, run
+from tests.running import Vpsd, run, until
 from vpsd.core.units import GIB
 
 pytestmark = pytest.mark.guest
@@ -57,7 +57,8 @@ def made(vpsd: Vpsd, packed: Path) -> Made:
 
 def test_an_image_of_others_boots_by_uefi_and_is_as_large_as_its_plan(made: Made) -> None:
     assert made.imported["firmware"] == "uefi"
-    said = made.login.run("until cat /run/cloud-init/result.json; do sleep 1; done 2> /dev/null")
+    result = "cat /run/cloud-init/result.json 2> /dev/null || true"
+    said = until(lambda: made.login.run(result), "cloud-init's result", 600)  # it generates a locale, too
     assert msgspec.json.decode(said)["v1"]["errors"] == [], made.login.run("grep -B2 -A20 WARN /var/log/cloud-init.log")
     assert made.login.run("hostname; test -d /sys/firmware/efi && echo uefi") == "foreign\nuefi"
     assert made.login.run("findmnt -no FSTYPE /; . /etc/os-release; echo $ID $VERSION_ID") == "ext4\ndebian 12"

@@ -165,3 +165,4 @@ def test_a_disk_that_needs_uefi_gets_the_hosts_firmware_without_secure_boot_and_
     }
     assert boot.findtext("nvram") == "/pool/a-nvram.fd"
     assert [device.get("dev") for device in boot.iterfind("boot")] == ["hd"]
+    assert boot.find("bios") is None

@@ -107,7 +107,8 @@ def _add_boot(domain: Xml.Element, spec: GuestSpec, files: Files) -> None:
         _text(boot, "nvram", files.nvram or "")
     if not spec.direct_kernel or files.kernel is None:
         Xml.SubElement(boot, "boot", dev="hd")
-        Xml.SubElement(boot, "bios", useserial="yes")  # so that a disk that does not boot says so
+        if spec.firmware is None:  # UEFI writes to the serial console anyway
+            Xml.SubElement(boot, "bios", useserial="yes")  # so that a disk that does not boot says so
         return
     _text(boot, "kernel", files.kernel)
     if files.initrd:
