@@ -140,10 +140,12 @@ async def test_a_server_that_nobody_can_get_into_is_not_active(cloud: Cloud) -> 
     agent, backup = await _backup(cloud, "missing")
     made = (await _order(cloud, backup)).json()
     agent.cloud_init = None  # the agent does not answer any more
+    powered_on = cloud.hypervisor.calls.count("power_on")
     await cloud.work()
     detail = await _detail(cloud, made)
     assert detail["status"] == "error"
-    assert "cloud-init is missing in it, and its agent did not answer within 240 seconds" in detail["error"]
+    assert "cloud-init is missing in it, and its agent did not answer within 480 seconds" in detail["error"]
+    assert cloud.hypervisor.calls.count("power_on") == powered_on + 1  # a slow one is not made slower
     guest = await cloud.hypervisor.guest(cloud.guest(made["id"]))
     assert guest is not None
     assert guest.power is PowerState.OFF

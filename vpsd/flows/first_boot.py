@@ -8,6 +8,7 @@ the guest's agent.
 from vpsd.backups import queries
 from vpsd.backups.models import Backup, Kind
 from vpsd.core.ids import mac_address
+from vpsd.core.units import SECOND_MS
 from vpsd.errors import Unusable
 from vpsd.flows import cloud_init
 from vpsd.flows.job import Job
@@ -18,6 +19,7 @@ from vpsd.servers import queries as servers
 from vpsd.servers import updates
 
 _ASK_SECONDS = 2  # between two questions
+_BOOTS = 2  # as long as two may take: nothing else than the agent can help
 _AGENT_SECONDS = 10  # how much later than SSH an agent answers
 _SET_SECONDS = 120  # making host keys is slow under emulation
 
@@ -61,31 +63,27 @@ async def set_right(job: Job) -> None:
 async def _until_asked(job: Job, backup: Backup) -> CloudInit | None:
     """What the guest says of its cloud-init, once it is up; None where SSH answers and nobody can be asked.
 
-    One that does not come up is powered off and on once.
+    Its power is not cut while it may still be booting: that makes a slow host slower still.
     """
-    clock, timeout_seconds = job.runtime.clock, job.runtime.settings.boot_timeout_seconds
-    for attempt in (1, 2):
-        if attempt == 2:
-            await job.runtime.hypervisor.power_off(job.name)
-            await power_on(job)
-        until_ms, answers_ms = clock.now_ms() + timeout_seconds * 1000, None
-        while clock.now_ms() < until_ms:
-            found = await cloud_init.ask(job)
-            if found is not None:
-                return found
-            if backup.cloud_init is None and await job.runtime.hypervisor.is_up(job.name):
-                answers_ms = answers_ms or clock.now_ms()
-                if clock.now_ms() - answers_ms >= _AGENT_SECONDS * 1000:
-                    return None
-            await job.pause(_ASK_SECONDS)
+    clock, timeout_seconds = job.runtime.clock, _BOOTS * job.runtime.settings.boot_timeout_seconds
+    until_ms, answers_ms = clock.now_ms() + timeout_seconds * SECOND_MS, None
+    while clock.now_ms() < until_ms:
+        found = await cloud_init.ask(job)
+        if found is not None:
+            return found
+        if backup.cloud_init is None and await job.runtime.hypervisor.is_up(job.name):
+            answers_ms = answers_ms or clock.now_ms()
+            if clock.now_ms() - answers_ms >= _AGENT_SECONDS * SECOND_MS:
+                return None
+        await job.pause(_ASK_SECONDS)
     known = "cloud-init may not run in it" if backup.cloud_init is None else f"cloud-init is {backup.cloud_init} in it"
-    await _give_up(job, f"{known}, and its agent did not answer within {timeout_seconds} seconds of power-on, twice")
+    await _give_up(job, f"{known}, and its agent did not answer within {timeout_seconds} seconds of power-on")
     return None
 
 
 async def _await_network(job: Job, found: CloudInit) -> None:
     clock = job.runtime.clock
-    until_ms = clock.now_ms() + job.runtime.settings.boot_timeout_seconds * 1000
+    until_ms = clock.now_ms() + job.runtime.settings.boot_timeout_seconds * SECOND_MS
     while clock.now_ms() < until_ms:
         done = await job.runtime.hypervisor.run_in_guest(job.name, clones.has_network_command())
         if done is not None and done.exit_code == 0:
