@@ -7,6 +7,7 @@ from tests.killed import Killed
 from vpsd.core.units import DAY_MS
 from vpsd.hypervisor.protocol import PowerState
 from vpsd.operations.service import LEASE_SECONDS
+from vpsd.servers import updates
 
 
 async def _actions(cloud: Cloud) -> list[str]:
@@ -111,7 +112,7 @@ async def test_a_guest_that_is_thawed_and_does_not_write_is_told_of(cloud: Cloud
     backup = await cloud.have_copy(server)
     detail = await _detail(cloud, server)
     assert detail is not None
-    assert detail.startswith(f"It has not written since its file systems were frozen for backup {backup['id']}.")
+    assert detail.startswith(f"Frozen for backup {backup['id']}: it has not written since.")
     cloud.hypervisor.never_writes = False
     await cloud.thaw_checker().check()
     await _is_released(cloud, server)
@@ -131,6 +132,16 @@ async def test_a_server_that_was_left_frozen_writes_after_a_reboot(cloud: Cloud,
     cloud.hypervisor.has_agent = False  # it is not this that tells
     await cloud.work()
     await _is_released(cloud, server)
+
+
+async def test_a_boot_leaves_what_else_there_is_to_say(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    async with cloud.writing() as ctx:
+        await updates.set_unthawed(ctx, server, 1)
+        await updates.set_status_detail(ctx, server, "Something else.")
+        await updates.forget_freeze(ctx, server)
+    row = await cloud.row(server)
+    assert (row.unthawed_backup_id, row.status_detail) == (None, "Something else.")
 
 
 async def test_a_server_that_is_powered_off_is_not_frozen_any_more(cloud: Cloud) -> None:

@@ -82,7 +82,7 @@ async def _record(runtime: Runtime, server: ServerRow, writes: bool | None) -> N
 
 
 async def _record_thawed(ctx: Ctx, server: LockedServer, backup: Backup) -> None:
-    was_told = server.status_detail in (_detail(server, backup, False), _detail(server, backup, None))
+    was_told = (server.status_detail or "").startswith(updates.FROZEN_NOTE)
     await updates.clear_unthawed(ctx, server.id)
     if was_told:
         await updates.set_status_detail(ctx, server.id, None)
@@ -94,8 +94,8 @@ async def _record_thawed(ctx: Ctx, server: LockedServer, backup: Backup) -> None
 def _detail(server: ServerRow, backup: Backup, writes: bool | None) -> str:
     way_out = f"reboot it with POST /api/v1/servers/{server.id}/reboot/."
     if writes is None:
-        return f"Its agent has not answered since it froze the file systems for {_name(backup)}. If it hangs, {way_out}"
-    return f"It has not written since its file systems were frozen for {_name(backup)}. If that lasts, {way_out}"
+        return f"{updates.FROZEN_NOTE}{_name(backup)}: its agent has not answered since. If it hangs, {way_out}"
+    return f"{updates.FROZEN_NOTE}{_name(backup)}: it has not written since. If that lasts, {way_out}"
 
 
 async def _named(job: Job, server: ServerRow) -> str:

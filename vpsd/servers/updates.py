@@ -27,10 +27,15 @@ _SET_PURGED = _set("purged_at_ms")
 _SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "firmware", "previous_boot")
 _SET_NEXT_BACKUP = _set("next_backup_at_ms")
 _SET_UNTHAWED = _set("unthawed_backup_id")
+FROZEN_NOTE = "Frozen for "
+"""How `status_detail` begins where it is about a freeze that nobody has seen the end of."""
 _FORGET_FREEZE = Statement(
-    update(servers)
-    .where(servers.c.id == bindparam("id"), servers.c.unthawed_backup_id.is_not(None))
-    .values(unthawed_backup_id=None, status_detail=None)
+    _ONE.values(
+        unthawed_backup_id=None,
+        status_detail=case(
+            (servers.c.status_detail.startswith(FROZEN_NOTE, autoescape=True), None), else_=servers.c.status_detail
+        ),
+    )
 )
 _SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
 _SET_DISCARDED = Statement(
