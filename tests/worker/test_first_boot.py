@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.cloud import TINY, Cloud
-from vpsd.hypervisor.protocol import GuestRun, PowerState
+from vpsd.hypervisor.protocol import GuestRun, PauseReason, PowerState
 from vpsd.images import clones
 
 ASK, HAS_NETWORK = clones.ask_command(), clones.has_network_command()
@@ -205,3 +205,19 @@ async def test_one_that_answers_nobody_is_off_and_says_what_it_may_lack(cloud: C
     detail = await _detail(cloud, made)
     assert detail["status"] == "error"
     assert "cloud-init may not run in it, and its agent did not answer" in detail["error"]
+
+
+async def test_one_whose_storage_fails_it_is_not_powered_off_for_not_answering(cloud: Cloud) -> None:
+    _, backup = await _backup(cloud, "disabled")
+
+    def fails(call: str) -> None:
+        if call == "power_on":
+            cloud.hypervisor.storage.fails = True
+
+    cloud.hypervisor.before_call = fails
+    cloud.hypervisor.calls.clear()
+    made = (await _order(cloud, backup)).json()
+    await cloud.work()
+    assert "power_off" not in cloud.hypervisor.calls
+    assert (await cloud.operations(made["id"]))[0]["error"] == PauseReason.IO_ERROR.text
+    assert (await _detail(cloud, made))["status"] == "provisioning"

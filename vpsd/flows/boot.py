@@ -10,7 +10,7 @@ import msgspec
 
 from vpsd.core.units import SECOND_MS
 from vpsd.flows.job import Job
-from vpsd.hypervisor.protocol import BootSigns, GuestPaused, PowerState
+from vpsd.hypervisor.protocol import BootSigns, Guest, GuestPaused, PowerState
 
 _LOOK_MS = SECOND_MS
 _SSH_MS = 10 * SECOND_MS  # for SSH, once there are other signs of life: whoever sees `active` wants to log in
@@ -44,7 +44,7 @@ class Boot(msgspec.Struct, frozen=True):
 async def watch_boot(job: Job) -> Boot:
     """Wait until the guest is up, gets nowhere or goes down; `boot_timeout_seconds` at most.
 
-    Raises `GuestPaused` where the host holds the guest: then nothing it does not do is its fault.
+    Raises `GuestPaused`.
     """
     clock, hypervisor = job.runtime.clock, job.runtime.hypervisor
     timeout_seconds = job.runtime.settings.boot_timeout_seconds
@@ -75,14 +75,20 @@ async def watch_boot(job: Job) -> Boot:
 
 
 async def _gone(job: Job, signs: BootSigns) -> Boot | None:
-    guest = await job.runtime.hypervisor.guest(job.name)
-    if guest is not None and guest.paused_by is not None:
-        raise GuestPaused(guest.paused_by)
+    guest = await find_unpaused(job)
     if guest is not None and guest.power is PowerState.OFF:
         return Boot(Outcome.OFF)
     if guest is None or guest.power is PowerState.CRASHED:
         return Boot(Outcome.DIED, "its QEMU process ended", "", signs.last_lines)
     return None
+
+
+async def find_unpaused(job: Job) -> Guest | None:
+    """The guest; raises `GuestPaused` where the host holds it: then nothing that it does not do is its fault."""
+    guest = await job.runtime.hypervisor.guest(job.name)
+    if guest is not None and guest.paused_by is not None:
+        raise GuestPaused(guest.paused_by)
+    return guest
 
 
 def is_boot_note(status_detail: str | None) -> bool:

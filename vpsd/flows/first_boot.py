@@ -11,6 +11,7 @@ from vpsd.core.ids import mac_address
 from vpsd.core.units import SECOND_MS
 from vpsd.errors import Unusable
 from vpsd.flows import cloud_init
+from vpsd.flows.boot import find_unpaused
 from vpsd.flows.job import Job
 from vpsd.flows.steps import power_on, shut_down
 from vpsd.images import clones
@@ -75,6 +76,7 @@ async def _until_asked(job: Job, backup: Backup) -> CloudInit | None:
             answers_ms = answers_ms or clock.now_ms()
             if clock.now_ms() - answers_ms >= _AGENT_SECONDS * SECOND_MS:
                 return None
+        await find_unpaused(job)
         await job.pause(_ASK_SECONDS)
     known = "cloud-init may not run in it" if backup.cloud_init is None else f"cloud-init is {backup.cloud_init} in it"
     await _give_up(job, f"{known}, and its agent did not answer within {timeout_seconds} seconds of power-on")
@@ -105,5 +107,6 @@ async def _say_unknown(job: Job, backup: Backup) -> None:
 
 async def _give_up(job: Job, why: str) -> None:
     """Nobody could log in: it is left off."""
+    await find_unpaused(job)
     await job.runtime.hypervisor.power_off(job.name)
     raise Unusable(f"The server made from the backup {job.server.source_backup_id} has no way in: {why}.")

@@ -14,9 +14,9 @@ from vpsd.core.ids import mac_address
 from vpsd.core.units import GIB
 from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
-from vpsd.flows.boot import Outcome, watch_boot
+from vpsd.flows.boot import Outcome, find_unpaused, watch_boot
 from vpsd.flows.job import Job
-from vpsd.hypervisor.protocol import Forward, GuestPaused, GuestSpec, Image, PortsTaken, PowerState
+from vpsd.hypervisor.protocol import Forward, GuestSpec, Image, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
 from vpsd.lifecycle import Command
 from vpsd.network import addresses
@@ -197,10 +197,7 @@ def _may_cut_power(job: Job) -> bool:
 
 
 async def _is_off(job: Job) -> bool:
-    """Raises `GuestPaused` where the host holds the guest: then nothing it does not do is its fault."""
-    guest = await job.runtime.hypervisor.guest(job.name)
-    if guest is not None and guest.paused_by is not None:
-        raise GuestPaused(guest.paused_by)
+    guest = await find_unpaused(job)
     return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
 
 
