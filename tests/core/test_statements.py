@@ -19,6 +19,7 @@ from vpsd.core.pages import PagedList
 # Statements that change or lock rows of any account, and may: what workers do with ids that they found themselves, and
 # what runs before it is known who asks.
 ANY_ACCOUNT = {
+    "vpsd.backups.marks._SET_TARGET",
     "vpsd.backups.queries._LATEST",
     "vpsd.billing.meter._MOVE",
     "vpsd.servers.queries._LOCK_ANY",

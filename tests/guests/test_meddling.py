@@ -9,6 +9,7 @@ import pytest
 from tests.guests.host import Host
 from tests.guests.login import Login
 from tests.running import Vpsd, until
+from vpsd.hypervisor.protocol import PowerState
 
 pytestmark = pytest.mark.guest
 
@@ -30,6 +31,8 @@ def test_a_guest_that_is_suspended_destroyed_or_undefined_by_hand_comes_back(
             except libvirt.libvirtError as error:
                 print(f"{what} during {step} came too late: {error}")
             host.until_at_rest([server])
+            until(partial(_agree, vpsd, host, server), "the row to say what the guest does")
+            host.until_at_rest([server])
             if "backup_type" in made:
                 assert vpsd.get(f"backups/{made['id']}/")["status"] in ("completed", "failed")
             detail = vpsd.get(f"servers/{server}/")
@@ -42,6 +45,13 @@ def test_a_guest_that_is_suspended_destroyed_or_undefined_by_hand_comes_back(
             assert vpsd.run_json("check") == []
     assert not host.volumes().exports
     vpsd.delete(server)
+
+
+def _agree(vpsd: Vpsd, host: Host, server: int) -> bool:
+    """Whether the server is said to be active just when its guest runs: reconciling takes a moment."""
+    guest = host.guests().get(host.name(server))
+    runs = guest is not None and guest.power is PowerState.RUNNING
+    return runs == bool(vpsd.get(f"servers/{server}/")["status"] == "active")
 
 
 def _has_come_to(vpsd: Vpsd, server: int, step: str) -> bool:
