@@ -1,6 +1,7 @@
 """Backups of real guests, and what they are good for: they boot, and have what was there."""
 
 import os
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -77,18 +78,24 @@ def _holds(login: Login, version: int) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
 def test_a_target_that_fills_up_in_the_middle_fails_the_backup_and_nothing_else(
-    vpsd: Vpsd, host: Host, key: Path, key_id: int
+    vpsd: Vpsd, host: Host, key: Path, key_id: int, tmp_path: Path
 ) -> None:
     server = vpsd.create("too-large", ssh_key_id=key_id)["id"]
     login = Login(vpsd.until_status(server, "active")["ssh"], key=key)
+    vpsd.until_copied(vpsd.post("backups/", {"server_id": server}))
     login.run("head -c 12000000 /dev/urandom > /root/noise; sync")
     target = vpsd.data / "backups"
-    target.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", target], check=True)
+    stored, kept = sorted(vpsd.objects()), shutil.copytree(target, tmp_path / "kept")
+    size_kb = 6 * 1024 + sum(path.stat().st_size // 1024 + 8 for path in stored)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", target], check=True)
     try:
         failed = vpsd.until_copied(vpsd.post("backups/", {"server_id": server}), status="failed")
+        assert "not there now" in failed["error"]  # empty, it is not the target
+        assert not list(target.iterdir())
+        shutil.copytree(kept, target, dirs_exist_ok=True)
+        failed = vpsd.until_copied(vpsd.post("backups/", {"server_id": server}), status="failed")
         assert "full" in failed["error"]
-        until(lambda: not any(path.is_file() for path in target.rglob("*")), "what was sent to be taken away")
+        until(lambda: sorted(vpsd.objects()) == stored, "what was sent to be taken away")
     finally:
         subprocess.run(["umount", target], check=True)
     assert vpsd.get(f"servers/{server}/")["status"] == "active"
