@@ -151,11 +151,16 @@ async def store_copy(job: Job) -> None:
 async def drop_copy(job: Job) -> None:
     """Have nothing of the export on the host but its checkpoint, from which the next one goes on."""
     backup = await _backup_of(job)
-    await job.runtime.hypervisor.keep_checkpoint(job.name, backup.uuid)
+    await _drop_export(job, backup)
+    job.result = f"{backup.kind} {backup.id} is stored"
+
+
+async def _drop_export(job: Job, kept: Backup | None) -> None:
+    """Have no export, only the checkpoint of one backup, and a guest that is seen to write if it was frozen."""
+    await job.runtime.hypervisor.keep_checkpoint(job.name, None if kept is None else kept.uuid)
     await job.runtime.hypervisor.drop_export(job.name)
     if job.server.unthawed_backup_id is not None:
         await freezing.confirm_thawed(job.runtime, job.server)
-    job.result = f"{backup.kind} {backup.id} is stored"
 
 
 async def _backup_of(job: Job) -> Backup:
@@ -279,10 +284,7 @@ async def clean_up_backup(job: Job) -> str | None:
     backup = await _backup_of(job)
     async with job.runtime.read() as ctx:
         parent = None if backup.parent_id is None else await queries.row(ctx, backup.parent_id)
-    await job.runtime.hypervisor.keep_checkpoint(job.name, None if parent is None else parent.uuid)
-    await job.runtime.hypervisor.drop_export(job.name)
-    if job.server.unthawed_backup_id is not None:
-        await freezing.confirm_thawed(job.runtime, job.server)
+    await _drop_export(job, parent)
     if job.server.status != Status.ACTIVE:
         await _power_off_if_paused(job)
     return None

@@ -26,8 +26,7 @@ class BackupScheduler:
         self._runtime = runtime
         self._collect_at_ms: dict[int, int] = {}  # by backup: not before, after a try that failed
         self._look_at_ms = 0
-        self._said: str | None = None  # of the target, in the log
-        self._target_is_there = False
+        self._said: str | None = None  # in the log, of a target that was not there at the last look
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -46,7 +45,7 @@ class BackupScheduler:
             except Busy:
                 log.debug("server %s is busy; its backup waits", server_id)
         for backup in expired:
-            if backup.status == BackupStatus.COMPLETED and not self._target_is_there:
+            if backup.status == BackupStatus.COMPLETED and self._said is not None:
                 continue  # while no new ones can be made, the old ones are all there is
             async with self._runtime.write() as ctx:
                 await commands.expire(ctx, backup)
@@ -57,11 +56,10 @@ class BackupScheduler:
         now_ms = self._runtime.clock.now_ms()
         if now_ms < self._look_at_ms:
             return
-        self._look_at_ms, self._target_is_there = now_ms + _LOOK_MS, False
+        self._look_at_ms = now_ms + _LOOK_MS
         repository = self._runtime.repository
         try:
             await marks.identify(self._runtime, repository)
-            self._target_is_there = True
         except VpsdError as error:
             if self._said != str(error):
                 log.error("backups cannot be made: %s", error)

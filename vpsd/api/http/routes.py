@@ -20,7 +20,7 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta
 
 from vpsd.api.http.authentication import PUBLIC
-from vpsd.api.http.forms import NoQuery
+from vpsd.api.http.forms import NoQuery, Query
 from vpsd.api.http.idempotency import execute
 from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Ctx, Transactions
@@ -100,9 +100,9 @@ class Route:
 
     async def answer_to(self, request: ApiRequest) -> Response[Any]:
         """Call the handler for a request."""
-        handler = await self._bound(request)
+        handler, query = await self._bound(request)
         runtime, actor = request.runtime, request.actor
-        if self.preview is not None and request.query_form(DryRunQuery).get("dry_run"):
+        if self.preview is not None and query.get("dry_run"):
             async with runtime.rolled_back(actor) as ctx:
                 return Response(await self.preview(ctx, await handler(ctx)), status_code=200)
         if self.method == "POST":
@@ -111,8 +111,8 @@ class Route:
             answer = await handler(ctx)
         return answer if isinstance(answer, Response) else Response(answer, status_code=self.status_code)
 
-    async def _bound(self, request: ApiRequest) -> Callable[[Ctx], Awaitable[Any]]:
-        """The function with all that it takes but the context."""
+    async def _bound(self, request: ApiRequest) -> tuple[Callable[[Ctx], Awaitable[Any]], Query[Any]]:
+        """The function with all that it takes but the context, and the query."""
         ids = [request.path_params[name] for name in self.ids]
         # The framework reads ids as Python does: 1_0 and +1 would be numbers.
         if any(number > _LARGEST_ID or f"/{number}/" not in f"{request.scope['path']}/" for number in ids):
@@ -130,7 +130,7 @@ class Route:
                 await self.before(request.runtime, forms["form"])
         elif not self.lenient:
             await request.refuse_body(self._not_in_body)
-        return lambda ctx: self._function(ctx, *ids, **forms)
+        return (lambda ctx: self._function(ctx, *ids, **forms)), query
 
 
 def _route(

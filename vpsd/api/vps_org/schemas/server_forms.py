@@ -13,13 +13,14 @@ from vpsd.servers.user_data import LARGEST_BYTES
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _END = "$(?!\\n)"  # a bare $ would let a line end through
+_LABELS = rf"^{_LABEL}(\.{_LABEL})*{_END}"
 
 Name = Annotated[
     str,
     Meta(
         description="Labels of letters, digits and hyphens, joined by dots, like a hostname",
         max_length=253,
-        pattern=rf"^{_LABEL}(\.{_LABEL})*{_END}",
+        pattern=_LABELS,
         examples=["web-server-01"],
         extra={
             "message": "A name is labels of letters, digits and hyphens joined by dots, each at most 63 long with no "
@@ -32,7 +33,7 @@ Hostname = Annotated[
     Meta(
         description="Fully qualified domain name (RFC 1123); not localhost, and nothing that reads as an IPv4 address",
         max_length=253,
-        pattern=rf"^{_LABEL}(\.{_LABEL})*{_END}",
+        pattern=_LABELS,
         examples=["web01.example.com"],
         extra={
             "message": "A hostname is labels of letters, digits and hyphens joined by dots, each at most 63 long with "
