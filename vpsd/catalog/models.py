@@ -6,6 +6,7 @@ import msgspec
 from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Integer, String, Table, Text
 
 from vpsd.core.db import metadata
+from vpsd.core.units import GIB
 
 plans = Table(
     "plans",
@@ -96,6 +97,11 @@ class OperatingSystem(msgspec.Struct, frozen=True):
     def disk_gb(self) -> int | None:
         """The smallest disk that holds it, in GB; None: not known yet."""
         return self.min_disk_gb if self.image_disk_gb is None else self.image_disk_gb
+
+    @property
+    def disk_bytes(self) -> int:
+        """The same in bytes; 0: not known yet."""
+        return (self.disk_gb or 0) * GIB
 
 
 class CloudConfigSchema(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from vpsd.catalog.models import OperatingSystem
-from vpsd.core.units import GIB, MIB
+from vpsd.core.units import MIB
 from vpsd.hypervisor.protocol import Image, Progress
 
 
@@ -15,7 +15,7 @@ class SimulatedImages:
         """An image that nothing can boot."""
         progress(1.0, "simulated")
         key = f"{system.slug}-{hashlib.sha256(system.slug.encode()).hexdigest()[:12]}"
-        return Image(key=key, disk=Path("simulated"), virtual_size_bytes=(system.disk_gb or 0) * GIB or MIB)
+        return Image(key=key, disk=Path("simulated"), virtual_size_bytes=system.disk_bytes or MIB)
 
     def cloud_config_schema(self, system: OperatingSystem) -> str | None:  # noqa: ARG002
         """None: there is no cloud-init in it."""

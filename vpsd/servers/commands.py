@@ -16,7 +16,6 @@ from vpsd.catalog.models import OperatingSystem, Plan, plans
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
-from vpsd.core.units import GIB
 from vpsd.errors import NotFound
 from vpsd.events import service as events
 from vpsd.lifecycle import RULES, Command, Status
@@ -224,7 +223,7 @@ async def _other_plan(
     elif found.storage_gb < old.storage_gb:
         faults.add(field, DiskCannotShrink(found.storage_gb, old.storage_gb))
     else:
-        await check_disk(ctx, found, system.name, (system.disk_gb or 0) * GIB, faults, field)
+        await check_disk(ctx, found, system.name, system.disk_bytes, faults, field)
     faults.check()
     assert found is not None
     return found
@@ -240,7 +239,7 @@ async def rebuild(ctx: Ctx, server_id: int, os_id: int | UnsetType, faults: Faul
     if system is not None and system.available:
         plan = await ctx.tx.first(_PLAN, account_id=ctx.account_id, id=server_id)
         assert plan is not None
-        await check_disk(ctx, plan, system.name, (system.disk_gb or 0) * GIB, faults, "os_id")
+        await check_disk(ctx, plan, system.name, system.disk_bytes, faults, "os_id")
     faults.check()
     check_unprotected(server)
     assert system is not None

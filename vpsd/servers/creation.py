@@ -12,7 +12,6 @@ from vpsd.catalog.models import OperatingSystem, Plan
 from vpsd.core.context import Ctx, Transactions
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
-from vpsd.core.units import GIB
 from vpsd.events import service as events
 from vpsd.images.clones import CloudInit
 from vpsd.lifecycle import RULES, Command, Status
@@ -37,19 +36,8 @@ from vpsd.ssh_keys import service as ssh_keys
 
 _ADD = Statement(
     insert(servers).returning(servers.c.id),
-    (
-        "uuid",
-        "account_id",
-        "name",
-        "hostname",
-        "status",
-        "plan_id",
-        "os_id",
-        "location",
-        "backups_enabled",
-        "freeze_for_backups",
-    )
-    + ("authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
+    ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
+    + ("freeze_for_backups", "authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
     + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data", "user_data_status"),
     into=int,
 )
@@ -142,7 +130,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         needed = f"The {source.copy}", source.disk_bytes or 0
     else:
         system = await offered_system(ctx, new.os_id, faults)
-        needed = ("", 0) if system is None else (system.name, (system.disk_gb or 0) * GIB)
+        needed = ("", 0) if system is None else (system.name, system.disk_bytes)
     if plan is not None and plan.available:
         await check_disk(ctx, plan, *needed, faults)
     if new.location is not UNSET:

@@ -77,8 +77,7 @@ def resume(host: libvirt.virConnect, name: str) -> None:
         if domain is not None and pause_reason(domain, *domain.state()) is not None:
             domain.resume()
     except libvirt.libvirtError as error:
-        gone = is_absent(error) or error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
-        if not gone:
+        if not _is_off(error):
             raise
 
 
@@ -130,8 +129,7 @@ def power_off(host: libvirt.virConnect, name: str) -> None:
         if domain is not None and domain.isActive():
             domain.destroy()
     except libvirt.libvirtError as error:
-        gone = is_absent(error) or error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
-        if not gone:
+        if not _is_off(error):
             raise
 
 
@@ -166,3 +164,8 @@ def _get(host: libvirt.virConnect, name: str) -> libvirt.virDomain:
     if domain is None:
         raise Unusable(f"The host knows no guest {name}.")
     return domain
+
+
+def _is_off(error: libvirt.libvirtError) -> bool:
+    """Whether a call failed because the domain is not running, or is not there any more."""
+    return is_absent(error) or error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
