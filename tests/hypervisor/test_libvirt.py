@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,10 @@ async def test_a_log_daemon_that_died_is_there_for_the_next_guest(real: RealRig)
     await prepare(real)
     pid = daemon.running_pid(real.data, "virtlogd")
     assert pid is not None
+    ended = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
+    assert select.select([ended], [], [], 10)[0]  # a moment before that its socket still takes connections
+    os.close(ended)
     await boot(real)
     assert daemon.running_pid(real.data, "virtlogd") not in (None, pid)
     killed = daemon.running_pid(real.data, "virtlogd")
