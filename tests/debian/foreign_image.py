@@ -24,6 +24,8 @@ _ESP_START_BYTES = MIB
 _ROOT_START_BYTES = _ESP_START_BYTES + _ESP_BYTES
 
 _CUSTOMIZE = """
+echo en_US.UTF-8 UTF-8 > "$1/etc/locale.gen"
+chroot "$1" locale-gen > /dev/null
 echo LABEL=cloudimg-rootfs / ext4 errors=remount-ro 0 1 > "$1/etc/fstab"
 mkdir -p "$1/boot/grub"
 cat > "$1/boot/grub/grub.cfg" <<'END'

@@ -80,5 +80,5 @@ def test_what_a_template_takes_away_is_there_all_the_same(vpsd: Vpsd) -> None:
 def test_a_debian_that_powers_itself_off_is_stopped(vpsd: Vpsd) -> None:
     server, _ = _made(vpsd, "off", OFF)
     vpsd.until_status(server, "stopped", _IMAGE_AND_BOOT_SECONDS)
-    assert vpsd.get(f"servers/{server}/")["user_data_status"] in ("done", "unknown")
+    until(lambda: vpsd.get(f"servers/{server}/")["user_data_status"] in ("done", "unknown"), "the verdict")
     vpsd.delete(server)
