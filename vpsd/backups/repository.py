@@ -34,7 +34,7 @@ from msgspec import Meta
 from vpsd.backups.concurrency import map_ordered, run_in_thread
 from vpsd.backups.targets import Missing, Target, TargetNotThere, TargetStatus, put_mark, read_mark
 from vpsd.core.units import GIB, MIB
-from vpsd.errors import Misconfigured, Unusable, VpsdError
+from vpsd.errors import DatabaseUnavailable, Misconfigured, Unusable, VpsdError
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,8 @@ class Repository:
         """Note in `status` why a look at the target failed."""
         try:
             yield
+        except DatabaseUnavailable:  # says nothing of the target
+            raise
         except VpsdError as error:
             self.status.status = "missing" if isinstance(error, TargetNotThere) else "unavailable"
             self.status.error = str(error)
