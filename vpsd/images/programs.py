@@ -6,8 +6,10 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
+from vpsd.core.units import GIB
 from vpsd.errors import Misconfigured, Unusable, VpsdError
 
 _PACKAGES = {
@@ -32,6 +34,7 @@ _ALONE = (
     *("unshare", "--mount", "--propagation", "private"),
     *("--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"),
 )
+_MEMORY_BYTES = 2 * GIB  # addresses: a tenth of it is what a program takes in any case
 _MOUNTS = Path("/proc/self/mountinfo")
 _GRACE_SECONDS = 5
 _NOTHING = Path(os.devnull)
@@ -54,6 +57,7 @@ async def run(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     alone: bool = False,
+    limited: bool = False,
     on_line: Callable[[str], None] | None = None,
     accepted: Sequence[int] = (0,),
 ) -> str:
@@ -61,7 +65,8 @@ async def run(
 
     Raises `error`, quoting the last lines, when it ends with a code that is not `accepted` or takes longer than
     `timeout_seconds`. If the caller is cancelled, the program and its children are killed first. `alone` is for root,
-    and programs that mount: in namespaces of its own. `on_line` gets each line of its standard error.
+    and programs that mount: in namespaces of its own. `limited` is for what strangers made: it gets so much memory, and
+    no more seconds of CPU than of time. `on_line` gets each line of its standard error.
     """
     if "/" not in str(argv[0]):
         require(str(argv[0]))
@@ -69,6 +74,7 @@ async def run(
         process = await asyncio.create_subprocess_exec(
             *WITH_US,
             *(_ALONE if alone else ()),
+            *(("prlimit", f"--as={_MEMORY_BYTES}", f"--cpu={ceil(timeout_seconds)}", "--") if limited else ()),
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output if stdout else asyncio.subprocess.PIPE,
