@@ -12,7 +12,7 @@ import msgspec
 from vpsd.backups import marks
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
-from vpsd.errors import VpsdError
+from vpsd.errors import DatabaseUnavailable, VpsdError
 from vpsd.hosts import service as hosts
 from vpsd.hypervisor.protocol import Guest, Volumes, disk_name, guest_name
 from vpsd.lifecycle import AT_REST, FOUND, Command, Status
@@ -116,6 +116,8 @@ class Audit:
         repository = self._runtime.repository
         try:
             await marks.identify(self._runtime, repository)
+        except DatabaseUnavailable:
+            raise
         except VpsdError as error:
             await self._report("target", repository.location, f"backups cannot be made: {error}")
 

@@ -117,6 +117,36 @@ class Unavailable(VpsdError):
     code = "unavailable"
 
 
+class DatabaseUnavailable(VpsdError):
+    """The database is away, full, locked or read-only: nothing was changed, and trying again later may help.
+
+    `problem` says which in a word; `reason` is the driver's text, for the operator alone.
+    """
+
+    code = "database_unavailable"
+    retry_seconds: int | None = 5
+
+    def __init__(self, problem: str, reason: str, text: str | None = None) -> None:
+        super().__init__(text or "The database does not answer now, and nothing was changed. Try again in a moment.")
+        self.problem = problem
+        self.reason = reason
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """The database went away while it committed: nobody knows whether it did."""
+
+    code = "outcome_unknown"
+    retry_seconds = None  # whoever just sends it again may have it done twice
+
+    def __init__(self, problem: str, reason: str) -> None:
+        super().__init__(
+            problem,
+            reason,
+            "The database went away before it said whether this was done; it may have been. If you sent an "
+            "Idempotency-Key, send the request again with the same one; otherwise look first.",
+        )
+
+
 class Unusable(VpsdError):
     """Something outside vpsd answered, and the answer is final: trying again changes nothing."""
 

@@ -28,6 +28,7 @@ from vpsd.core import db
 from vpsd.core.clock import Clock, SystemClock
 from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.ids import Ids
+from vpsd.core.units import GIB
 from vpsd.errors import Misconfigured
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.libvirt import connect
@@ -64,7 +65,7 @@ async def serve(settings: Settings, say: Say) -> None:
                 log.info("catalogue: %s", change)
             if settings.hypervisor != "simulator":
                 async with runtime.write() as ctx:
-                    await measure_images(ctx, ImageStore(image_folder(settings)))
+                    await measure_images(ctx, image_store(settings))
             async with runtime.write() as ctx:
                 if settings.database_url is None:  # nobody else works here, so whoever held a lease is dead
                     await operations.end_leases(ctx)
@@ -164,7 +165,7 @@ def make_images(settings: Settings) -> Images:
     """Where images come from."""
     if settings.hypervisor == "simulator":
         return SimulatedImages()
-    return CataloguedImages(ImageStore(image_folder(settings)))
+    return CataloguedImages(image_store(settings))
 
 
 def make_repository(settings: Settings, instance: str) -> Repository:
@@ -176,6 +177,11 @@ def make_repository(settings: Settings, instance: str) -> Repository:
 def image_folder(settings: Settings) -> Path:
     """Where images are on this machine."""
     return settings.data_dir / "images"
+
+
+def image_store(settings: Settings) -> ImageStore:
+    """The images on this machine."""
+    return ImageStore(image_folder(settings), limit_bytes=settings.image_max_gb * GIB)
 
 
 def catalog_file(settings: Settings) -> Path:

@@ -52,6 +52,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     forward_ports: Annotated[str, Meta(description="Ports forwarded to a server, comma-separated; 22 always is.")] = (
         "80,443"
     )
+    image_max_gb: Annotated[
+        int, Meta(ge=1, le=16384, description="Largest disk, in GB, of an image that is pulled or imported.")
+    ] = 64
     workers: Annotated[int, Meta(ge=1, le=64, description="Worker slots: operations run at once by a process.")] = 4
     boot_timeout_seconds: Annotated[
         int,

@@ -19,8 +19,10 @@ from tests.backups.recording_target import (
     restored,
 )
 from tests.killed import Killed
+from vpsd.backups import repository as repositories
+from vpsd.backups import targets
 from vpsd.backups.repository import BackupRef, Damaged, Manifest, Repository, WrongKey, new_key, read_key
-from vpsd.backups.targets import Missing
+from vpsd.backups.targets import Directory, Missing
 from vpsd.errors import Misconfigured, Unusable
 
 FOLDER = f"vpsd-0a1b2c3d/servers/{SERVER}"
@@ -220,6 +222,32 @@ async def test_what_unpacks_to_more_than_a_chunk_is_not_unpacked(target: Recordi
     (key,) = _chunk_keys(target)
     target.objects[key] = target.objects[key][:41] + zlib.compress(bytes(100_000_000))
     assert "cannot be decompressed" in await _flawed(repository, 0)
+
+
+async def test_a_manifest_unpacks_within_a_limit_and_none_beyond_it_is_written(
+    repository: Repository, target: RecordingTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await chain(repository, 1)
+    manifest = await repository.read_manifest(backup_ref(0))
+    monkeypatch.setattr(repositories, "_MANIFEST_BYTES", 100)
+    with pytest.raises(Damaged, match="its manifest is damaged: it cannot be decompressed"):
+        await repository.read_manifest(backup_ref(0))
+    with pytest.raises(Unusable, match="too large for a backup"):
+        await repository.put_manifest(manifest)
+
+
+async def test_an_object_that_is_larger_than_any_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository(Directory(tmp_path), "0a1b2c3d", None, CHUNK)
+    await chain(repository, 1)
+    largest = max(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    chunk = next(path for path in tmp_path.rglob("*") if len(path.name) == 64)
+    monkeypatch.setattr(targets, "LARGEST_OBJECT_BYTES", largest)
+    with chunk.open("ab") as file:
+        file.truncate(largest + 1)
+    assert "more than any that vpsd stores" in await _flawed(repository, 0)
+    monkeypatch.setattr(targets, "LARGEST_OBJECT_BYTES", 1)
+    with pytest.raises(Damaged, match=r"its manifest is damaged: .* more than any that vpsd stores"):
+        await repository.read_manifest(backup_ref(0))
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,7 @@ async def test_what_the_system_refuses_is_told_as_what_it_is(
         raise OSError(number, os.strerror(number), str(self))
 
     target = Directory(tmp_path)
+    await target.put("a/one", b"0")
     for name in ("rename", "unlink", "read_bytes"):
         monkeypatch.setattr(Path, name, refuse)
     for doing in (target.put("a/one", b"1"), target.delete(["a/one"]), target.get("a/one")):

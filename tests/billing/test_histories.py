@@ -16,8 +16,9 @@ from tests.cloud import Cloud
 from vpsd.billing import prices
 from vpsd.billing.models import Rental
 from vpsd.catalog.service import Catalog
-from vpsd.core.db import SqliteDatabase, Statement, Tx
+from vpsd.core.db import Statement, Tx
 from vpsd.core.money import MICROS
+from vpsd.core.sqlite import SqliteDatabase
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.servers.models import servers
 from vpsd.settings import Settings

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Dialect
 from vpsd.catalog.models import Plan, plans
 from vpsd.core import db
 from vpsd.core.db import Database, Statement, UniqueViolation
+from vpsd.core.sqlite import SqliteDatabase
 from vpsd.errors import Misconfigured
 
 PLAN = Plan(7, "P", "p", 1, 256, 2, 1, 2_000_000, None, "", True)
@@ -81,7 +82,7 @@ async def test_workers_are_woken_when_the_transaction_is_committed_and_not_befor
 
 
 async def test_a_transaction_that_is_undone_wakes_nobody(tmp_path: object) -> None:
-    database = db.SqliteDatabase(":memory:")
+    database = SqliteDatabase(":memory:")
     woken = asyncio.Event()
     database.on_operation(woken.set)
     with pytest.raises(KeyError):
@@ -127,7 +128,7 @@ async def test_an_insert_that_returns_something_is_read_alike(database: Database
         ),
     ],
 )
-@pytest.mark.parametrize("dialect", [db._SQLITE, db._POSTGRESQL])
+@pytest.mark.parametrize("dialect", [db.SQLITE, db.POSTGRESQL])
 def test_labels_that_are_not_the_structs_fields_are_refused_when_compiled(
     columns: tuple[ColumnElement[Any], ...], said: str, dialect: Dialect
 ) -> None:
@@ -136,15 +137,15 @@ def test_labels_that_are_not_the_structs_fields_are_refused_when_compiled(
 
 
 def test_one_value_takes_one_column() -> None:
-    assert Statement(select(func.count()).select_from(plans), into=int).compiled(db._SQLITE)
+    assert Statement(select(func.count()).select_from(plans), into=int).compiled(db.SQLITE)
     with pytest.raises(TypeError, match="int takes one column, and the statement has id, name"):
-        Statement(select(plans.c.id, plans.c.name), into=int).compiled(db._SQLITE)
+        Statement(select(plans.c.id, plans.c.name), into=int).compiled(db.SQLITE)
 
 
 def test_a_list_is_no_parameter() -> None:
     statement = Statement(select(plans.c.id).where(plans.c.id.in_([1, 2])))
     with pytest.raises(TypeError, match="list"):
-        statement.compiled(db._SQLITE)
+        statement.compiled(db.SQLITE)
 
 
 async def test_a_database_that_vpsd_does_not_know_is_refused() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cloud import TINY, Cloud
+from tests.idempotency.posts import Stumbling, api_on
 from vpsd.core import logs
 
 SERVERS = "/api/v1/servers/"
@@ -107,8 +108,12 @@ async def test_an_error_of_vpsds_own_is_logged_in_full_under_the_id_that_was_ans
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure("info", "json")
-    await cloud.database.close()
-    answer = await cloud.get(SERVERS)
+    server_id = await cloud.have_server()
+    stumbling = Stumbling(cloud.database)
+    stumbling.at_the_end[1] = KeyError("lost")
+    async with api_on(cloud, stumbling) as http:
+        capsys.readouterr()
+        answer = await http.post(f"{SERVERS}{server_id}/stop/")
     error, access = _lines(capsys)
     assert error["request_id"] == access["request_id"] == answer.headers["X-Request-ID"]
     assert "Traceback" in error["error"]

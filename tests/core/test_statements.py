@@ -64,7 +64,7 @@ def test_the_statements_are_found() -> None:
 
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_statement_fits_what_its_rows_become_in_both_dialects(name: str) -> None:
-    for dialect in (db._SQLITE, db._POSTGRESQL):
+    for dialect in (db.SQLITE, db.POSTGRESQL):
         STATEMENTS[name].compiled(dialect)
 
 

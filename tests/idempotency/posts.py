@@ -12,7 +12,8 @@ from tests.api.tables import rows
 from tests.api.test_access import PUBLIC_KEY, ROUTES
 from tests.cloud import TINY, Cloud
 from vpsd.api.app import make_app
-from vpsd.core.db import Database, Tx
+from vpsd.core.db import WAIT_SECONDS, Database, Tx
+from vpsd.core.outages import DatabaseStatus
 from vpsd.lifecycle import Status
 
 SERVERS = "/api/v1/servers/"
@@ -66,18 +67,19 @@ class Stumbling:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.status: DatabaseStatus = database.status
         self.written = 0  # transactions that were begun
         self.before: dict[int, Callable[[], Any]] = {}  # of the transaction with this number: awaited
         self.at_the_end: dict[int, BaseException] = {}  # raised in it, when all its work is done
         self.after: dict[int, BaseException] = {}  # raised when it is committed
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[Tx]:
+    async def write(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Tx]:
         self.written += 1
         number = self.written
         if number in self.before:
             await self.before[number]()
-        async with self._database.write() as tx:
+        async with self._database.write(wait_seconds) as tx:
             yield tx
             if number in self.at_the_end:
                 raise self.at_the_end[number]

@@ -4,8 +4,12 @@ import bz2
 import gzip
 import io
 import lzma
+import os
+import shutil
+import struct
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +28,10 @@ from tests.images.synthetic import (
     qcow2_of,
 )
 from tests.images.test_store import make_disk, silent
-from vpsd.core.units import MIB
-from vpsd.errors import Unusable
+from vpsd.core.units import GIB, MIB
+from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import Image
-from vpsd.images import unpack
+from vpsd.images import disks, space, unpack
 from vpsd.images.bootable import list_folder
 from vpsd.images.store import ImageStore
 
@@ -243,3 +247,56 @@ def test_a_folder_that_never_ends_is_not_read_for_ever() -> None:
     volume = io.BytesIO(fat(["BOOTX64.EFI"], 16, loops=True))
     assert "BOOT" not in list_folder(volume, ("EFI", "NOTHING"))
     assert "F0" in list_folder(volume, ("EFI",))
+
+
+async def test_a_disk_that_is_larger_than_is_taken_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "images", limit_bytes=GIB)
+    with pytest.raises(Unusable, match=r"^huge is a disk of 16384 GB; the largest that is taken has 1 GB\.$"):
+        await store.import_file("mine", make_disk(tmp_path / "huge", size="16T"), silent)
+    assert store.available() == []
+
+
+async def test_what_is_unpacked_leaves_the_disk_some_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk.xz").write_bytes(lzma.compress(bios_disk(tmp_path / "disk.raw").read_bytes()))
+    with monkeypatch.context() as full:
+        full.setattr(space, "RESERVE_BYTES", shutil.disk_usage(tmp_path).total)
+        with pytest.raises(Unavailable, match="What is unpacked needs 1 MiB more"):
+            await take(tmp_path, tmp_path / "disk.xz")
+        with pytest.raises(Unavailable, match="A partition needs 1 MiB more"):
+            await take(tmp_path, tmp_path / "disk.raw")
+        with pytest.raises(Unavailable, match="The disk image needs 1 MiB more"):
+            await disks.to_qcow2(tmp_path / "disk.raw", tmp_path / "disk.qcow2", tmp_path / "log")
+    await take(tmp_path, tmp_path / "disk.xz")
+
+
+async def test_an_xz_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
+    packed = bytearray(lzma.compress(bytes(100)))
+    assert packed[12:16] == b"\x02\x00\x21\x01"  # a block header of 12 bytes, with one filter: LZMA2
+    packed[16] = 40  # the size of its dictionary, 4 GiB; the header's checksum follows
+    packed[20:24] = struct.pack("<I", zlib.crc32(packed[12:20]))
+    (tmp_path / "disk.xz").write_bytes(packed)
+    assert "Memory usage limit" in await refused(tmp_path, tmp_path / "disk.xz")
+
+
+async def test_a_zst_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
+    # A frame that may look back 2 GiB (RFC 8878, 3.1.1.1.2), with one empty block.
+    (tmp_path / "disk.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + b"\x01\x00\x00")
+    assert "requires too much memory" in await refused(tmp_path, tmp_path / "disk.zst")
+
+
+async def test_qemu_img_has_limits_of_memory_and_time_whatever_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    script = (
+        f'#!/bin/sh\necho "$1 $(ulimit -v) $(ulimit -t)" >> {tmp_path}/seen\nexec {shutil.which("qemu-img")} "$@"\n'
+    )
+    (tmp_path / "bin/qemu-img").write_text(script)
+    (tmp_path / "bin/qemu-img").chmod(0o755)
+    disk = qcow2_of(bios_disk(tmp_path / "disk.raw"))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    await take(tmp_path, disk)
+    seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
+    assert {line[0] for line in seen} == {"info", "check", "measure", "convert"}
+    assert {line[1] for line in seen} == {"2097152"}  # KiB
+    assert all(int(line[2]) <= 1800 for line in seen)

@@ -3,16 +3,20 @@
 import asyncio
 import hashlib
 import lzma
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.images.synthetic import ESP, bios_disk, gpt_disk, qcow2_of
 from tests.images.test_store import make_disk, silent
+from vpsd.core.units import GIB, MIB
 from vpsd.errors import Unavailable, Unusable
+from vpsd.images import space
 from vpsd.images.pull import pull
 from vpsd.images.recipes import Recipe
 from vpsd.images.store import ImageStore
@@ -30,6 +34,8 @@ class Server:
         self.cut_bytes: int | None = None
         self.status: int | None = None
         self.hangs = False
+        self.moved: dict[str, str] = {}
+        self.says_length = True
         self.asked: list[str] = []
         self.url = ""
 
@@ -41,6 +47,10 @@ class Server:
         if self.hangs:
             await reader.read()
         body = self.files.get(path)
+        if path in self.moved:
+            writer.write(f"HTTP/1.1 302 Found\r\nLocation: {self.moved[path]}\r\nConnection: close\r\n\r\n".encode())
+            writer.close()
+            return
         if self.status or body is None:
             writer.write(f"HTTP/1.1 {self.status or 404} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
         elif start and self.ranges and int(start) >= len(body):
@@ -49,7 +59,8 @@ class Server:
             begin = int(start) if start and self.ranges else 0
             status = f"206 Partial\r\nContent-Range: bytes {begin}-{len(body) - 1}/{len(body)}" if begin else "200 OK"
             rest = body[begin:]
-            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(rest)}\r\nConnection: close\r\n\r\n".encode())
+            length = f"Content-Length: {len(rest)}\r\n" if self.says_length else ""
+            writer.write(f"HTTP/1.1 {status}\r\n{length}Connection: close\r\n\r\n".encode())
             writer.write(rest[: self.cut_bytes])
         await writer.drain()
         writer.close()
@@ -69,9 +80,10 @@ async def server() -> AsyncIterator[Server]:
         yield server
 
 
-async def fetch(server: Server, folder: Path, **options: str | httpx.Timeout) -> bytes:
+async def fetch(server: Server, folder: Path, **options: Any) -> bytes:
     checks = options if {"sha256", "sums_url"} & options.keys() else {"sha256": SUM, **options}
-    await pull(f"{server.url}/disk.img", folder / "disk", silent, part=folder / "part", **checks)  # type: ignore[arg-type]
+    checks = {"limit_bytes": GIB, **checks}
+    await pull(f"{server.url}/disk.img", folder / "disk", silent, part=folder / "part", **checks)
     assert not (folder / "part").exists()
     return (folder / "disk").read_bytes()
 
@@ -105,7 +117,7 @@ async def test_a_list_without_the_file_is_final(server: Server, tmp_path: Path) 
 
 async def test_nothing_is_pulled_without_a_checksum(server: Server, tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="No checksum is known"):
-        await pull(f"{server.url}/disk.img", tmp_path / "disk", silent, part=tmp_path / "part")
+        await pull(f"{server.url}/disk.img", tmp_path / "disk", silent, part=tmp_path / "part", limit_bytes=GIB)
     assert server.asked == []
 
 
@@ -206,3 +218,47 @@ async def test_what_was_fetched_and_is_no_disk_is_refused_by_its_url(server: Ser
         sha256 = hashlib.sha256(body).hexdigest()
         with pytest.raises(Unusable, match=f"{server.url}{path} {said}"):
             await store.ensure(Recipe(slug="bad", kind="pull", url=f"{server.url}{path}", sha256=sha256), silent)
+
+
+@pytest.mark.parametrize("sha256", [None, SUM])
+async def test_a_list_over_plain_http_is_refused_before_anything_is_fetched(
+    server: Server, tmp_path: Path, sha256: str | None
+) -> None:
+    options = {"sha256": sha256, "sums_url": "http://mirror.example/SHA256SUMS"}
+    if sha256 is None:
+        with pytest.raises(Unusable, match=r"plain HTTP.*https:// URL as sums_url, or the image's SHA-256 as sha256"):
+            await fetch(server, tmp_path, **options)
+        assert server.asked == []
+    else:  # that comes from elsewhere
+        assert await fetch(server, tmp_path, **options) == BODY
+
+
+async def test_a_list_that_leads_to_plain_http_is_refused(server: Server, tmp_path: Path) -> None:
+    server.moved["/SUMS"] = "http://mirror.example/SHA256SUMS"
+    with pytest.raises(Unusable, match="plain HTTP"):
+        await fetch(server, tmp_path, sums_url=f"{server.url}/SUMS")
+    assert server.asked == ["/SUMS"]
+
+
+@pytest.mark.parametrize("said", [True, False])
+async def test_a_file_that_is_larger_than_an_image_may_be_is_given_up(
+    server: Server, tmp_path: Path, said: bool
+) -> None:
+    server.says_length = said
+    with pytest.raises(Unusable, match="larger than 2 MiB"):
+        await fetch(server, tmp_path, limit_bytes=2 * MIB)
+    part = tmp_path / "part"
+    assert (part.stat().st_size if part.exists() else 0) <= (0 if said else 2 * MIB)
+
+
+@pytest.mark.parametrize("said", [True, False])
+async def test_a_download_leaves_the_disk_some_space(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bool
+) -> None:
+    server.says_length = said
+    with monkeypatch.context() as full:
+        full.setattr(space, "RESERVE_BYTES", shutil.disk_usage(tmp_path).total)
+        with pytest.raises(Unavailable, match=r"needs \d+ MiB more, and the disk for images has 0 MiB to spare"):
+            await fetch(server, tmp_path)
+    assert (tmp_path / "part").stat().st_size == 0
+    assert await fetch(server, tmp_path) == BODY

@@ -99,7 +99,7 @@ async def test_a_command_that_changes_no_status_has_an_event_without_a_transitio
 
 def _set_columns(statement: Statement[Any]) -> set[str]:
     """The columns that a statement sets in rows of servers which are there already."""
-    sql = statement.compiled(db._SQLITE).sql
+    sql = statement.compiled(db.SQLITE).sql
     parts = re.findall(r"(?:UPDATE|INSERT INTO) servers\b.*?\bSET (.*?)(?:\bWHERE\b|\bRETURNING\b|$)", sql, re.DOTALL)
     return {column for part in parts for column in re.findall(r'(?:^|, )"?(\w+)"? ?=', part)}
 

@@ -1,12 +1,15 @@
 """What a worker does now and then goes by the clock that it was given."""
 
+import ast
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cloud import Cloud
+from vpsd import worker
 from vpsd.worker.boot_watcher import BootWatcher
 from vpsd.worker.host_watcher import HostWatcher
 
@@ -61,3 +64,15 @@ async def test_the_host_is_greeted_once_and_a_failure_is_said_once(cloud: Cloud)
         await watcher.look()
     assert (cloud.runtime.host.status, cloud.runtime.host.error, greeted) == ("ok", None, ["simulator"])
     assert [line.partition(":")[0] for line in said] == ["hypervisor", "hypervisor", "guests"]
+
+
+@pytest.mark.parametrize("path", sorted(Path(worker.__path__[0]).glob("*.py")), ids=lambda path: path.stem)
+def test_nobody_takes_a_database_that_is_away_for_a_failure_of_what_it_was_about(path: Path) -> None:
+    """Whoever handles every failure of one thing, to go on with the others, lets that one through."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Try):
+            caught = [ast.unparse(handler.type) if handler.type else "" for handler in node.handlers]
+            logged = any("log.exception" in ast.unparse(handler) for handler in node.handlers)
+            if "VpsdError" in caught or ("Exception" in caught and logged):
+                first = min(caught.index(name) for name in ("VpsdError", "Exception") if name in caught)
+                assert any("DatabaseUnavailable" in name for name in caught[:first]), f"line {node.lineno}"

@@ -27,6 +27,7 @@ _ADD_ACCOUNT = Statement(
 )
 _INSTANCE = Statement(select(installation.c.instance), into=str)
 _ADD_INSTANCE = Statement(insert(installation), ("id", "instance"))
+_REWRITE_INSTANCE = Statement(update(installation).values(instance=installation.c.instance))
 _OWN = people.c.account_id == bindparam("account_id")
 _OWN_PERSON = (_OWN, people.c.id == bindparam("person"))
 _PEOPLE = Statement(
@@ -59,6 +60,11 @@ async def instance(ctx: Ctx) -> str:
         found = ctx.ids.uuid()[:8]
         await ctx.tx.run(_ADD_INSTANCE, id=1, instance=found)
     return found
+
+
+async def try_to_write(ctx: Ctx) -> None:
+    """Write what is there already, to find out whether the database takes it."""
+    await ctx.tx.run(_REWRITE_INSTANCE)
 
 
 async def list_accounts(ctx: Ctx) -> list[Account]:

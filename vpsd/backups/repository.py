@@ -32,9 +32,9 @@ import msgspec
 from msgspec import Meta
 
 from vpsd.backups.concurrency import map_ordered, run_in_thread
-from vpsd.backups.targets import Missing, Target, TargetNotThere, TargetStatus, put_mark, read_mark
-from vpsd.core.units import GIB, MIB
-from vpsd.errors import Misconfigured, Unusable, VpsdError
+from vpsd.backups.targets import Missing, Target, TargetNotThere, TargetStatus, TooLarge, put_mark, read_mark
+from vpsd.core.units import MIB
+from vpsd.errors import DatabaseUnavailable, Misconfigured, Unusable, VpsdError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ CHUNK_BYTES = MIB
 KEY_BYTES = 32
 
 _FORMAT = 1  # of manifests
-_MANIFEST_BYTES = GIB  # enough for a disk of some ten TB; a larger one is not ours
+_MANIFEST_BYTES = 256 * MIB  # enough for a disk of 3 TB; a larger one is neither written nor read
 _MANIFEST = "manifest"
 _DELETED = "deleted"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -144,6 +144,8 @@ class Repository:
         """Note in `status` why a look at the target failed."""
         try:
             yield
+        except DatabaseUnavailable:  # says nothing of the target
+            raise
         except VpsdError as error:
             self.status.status = "missing" if isinstance(error, TargetNotThere) else "unavailable"
             self.status.error = str(error)
@@ -192,6 +194,8 @@ class Repository:
             data = await self._target.get(self._path(owner, digest))
         except Missing:
             raise Damaged(f"{what} is missing") from None
+        except TooLarge as error:
+            raise Damaged(f"{what} is damaged: {error}") from error
         try:
             found, content = await run_in_thread(self._decode, owner, digest, data, manifest.chunk_bytes)
         except WrongKey as error:  # the manifest had the right key
@@ -266,6 +270,8 @@ class Repository:
 
     async def _put_manifest(self, manifest: Manifest, name: str) -> None:
         content = msgspec.json.encode(manifest)
+        if len(content) > _MANIFEST_BYTES:
+            raise Unusable("The disk is too large for a backup.")
         await self._put(manifest.ref, name, self.digest(manifest.server, content), content)
 
     async def _read_manifest(self, ref: BackupRef, name: str) -> Manifest:
@@ -274,6 +280,8 @@ class Repository:
             data = await self._target.get(self._path(ref, name))
         except Missing:
             raise Missing(f"{what} is incomplete: it has no manifest") from None
+        except TooLarge as error:
+            raise Damaged(f"{what}: its manifest is damaged: {error}") from error
         try:
             return await run_in_thread(self._decode_manifest, ref, name, data)
         except Damaged as error:

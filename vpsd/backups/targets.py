@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from vpsd.backups.concurrency import run_in_thread
+from vpsd.core.units import MIB
 from vpsd.errors import Unavailable, Unusable, VpsdError
 from vpsd.settings import Settings
 
@@ -25,6 +26,10 @@ class TargetFull(Unusable):
 
 class Missing(Unusable):
     """There is no such object on the target."""
+
+
+class TooLarge(Unusable):
+    """An object is larger than any that vpsd stores; nothing of it was read."""
 
 
 class TargetNotThere(Unusable):
@@ -46,7 +51,7 @@ class Target(Protocol):
         """Store the object unless there is one of that key; the bytes that are there then."""
 
     async def get(self, key: str) -> bytes:
-        """The object's bytes; raises `Missing`."""
+        """The object's bytes; raises `Missing`, `TooLarge`."""
 
     async def keys(self, folder: str) -> list[str]:
         """The keys that start with `folder`, which ends in `/`, in order."""
@@ -56,6 +61,7 @@ class Target(Protocol):
 
 
 MARK = "vpsd-target.json"
+LARGEST_OBJECT_BYTES = 512 * MIB  # that is read into memory
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -98,6 +104,11 @@ def open_target(settings: Settings) -> Target:
         return Directory(settings.backup_folder)
     bucket, _, prefix = settings.backup_s3.partition("/")
     return S3(bucket, prefix, settings.backup_s3_endpoint, settings.backup_s3_region)
+
+
+def _refuse_larger(size_bytes: int) -> None:
+    if size_bytes > LARGEST_OBJECT_BYTES:
+        raise TooLarge(f"it has {size_bytes} bytes, more than any that vpsd stores")
 
 
 class Directory:
@@ -174,6 +185,7 @@ class Directory:
     def _get(self, key: str) -> bytes:
         with self._translated_errors():
             try:
+                _refuse_larger((self._root / key).stat().st_size)
                 return (self._root / key).read_bytes()
             except FileNotFoundError:
                 raise Missing(f"{self.name}: there is no {key}") from None
@@ -305,7 +317,9 @@ class S3:
 
     def _get(self, key: str) -> bytes:
         with self._translated_errors() as client:
-            data: bytes = client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
+            found = client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            _refuse_larger(found["ContentLength"])
+            data: bytes = found["Body"].read()
             return data
 
     def _keys(self, folder: str) -> list[str]:

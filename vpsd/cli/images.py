@@ -26,7 +26,7 @@ Make = Callable[[ImageStore, Recipe, Progress], Coroutine[Any, Any, Image]]
 
 
 def _store() -> ImageStore:
-    return ImageStore(main.image_folder(read_settings()))
+    return main.image_store(read_settings())
 
 
 @app.command("list")

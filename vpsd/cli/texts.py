@@ -1,6 +1,6 @@
 """Failures on the command line: the domain's text, and the command that helps."""
 
-from vpsd.errors import NotFound, VpsdError
+from vpsd.errors import DatabaseUnavailable, NotFound, VpsdError
 
 _LISTS = {
     "account": "`vpsd account list` shows them",
@@ -17,4 +17,6 @@ def text(error: VpsdError) -> str:
     """What went wrong and what to do, in one line."""
     if isinstance(error, NotFound) and error.noun in _LISTS:
         return f"{str(error).removesuffix('.')}; {_LISTS[error.noun]}."
+    if isinstance(error, DatabaseUnavailable):
+        return f"{error} The database is {error.problem}: {error.reason}"
     return str(error)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Protocol
 
-from vpsd.errors import Unavailable
+from vpsd.errors import DatabaseUnavailable, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ async def every(
 ) -> None:
     """Repeat some work with pauses of `seconds` until cancelled; `wake` ends a pause as soon as it is set.
 
-    Failures are logged, and do not end the loop. A host that stays unavailable is logged once.
+    Failures are logged, and do not end the loop. A host that stays unavailable is logged once;
+    a database says so itself, once for everybody (`vpsd.core.outages`).
     """
     unavailable = False
     while True:
@@ -65,6 +66,8 @@ async def every(
         try:
             await work()
             unavailable = False
+        except DatabaseUnavailable as error:
+            log.debug("%s has to wait: %s", work.__qualname__, error.reason)
         except Unavailable as error:
             if not unavailable:
                 log.warning("%s has to wait: %s", work.__qualname__, error)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from vpsd.core.clock import Clock
-from vpsd.core.db import Database, Tx, rolled_back
+from vpsd.core.db import WAIT_SECONDS, Database, Tx, rolled_back
 from vpsd.core.ids import Ids
 from vpsd.settings import Settings
 
@@ -70,9 +70,12 @@ class Transactions(msgspec.Struct, frozen=True, kw_only=True):
             yield self._ctx(tx, actor)
 
     @asynccontextmanager
-    async def write(self, actor: Actor = SYSTEM) -> AsyncIterator[Ctx]:
-        """A transaction: committed at the end of the block, undone when it raises."""
-        async with self.database.write() as tx:
+    async def write(self, actor: Actor = SYSTEM, *, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Ctx]:
+        """A transaction: committed at the end of the block, undone when it raises.
+
+        `wait_seconds` is how long it may wait to begin.
+        """
+        async with self.database.write(wait_seconds) as tx:
             yield self._ctx(tx, actor)
 
     @asynccontextmanager

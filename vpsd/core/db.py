@@ -1,4 +1,4 @@
-"""The one place that executes SQL: SQLite inline on the event loop, PostgreSQL through asyncpg.
+"""Statements, and what a database does with them; `sqlite` and `postgres` beside it are the two that there are.
 
 Statements are SQLAlchemy Core, compiled once per dialect and run on the bare driver (docs/decisions/0002). Rows come
 back by name, as the struct that the statement is given.
@@ -6,16 +6,12 @@ back by name, as the struct that the statement is given.
 A transaction belongs to the edge: a request handler, a worker step, a command. Nothing slow is awaited inside one.
 """
 
-import asyncio
-import logging
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Generic, Never, Protocol, TypeVar, overload
 from urllib.parse import urlsplit
 
-import asyncpg
 import msgspec
 from sqlalchemy import MetaData
 from sqlalchemy.dialects import sqlite
@@ -23,9 +19,12 @@ from sqlalchemy.dialects.postgresql import asyncpg as postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.expression import ClauseElement
 
+from vpsd.core.outages import DatabaseStatus, UniqueViolation
 from vpsd.errors import Misconfigured
 
-log = logging.getLogger(__name__)
+__all__ = ["Database", "Statement", "Tx", "UniqueViolation", "connect", "metadata", "rolled_back", "sqlite_path"]
+
+WAIT_SECONDS = 10.0  # for a connection, or for others that write
 
 Row = TypeVar("Row")
 
@@ -39,15 +38,11 @@ metadata = MetaData(
     }
 )
 
-_SQLITE = sqlite.dialect(paramstyle="qmark")
-_POSTGRESQL: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+SQLITE = sqlite.dialect(paramstyle="qmark")
+POSTGRESQL: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
-class UniqueViolation(Exception):
-    """A row with these unique values is there already; the transaction is lost."""
-
-
-class _Compiled:
+class Compiled:
     """A statement in one dialect: its text, the order of its parameters, and how its rows are read back."""
 
     def __init__(self, statement: "Statement[Any]", dialect: Dialect) -> None:
@@ -59,7 +54,7 @@ class _Compiled:
         self.constants: dict[str, Any] = {k: b.value for k, b in compiled.binds.items() if not b.required}
         columns = getattr(compiled, "_result_columns", None) or ()
         self._readers: list[tuple[int, Callable[[Any], Any]]] = []
-        for index, column in enumerate(columns if dialect is _SQLITE else ()):  # asyncpg gives Python's own types
+        for index, column in enumerate(columns if dialect is SQLITE else ()):  # asyncpg gives Python's own types
             reader = column.type.dialect_impl(dialect).result_processor(dialect, None)
             if reader is not None:
                 self._readers.append((index, reader))
@@ -113,12 +108,12 @@ class Statement(Generic[Row]):
         self.clause = clause
         self.columns = None if columns is None else list(columns)
         self.into: Any = into
-        self._compiled: dict[str, _Compiled] = {}
+        self._compiled: dict[str, Compiled] = {}
 
-    def compiled(self, dialect: Dialect) -> _Compiled:
+    def compiled(self, dialect: Dialect) -> Compiled:
         found = self._compiled.get(dialect.name)
         if found is None:
-            found = self._compiled[dialect.name] = _Compiled(self, dialect)
+            found = self._compiled[dialect.name] = Compiled(self, dialect)
         return found
 
 
@@ -142,13 +137,22 @@ class Tx(Protocol):
 
 
 class Database(Protocol):
-    """Where the rows are."""
+    """Where the rows are.
+
+    While it is away, full or locked, its transactions raise `DatabaseUnavailable`, or `OutcomeUnknown` where one may
+    have been committed all the same.
+    """
+
+    status: DatabaseStatus
 
     def read(self) -> AbstractAsyncContextManager[Tx]:
         """Read without a lock; every statement sees what is committed."""
 
-    def write(self) -> AbstractAsyncContextManager[Tx]:
-        """A transaction: committed at the end of the block, undone when it raises."""
+    def write(self, wait_seconds: float = WAIT_SECONDS) -> AbstractAsyncContextManager[Tx]:
+        """A transaction: committed at the end of the block, undone when it raises.
+
+        `wait_seconds` is how long it may wait to begin.
+        """
 
     def snapshot(self) -> AbstractAsyncContextManager[Tx]:
         """Read everything as it was at one moment, without keeping others from writing."""
@@ -158,206 +162,6 @@ class Database(Protocol):
 
     async def close(self) -> None:
         """Let go of the connections."""
-
-
-@contextmanager
-def _unique_violations() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.IntegrityError as error:
-        if error.sqlite_errorcode in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
-            raise UniqueViolation(str(error)) from error
-        raise
-    except asyncpg.UniqueViolationError as error:
-        raise UniqueViolation(str(error)) from error
-
-
-class _SqliteTx:
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self.notified = False
-
-    def _execute(self, statement: Statement[Any], values: dict[str, Any]) -> tuple[_Compiled, sqlite3.Cursor]:
-        compiled = statement.compiled(_SQLITE)
-        with _unique_violations():
-            return compiled, self._connection.execute(compiled.sql, compiled.arguments(values))
-
-    async def all(self, statement: Statement[Row], /, **values: Any) -> list[Row]:
-        compiled, cursor = self._execute(statement, values)
-        return [compiled.read(row) for row in cursor.fetchall()]
-
-    async def first(self, statement: Statement[Row], /, **values: Any) -> Row | None:
-        compiled, cursor = self._execute(statement, values)
-        rows = cursor.fetchall()  # all of them: a RETURNING is carried out as its rows are read
-        return compiled.read(rows[0]) if rows else None
-
-    async def run(self, statement: Statement[Any], /, **values: Any) -> int:
-        return self._execute(statement, values)[1].rowcount
-
-    async def many(self, statement: Statement[Any], rows: Sequence[dict[str, Any]], /) -> None:
-        compiled = statement.compiled(_SQLITE)
-        with _unique_violations():
-            self._connection.executemany(compiled.sql, [compiled.arguments(values) for values in rows])
-
-    async def notify(self) -> None:
-        self.notified = True
-
-
-class SqliteDatabase:
-    """One file. Statements run on the event loop's thread: with no hop between threads a read costs microseconds."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._writer = _open_sqlite(path)
-        self._reader = self._writer if path == ":memory:" else _open_sqlite(path)
-        self._lock = asyncio.Lock()
-        self._wakers: list[Callable[[], None]] = []
-
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[Tx]:
-        yield _SqliteTx(self._reader)
-
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[Tx]:
-        async with self._lock:
-            tx = _SqliteTx(self._writer)
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield tx
-            except BaseException:
-                self._writer.execute("ROLLBACK")
-                raise
-            self._writer.execute("COMMIT")
-        if tx.notified:
-            for wake in self._wakers:
-                wake()
-
-    @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Tx]:
-        connection = _open_sqlite(self._path)  # its own: other readers go on seeing what is new
-        try:
-            connection.execute("BEGIN")
-            yield _SqliteTx(connection)
-        finally:
-            connection.close()
-
-    def on_operation(self, wake: Callable[[], None]) -> None:
-        self._wakers.append(wake)
-
-    async def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
-
-
-def _open_sqlite(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, cached_statements=512)
-    for pragma in (
-        "journal_mode = WAL",
-        "synchronous = FULL",  # an answered request survives a power cut
-        "foreign_keys = ON",
-        "recursive_triggers = ON",  # or a REPLACE would slip past what keeps rows from being deleted
-        "busy_timeout = 10000",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
-
-
-class _PostgresTx:
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    async def _fetch(self, statement: Statement[Any], values: dict[str, Any]) -> tuple[_Compiled, list[Any]]:
-        compiled = statement.compiled(_POSTGRESQL)
-        with _unique_violations():
-            return compiled, await self._connection.fetch(compiled.sql, *compiled.arguments(values))
-
-    async def all(self, statement: Statement[Row], /, **values: Any) -> list[Row]:
-        compiled, rows = await self._fetch(statement, values)
-        return [compiled.read(row) for row in rows]
-
-    async def first(self, statement: Statement[Row], /, **values: Any) -> Row | None:
-        compiled, rows = await self._fetch(statement, values)
-        return compiled.read(rows[0]) if rows else None
-
-    async def run(self, statement: Statement[Any], /, **values: Any) -> int:
-        compiled = statement.compiled(_POSTGRESQL)
-        with _unique_violations():
-            done: str = await self._connection.execute(compiled.sql, *compiled.arguments(values))
-        return int(done.rsplit(" ", 1)[-1])  # "UPDATE 1", "INSERT 0 1"
-
-    async def many(self, statement: Statement[Any], rows: Sequence[dict[str, Any]], /) -> None:
-        compiled = statement.compiled(_POSTGRESQL)
-        with _unique_violations():
-            await self._connection.executemany(compiled.sql, [compiled.arguments(values) for values in rows])
-
-    async def notify(self) -> None:
-        await self._connection.execute("NOTIFY vpsd_operations")
-
-
-class PostgresDatabase:
-    """A PostgreSQL server, shared by any number of API and worker processes."""
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._wakers: list[Callable[[], None]] = []
-        self._listener: asyncio.Task[None] | None = None
-
-    @classmethod
-    async def connect(cls, url: str) -> "PostgresDatabase":
-        """Open a small pool; raises `Misconfigured` when the server does not answer."""
-        try:
-            return cls(await asyncpg.create_pool(url, min_size=1, max_size=10, command_timeout=30))
-        except (OSError, asyncpg.PostgresError) as error:
-            raise Misconfigured(f"the database of VPSD_DATABASE_URL does not answer: {error}") from error
-
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[Tx]:
-        async with self._pool.acquire() as connection:
-            yield _PostgresTx(connection)
-
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[Tx]:
-        async with self._pool.acquire() as connection, connection.transaction():
-            yield _PostgresTx(connection)
-
-    @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Tx]:
-        async with (
-            self._pool.acquire() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            yield _PostgresTx(connection)
-
-    def on_operation(self, wake: Callable[[], None]) -> None:
-        self._wakers.append(wake)
-        if self._listener is None:
-            self._listener = asyncio.get_running_loop().create_task(self._listen())
-
-    async def _listen(self) -> None:
-        # A lost connection is no news: workers poll as well, and the next one listens again.
-        while True:
-            try:
-                async with self._pool.acquire() as connection:
-                    lost = asyncio.Event()
-                    connection.add_termination_listener(lambda *_, lost=lost: lost.set())
-                    await connection.add_listener("vpsd_operations", self._notified)
-                    try:
-                        await lost.wait()
-                    finally:
-                        await connection.remove_listener("vpsd_operations", self._notified)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                log.warning("the database does not answer; listening again in a second: %s", error)
-            await asyncio.sleep(1)
-
-    def _notified(self, *_: object) -> None:
-        for wake in self._wakers:
-            wake()
-
-    async def close(self) -> None:
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.wait({self._listener})
-        await self._pool.close()
 
 
 class _RollBack(Exception):
@@ -380,6 +184,9 @@ async def connect(url: str) -> Database:
 
     Raises `Misconfigured` for any other.
     """
+    from vpsd.core.postgres import PostgresDatabase  # they are made of what is in this file
+    from vpsd.core.sqlite import SqliteDatabase
+
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         return SqliteDatabase(sqlite_path(url))

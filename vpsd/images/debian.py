@@ -43,7 +43,7 @@ async def build(work: Path, log: Path, progress: Progress) -> Parts:
     apt has no Debian 12 source.
     """
     mapped = () if os.geteuid() == 0 else ("unshare", "--map-root-user", "--map-auto")
-    require("mmdebstrap", "mke2fs", "tar", "qemu-img", *(("unshare", "newuidmap") if mapped else ()))
+    require("mmdebstrap", "mke2fs", "tar", "qemu-img", "unshare", *(("newuidmap",) if mapped else ()))
     parts = Parts(schema="cloud-config-schema.json")
     assert parts.schema is not None
     with tempfile.TemporaryDirectory(dir=work) as name:
@@ -87,6 +87,7 @@ async def _bootstrap(tar: Path, sources: list[debs.Source], scratch: Path, log: 
         stdout=tar,
         # users of the namespace cannot reach an ordinary user's data directory
         environment={"TMPDIR": str(scratch)} if root else {},
+        alone=root,  # it mounts /proc and /dev into the new system; in a user namespace it is alone as it is
         on_line=follow,
     )
 

@@ -9,6 +9,7 @@ import msgspec
 
 from vpsd.errors import Unusable
 from vpsd.images.programs import run
+from vpsd.images.space import require_space
 
 _FORMATS = ("qcow2", "raw")
 _LEAKS = 3  # how qemu-img check ends for clusters that nobody refers to: only space is lost
@@ -39,7 +40,14 @@ async def to_qcow2(source: Path, target: Path, log: Path, *, compress: bool = Fa
     """Convert a checked disk image."""
     how = ("-c", "-o", "compression_type=zstd") if compress else ()
     form = await _format(source, log)
-    await run("qemu-img", "convert", "-f", form, "-O", "qcow2", *how, source, target, log=log, timeout_seconds=1800)
+    text = await _qemu_img("measure", "--output=json", "-f", form, "-O", "qcow2", source, log=log, timeout_seconds=300)
+    require_space(target.parent, int(msgspec.json.decode(text)["required"]), "The disk image")
+    await _qemu_img("convert", "-f", form, "-O", "qcow2", *how, source, target, log=log, timeout_seconds=1800)
+
+
+async def _qemu_img(*argv: str | Path, log: Path, timeout_seconds: float, accepted: Sequence[int] = (0,)) -> str:
+    """Run qemu-img, limited: what strangers made may have been made to keep it busy."""
+    return await run("qemu-img", *argv, log=log, timeout_seconds=timeout_seconds, accepted=accepted, limited=True)
 
 
 async def _format(path: Path, log: Path) -> str:
@@ -51,7 +59,7 @@ async def describe(path: Path, log: Path, name: str | None = None) -> dict[str, 
 
     Raises `Unusable` for a file that is not a disk image, or would make the host read other files for the guest.
     """
-    text = await run("qemu-img", "info", "--output=json", path, log=log, timeout_seconds=60)
+    text = await _qemu_img("info", "--output=json", path, log=log, timeout_seconds=60)
     facts: dict[str, Any] = msgspec.json.decode(text)
     name = name or path.name
     if facts.get("format") not in _FORMATS:
@@ -65,9 +73,8 @@ async def describe(path: Path, log: Path, name: str | None = None) -> dict[str, 
 
 async def require_whole(path: Path, name: str, log: Path) -> None:
     """Raise `Unusable` for a qcow2 image that is damaged, or was not copied to its end: QEMU reads zeros there."""
-    command = ("qemu-img", "check", "-q", "-f", "qcow2", path)
     try:
-        await run(*command, log=log, timeout_seconds=600, accepted=(0, _LEAKS))
+        await _qemu_img("check", "-q", "-f", "qcow2", path, log=log, timeout_seconds=600, accepted=(0, _LEAKS))
     except Unusable as error:
         raise Unusable(f"{name} is damaged or incomplete; fetch it again. {error}") from error
 
@@ -76,5 +83,6 @@ async def read_range(path: Path, form: str, offset: int, length: int, target: Pa
     """Write bytes of a disk into `target`; `offset` and `length` are multiples of 512."""
     disk = {"driver": form, "file": {"driver": "file", "filename": str(path)}}
     part = msgspec.json.encode({"driver": "raw", "offset": offset, "size": length, "file": disk}).decode()
-    await run("qemu-img", "convert", "-O", "raw", f"json:{part}", target, log=log, timeout_seconds=300)
+    require_space(target.parent, length, "A partition")
+    await _qemu_img("convert", "-O", "raw", f"json:{part}", target, log=log, timeout_seconds=300)
     return target

@@ -13,10 +13,12 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from vpsd.core.units import GIB
 from vpsd.errors import Invalid, NotFound, Unavailable
 from vpsd.hypervisor.protocol import Image, Progress
 from vpsd.images import sources
@@ -34,10 +36,13 @@ _POLL_SECONDS = 0.2
 class ImageStore:
     """Images in a folder; several processes may share it."""
 
-    def __init__(self, folder: Path, build_of: Callable[[Recipe], Build] = sources.build_of) -> None:
-        """`build_of` returns the function that makes a recipe's image."""
+    def __init__(
+        self, folder: Path, build_of: Callable[[Recipe], Build] | None = None, *, limit_bytes: int = 64 * GIB
+    ) -> None:
+        """`build_of` returns the function that makes a recipe's image; disks of others may be of `limit_bytes`."""
         self._folder = folder
-        self._build_of = build_of
+        self._build_of = build_of or partial(sources.build_of, limit_bytes=limit_bytes)
+        self._limit_bytes = limit_bytes
 
     def available(self) -> list[StoredImage]:
         """The newest complete image of every slug, sorted by slug."""
@@ -83,7 +88,7 @@ class ImageStore:
         """
         recipe = Recipe(slug=slug, kind="import", url=str(path))
         async with self._lock(slug, progress):
-            return await self._make(recipe, sources.import_of(path), progress)
+            return await self._make(recipe, sources.import_of(path, self._limit_bytes), progress)
 
     async def remove(self, slug: str) -> None:
         """Delete all images of the slug; raises `NotFound` if there are none."""

@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from vpsd.core.units import GIB, MIB
+from vpsd.core.units import MIB
 from vpsd.errors import Unusable
 from vpsd.hypervisor.protocol import Progress
 from vpsd.images.programs import WITH_US, require
+from vpsd.images.space import require_space
 
-LIMIT_BYTES = 64 * GIB
 _TIMEOUT_SECONDS = 3600
 _BLOCK_BYTES = MIB
 _ZEROS = bytes(_BLOCK_BYTES)
-_WINDOW_LOG = 31  # as large as zstd's --ultra makes them, 2 GiB
+_WINDOW_LOG = 27  # 128 MiB, what zstd unpacks unasked
+_XZ_MEMORY_BYTES = 256 * MIB  # xz -9 needs 65 MiB; a file can ask for 4 GiB
 
 
 class _TooMuch(Exception):
@@ -32,13 +33,11 @@ class _Source(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-async def unpack(
-    packed: Path, name: str, kind: str, target: Path, progress: Progress, *, limit_bytes: int = LIMIT_BYTES
-) -> None:
+async def unpack(packed: Path, name: str, kind: str, target: Path, progress: Progress, *, limit_bytes: int) -> None:
     """Unpack a file of this kind (`looks.packing`); zeros become holes.
 
     Raises `Unusable`, with a sentence about `name`, for one that is damaged, ends too early, or is larger than
-    `limit_bytes` when unpacked.
+    `limit_bytes` when unpacked, or asks for too much memory; `Unavailable` while there is no space.
     """
     if kind == "zst":
         require("zstd")
@@ -68,6 +67,7 @@ def _unpack(packed: Path, kind: str, target: Path, report: Progress, limit_bytes
                 raise _TooMuch(f"took longer than {_TIMEOUT_SECONDS} seconds to unpack.")
             if stop.is_set():
                 return
+            require_space(target.parent, len(block), "What is unpacked")
             if block == _ZEROS[: len(block)]:
                 output.seek(size)
             else:
@@ -82,8 +82,41 @@ def _opened(raw: BinaryIO, kind: str) -> Iterator[_Source]:
         with _zstd(raw) as output:
             yield output
         return
-    with gzip.GzipFile(fileobj=raw) if kind == "gz" else lzma.LZMAFile(raw) as source:
+    if kind == "xz":
+        yield _Xz(raw)
+        return
+    with gzip.GzipFile(fileobj=raw) as source:
         yield source
+
+
+class _Xz:
+    """An .xz file, unpacked with a limit of memory, which Python's own reader of files does not have."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._stream = self._next_stream()
+
+    def _next_stream(self) -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+
+    def read(self, size: int, /) -> bytes:
+        while True:
+            more = b""
+            if self._stream.eof:  # streams may follow each other, with zeros between them
+                more = self._stream.unused_data.lstrip(b"\0")
+                while not more:
+                    read = self._raw.read(_BLOCK_BYTES)
+                    if not read:
+                        return b""
+                    more = read.lstrip(b"\0")
+                self._stream = self._next_stream()
+            elif self._stream.needs_input:
+                more = self._raw.read(_BLOCK_BYTES)
+                if not more:
+                    raise EOFError("it ends too early")
+            block = self._stream.decompress(more, size)
+            if block:
+                return block
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from vpsd.backups.repository import BackupRef
 from vpsd.backups.targets import TargetNotThere
 from vpsd.core.clock import every
 from vpsd.core.units import MINUTE_MS
-from vpsd.errors import Busy, Unavailable, Unusable, VpsdError
+from vpsd.errors import Busy, DatabaseUnavailable, Unavailable, Unusable, VpsdError
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 
@@ -60,6 +60,8 @@ class BackupScheduler:
         repository = self._runtime.repository
         try:
             await marks.identify(self._runtime, repository)
+        except DatabaseUnavailable:  # says nothing of the target
+            raise
         except VpsdError as error:
             if self._said != str(error):
                 log.error("backups cannot be made: %s", error)
@@ -80,6 +82,8 @@ class BackupScheduler:
             try:
                 await self._collect(backup)
                 self._collect_at_ms.pop(backup.id, None)
+            except DatabaseUnavailable:
+                raise
             except VpsdError as error:
                 log.warning("backup %s cannot be taken off its target; tried again later: %s", backup.id, error)
                 self._collect_at_ms[backup.id] = now_ms + _AGAIN_MS

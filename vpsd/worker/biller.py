@@ -13,7 +13,7 @@ from vpsd.billing import credit
 from vpsd.core.clock import every, iso_utc
 from vpsd.core.context import Ctx
 from vpsd.core.units import DAY_MS
-from vpsd.errors import Busy
+from vpsd.errors import Busy, DatabaseUnavailable
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.runtime import Runtime
@@ -57,6 +57,8 @@ class Biller:
         for account_id in sorted(concerned):
             try:
                 await self._see_to(account_id)
+            except DatabaseUnavailable:
+                raise
             except Exception:
                 log.exception("account %s could not be looked at; the others are", account_id)
 
@@ -70,6 +72,8 @@ class Biller:
                     # Looked at anew together with what is done: it may have been undeleted in between.
                     if server.purge_due_at_ms is not None and server.deleted_at_ms is None:
                         await deletion.purge(ctx.in_account(server.account_id), server)
+            except DatabaseUnavailable:
+                raise
             except Exception:
                 log.exception("server %s could not be deleted for good; the next look tries again", server_id)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from vpsd.core.clock import every
 from vpsd.core.units import HOUR_MS
-from vpsd.errors import Unavailable, Unusable
+from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.lifecycle import Status
 from vpsd.runtime import Runtime
@@ -69,6 +69,8 @@ class GuestReader:
                 await self._save(server, Report([], UserDataStatus.UNKNOWN, "The guest went off before it said how."))
         except (Unavailable, Unusable) as error:
             log.debug("server %s could not be asked: %s", server.id, error)
+        except DatabaseUnavailable:
+            raise
         except Exception:
             log.exception("server %s could not be asked; the others are", server.id)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from vpsd.core.clock import every
-from vpsd.errors import Unavailable
+from vpsd.errors import DatabaseUnavailable, Unavailable
 from vpsd.hosts import service as hosts
 from vpsd.hypervisor.protocol import HostFacts
 from vpsd.runtime import Runtime
@@ -34,6 +34,8 @@ class HostWatcher:
         host = self._runtime.host
         try:
             await self._update()
+        except DatabaseUnavailable:  # says nothing of the host
+            raise
         except Exception as error:
             if host.error != str(error):
                 self._say(f"hypervisor: {error}")
@@ -43,6 +45,7 @@ class HostWatcher:
 
     async def _update(self) -> None:
         host, facts = self._runtime.host, await self._runtime.hypervisor.facts()
+        host.status, host.error = "ok", None
         if host.facts != facts:
             async with self._runtime.write() as ctx:
                 await hosts.record_facts(ctx, facts)
@@ -54,7 +57,7 @@ class HostWatcher:
         if self._greet is not None:
             self._greet(facts)
             self._greet = None
-        host.status, host.error, host.facts = "ok", None, facts
+        host.facts = facts
 
     def _tell_storage(self, facts: HostFacts) -> None:
         host, free_mb = self._runtime.host, facts.storage_free_mb

@@ -6,6 +6,7 @@ import logging
 from vpsd.billing import meter
 from vpsd.billing.meter import DueTransfer
 from vpsd.core.context import Transactions
+from vpsd.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,15 @@ async def charge_due(transactions: Transactions) -> set[int]:
         first, last = ids[0], ids[-1]
         try:
             charged |= await _charge_accounts(transactions, first, last, now_ms)
+        except DatabaseUnavailable:
+            raise
         except Exception:
             log.exception("accounts %s to %s could not be charged together; now one by one", first, last)
             for account_id in ids:
                 try:
                     charged |= await _charge_accounts(transactions, account_id, account_id, now_ms)
+                except DatabaseUnavailable:
+                    raise
                 except Exception:
                     log.exception("account %s could not be charged; `vpsd billing verify` may say why", account_id)
     return charged | await _charge_transfers(transactions, now_ms)
@@ -55,6 +60,8 @@ async def _charge_transfers(transactions: Transactions, now_ms: int) -> set[int]
                 async with transactions.write() as ctx:
                     if await meter.charge_transfer(ctx, transfer):
                         charged.add(transfer.account_id)
+            except DatabaseUnavailable:
+                raise
             except Exception:
                 log.exception(
                     "the transfer of server %s in %s could not be charged", transfer.server_id, transfer.month

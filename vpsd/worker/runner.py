@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
-from vpsd.errors import Unavailable, Unusable, VpsdError
+from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable, VpsdError
 from vpsd.flows.job import Job, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
 from vpsd.lifecycle import RULES, Command, Status
@@ -82,6 +82,8 @@ class Runner:
     async def _work_logged(self, operation: Operation) -> None:
         try:
             await self.work(operation)
+        except DatabaseUnavailable as error:
+            log.debug("operation %s: its lease runs out and it is taken up again: %s", operation.id, error.reason)
         except Exception:
             log.exception("operation %s: its lease runs out and it is taken up again", operation.id)
 
@@ -110,7 +112,7 @@ class Runner:
             raise
         except Unusable as error:
             await self._fail(job, str(error))
-        except Unavailable as error:
+        except (Unavailable, DatabaseUnavailable) as error:
             await self._try_again(job, str(error))
         except Exception as error:
             log.exception("operation %s: %s met an error of vpsd's own", job.operation.id, job.operation.command)
@@ -143,6 +145,8 @@ class Runner:
                     job.superseded |= await operations.renew(ctx, job.lease) is not None
             except LostLease:
                 return
+            except DatabaseUnavailable as error:
+                log.debug("operation %s: the lease could not be renewed yet: %s", job.operation.id, error.reason)
             except Exception:
                 log.exception("operation %s: the lease could not be renewed; the next try comes soon", job.operation.id)
 

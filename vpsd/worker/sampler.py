@@ -4,7 +4,7 @@ import logging
 
 from vpsd.core.clock import every
 from vpsd.core.db import UniqueViolation
-from vpsd.errors import Unavailable, Unusable
+from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.lifecycle import Status
 from vpsd.metrics import samples
@@ -41,5 +41,7 @@ class Sampler:
                 log.debug("server %s could not be measured: %s", server.id, error)
             except UniqueViolation:
                 continue  # another worker stored the first sample at the same time
+            except DatabaseUnavailable:
+                raise
             except Exception:
                 log.exception("server %s could not be measured; the others are measured", server.id)

@@ -3,7 +3,7 @@
 import logging
 
 from vpsd.core.clock import every
-from vpsd.errors import VpsdError
+from vpsd.errors import DatabaseUnavailable, VpsdError
 from vpsd.flows.freezing import confirm_thawed
 from vpsd.operations import service as operations
 from vpsd.runtime import Runtime
@@ -34,5 +34,7 @@ class ThawChecker:
                 continue
             try:
                 await confirm_thawed(self._runtime, server)
+            except DatabaseUnavailable:
+                raise
             except VpsdError as error:
                 log.debug("server %s could not be looked at: %s", server.id, error)

@@ -1,5 +1,6 @@
 """Who is asking, how often, and whether they may: the bearer token of a request, its permissions and its limits."""
 
+from contextlib import suppress
 from typing import Any
 
 from litestar.connection import ASGIConnection
@@ -9,11 +10,13 @@ from litestar.middleware import AbstractAuthenticationMiddleware, Authentication
 from vpsd.accounts import tokens
 from vpsd.accounts.permissions import KNOWN
 from vpsd.api.http.middleware import RequestContext
-from vpsd.errors import Forbidden, TooMany, Unauthenticated
+from vpsd.errors import DatabaseUnavailable, Forbidden, TooMany, Unauthenticated
 from vpsd.runtime import Runtime
 
 EVERYBODY = "any"  # what a route needs that any valid token may use
 PUBLIC = "public"  # and one that asks for no token
+
+_RECORD_USE_SECONDS = 0.1  # a request does not wait longer to note that its token was used
 
 
 class NoToken(Unauthenticated):
@@ -53,8 +56,10 @@ class BearerToken(AbstractAuthenticationMiddleware):
         if need != EVERYBODY and not caller.may(need):
             raise LacksPermission(need)
         if login.record_use:
-            async with runtime.write(caller) as ctx:
-                await tokens.record_use(ctx, caller.token_id)
+            # A database that can only be read is no reason to refuse a read; the next request tries again.
+            with suppress(DatabaseUnavailable):
+                async with runtime.write(caller, wait_seconds=_RECORD_USE_SECONDS) as ctx:
+                    await tokens.record_use(ctx, caller.token_id)
         return AuthenticationResult(caller, None)
 
 

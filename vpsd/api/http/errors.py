@@ -33,6 +33,7 @@ STATUS_CODES: dict[type[errors.VpsdError], int] = {
     errors.WrongStatus: 400,
     errors.Busy: 400,
     errors.Unavailable: 503,
+    errors.DatabaseUnavailable: 503,
     errors.VpsdError: 500,
 }
 
@@ -85,8 +86,9 @@ def answer_to(error: errors.VpsdError, text: Callable[[object], str]) -> Respons
         fields = {name: [text(fault) for fault in faults] for name, faults in error.fields.items()}
         return Response(fields, status_code=status_code)
     headers = {"WWW-Authenticate": CHALLENGE} if status_code == 401 else {}
-    if isinstance(error, errors.TooMany):
-        headers["Retry-After"] = str(error.retry_seconds)
+    retry_seconds = getattr(error, "retry_seconds", None)  # logged, if at all, where it was noticed
+    if retry_seconds is not None:
+        headers["Retry-After"] = str(retry_seconds)
     return Response(Problem(text(error), error.code), status_code=status_code, headers=headers)
 
 

@@ -1,6 +1,9 @@
 """Whether vpsd is well."""
 
-from typing import Annotated
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import Response
@@ -8,13 +11,34 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta
 
 from vpsd import __version__
+from vpsd.accounts import service as accounts
 from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.routes import get
 from vpsd.backups.targets import TargetStatus
-from vpsd.catalog import service as catalog
 from vpsd.core.context import Ctx
+from vpsd.core.outages import DatabaseStatus
+from vpsd.core.units import MIB
+from vpsd.errors import DatabaseUnavailable
 from vpsd.hosts.status import HostStatus
 from vpsd.runtime import Runtime
+
+_PROBE_SECONDS = 1.0  # that /health waits to find out whether the database takes changes again
+_FULL_BYTES = 32 * MIB  # what has less room left is as good as full
+
+
+class DatabaseHealth(msgspec.Struct):
+    """Whether requests can be answered and carried out."""
+
+    status: Annotated[
+        Literal["ok", "unavailable", "locked", "read_only", "full", "failing"],
+        Meta(description="ok; unavailable: nothing is answered; otherwise reads are, and changes are not"),
+    ]
+
+
+class DataFolderHealth(msgspec.Struct):
+    """The disk of the data folder."""
+
+    status: Annotated[Literal["ok", "full"], Meta(description="ok, or full where less than 32 MiB are free")]
 
 
 class HypervisorHealth(msgspec.Struct):
@@ -50,13 +74,33 @@ class Health(msgspec.Struct):
 
     status: Annotated[str, Meta(description="ok or degraded")]
     version: str
+    database: DatabaseHealth
+    data_folder: DataFolderHealth
     hypervisor: HypervisorHealth
     backups: BackupsHealth
 
 
 def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
-    """The route that tells how vpsd, this host and the backups' target are."""
+    """The route that tells how vpsd, its database, this host and the backups' target are."""
     host, target = (runtime.host, runtime.repository.status) if runtime else (HostStatus(), TargetStatus())
+    database = runtime.database.status if runtime else DatabaseStatus()
+    folder = runtime.settings.data_dir if runtime else Path()
+
+    def report() -> Response[Health]:
+        facts, full = host.facts, _is_full(folder)
+        driver, virt_type = (facts.driver, facts.virt_type) if facts else (None, None)
+        hypervisor = HypervisorHealth(host.status, driver, virt_type, host.storage)
+        answers = host.status != "unavailable" and database.problem is None
+        well = host.storage in (None, "ok") and target.status not in ("missing", "unavailable") and not full
+        answer = Health(
+            "ok" if answers and well else "degraded",
+            __version__,
+            DatabaseHealth(database.problem.value if database.problem else "ok"),
+            DataFolderHealth("full" if full else "ok"),
+            hypervisor,
+            BackupsHealth(target.status),
+        )
+        return Response(answer, status_code=200 if answers else 503)
 
     @get(
         "/health",
@@ -64,21 +108,30 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
         "Health",
         tags=["Service"],
         needs=PUBLIC,
-        further={503: "The host does not answer"},
+        further={503: "The database or the host does not answer, or the database takes no changes"},
         lenient=True,  # monitoring adds what it likes to defeat caches
+        without_database=report,
     )
     async def health(ctx: Ctx) -> Response[Health]:
-        """Whether vpsd can do its work; 503 while its host does not answer.
+        """Whether vpsd can do its work; 503 while its database or its host does not answer, or changes are refused.
 
-        While the storage of the host is low, full or failing, or backups cannot be made, it is `degraded` and answers
-        200: requests are served.
+        While the storage of the host is low, full or failing, the disk of the data folder is full, or backups cannot be
+        made, it is `degraded` and answers 200: requests are served.
         """
-        await catalog.list_locations(ctx)
-        answers, facts = host.status != "unavailable", host.facts
-        driver, virt_type = (facts.driver, facts.virt_type) if facts else (None, None)
-        hypervisor = HypervisorHealth(host.status, driver, virt_type, host.storage)
-        well = answers and host.storage in (None, "ok") and target.status not in ("missing", "unavailable")
-        answer = Health("ok" if well else "degraded", __version__, hypervisor, BackupsHealth(target.status))
-        return Response(answer, status_code=200 if answers else 503)
+        await accounts.instance(ctx)
+        if runtime is not None and database.take_probe():
+            with suppress(DatabaseUnavailable):
+                async with runtime.write(wait_seconds=_PROBE_SECONDS) as probe:
+                    await accounts.try_to_write(probe)
+        return report()
 
     return health
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk of a folder has no room left for this user."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False  # that it is not there is told by what needs it
+    return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize < _FULL_BYTES

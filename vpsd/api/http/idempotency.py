@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import msgspec
@@ -11,7 +12,7 @@ from vpsd.api.http.authentication import bearer_token
 from vpsd.api.http.forms import ONCE
 from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Ctx
-from vpsd.errors import Invalid
+from vpsd.errors import DatabaseUnavailable, Invalid
 from vpsd.idempotency import service as idempotency
 from vpsd.idempotency.service import Answer, Claim
 
@@ -48,8 +49,11 @@ async def _once(request: ApiRequest, key: str, handler: Handler, status_code: in
             answer = Answer(status_code, msgspec.json.encode(await handler(ctx)))
             await idempotency.finish(ctx, claim, answer)
     except Exception:
-        async with runtime.write(caller) as ctx:
-            await idempotency.drop(ctx, claim)
+        # A claim that was answered stays: after an unknown outcome that is how the next request learns of it. One that
+        # cannot be dropped runs out by itself; what is told is why the request failed.
+        with suppress(DatabaseUnavailable):
+            async with runtime.write(caller) as ctx:
+                await idempotency.drop(ctx, claim)
         raise
     return answer
 

@@ -51,6 +51,8 @@ _REFUSALS = {
     413: "The body is too large",
     415: "The body is not sent as application/json",
 }
+_AWAY, _UNKNOWN = errors.DatabaseUnavailable.code, errors.OutcomeUnknown.code
+_IS_AWAY = f"`{_AWAY}`: the database does not answer, or takes no changes. `{_UNKNOWN}`: it went away while it saved"
 _IS_PROTECTED = "The server is protected from it"
 _IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": "Idempotency-Key",
@@ -96,6 +98,8 @@ def describe(routes: Sequence[BaseRoute], description: ApiDescription) -> bytes:
                 **{CODES[status]: _refusal(status, CODES[status], schemas, problems) for status in sorted(_REFUSALS)},
                 _PROTECTED: _refusal(409, _PROTECTED, schemas, problems),
                 _PROTECTED_OR_RUNNING: _either_conflict(schemas, problems),
+                _AWAY: _unavailable(schemas, problems, _AWAY, _UNKNOWN),
+                CODES[503]: _unavailable(schemas, problems, CODES[503], _AWAY, _UNKNOWN),
             },
             "parameters": {"idempotency_key": _IDEMPOTENCY_KEY},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token of an account"}},
@@ -155,6 +159,18 @@ def _either_conflict(schemas: _Schemas, problems: Mapping[str, Problem]) -> dict
     running = _REFUSALS[409]
     return {
         "description": f"`{_PROTECTED}`: {_IS_PROTECTED}. `{CODES[409]}`: {running}",
+        "content": content,
+    }
+
+
+def _unavailable(schemas: _Schemas, problems: Mapping[str, Problem], *codes: str) -> dict[str, Any]:
+    """The 503 of every request, and of those that need room on a host besides."""
+    content = schemas.content(Problem)
+    content["application/json"]["examples"] = {code: {"value": problems[code]} for code in codes}
+    room = f"`{CODES[503]}`: {_REFUSALS[503]}. " if CODES[503] in codes else ""
+    return {
+        "description": room + _IS_AWAY,
+        "headers": {"Retry-After": {"description": f"Seconds to wait; with `{_AWAY}`", "schema": {"type": "integer"}}},
         "content": content,
     }
 
@@ -220,6 +236,8 @@ class _Operation:
         codes = {status: CODES[status] for status in self._refusals}
         if errors.Protected in route.raises:
             codes[409] = _PROTECTED_OR_RUNNING if 409 in codes else _PROTECTED
+        if 503 not in route.further:
+            codes.setdefault(503, _AWAY)
         answers |= {status: {"$ref": f"#/components/responses/{code}"} for status, code in codes.items()}
         return answers | self._bad_request()
 

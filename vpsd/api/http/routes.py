@@ -24,7 +24,7 @@ from vpsd.api.http.forms import NoQuery, Query
 from vpsd.api.http.idempotency import execute
 from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Ctx, Transactions
-from vpsd.errors import VpsdError
+from vpsd.errors import DatabaseUnavailable, VpsdError
 
 Preview: TypeAlias = Callable[[Ctx, Any], Awaitable[Any]]
 Before: TypeAlias = Callable[[Transactions, Any], Awaitable[None]]
@@ -69,6 +69,7 @@ class Route:
         lenient: bool = False,
         headers: Mapping[str, str] | None = None,
         further: Mapping[int, str] | None = None,
+        without_database: Callable[[], Response[Any]] | None = None,
         hints: Mapping[str, Any] | None = None,
         text: str | None = None,
         noun: str = "",
@@ -90,6 +91,7 @@ class Route:
         self.lenient = lenient  # what it does not know is ignored
         self.headers = headers or {}  # of its answer
         self.further = further or {}  # other status codes with the same body
+        self._without_database = without_database  # answers while there is none to read
         self._function = function
         self._takes_query = "query" in hints
         in_query, in_body = self.query.__struct_fields__, self.body.__struct_fields__ if self.body else ()
@@ -100,6 +102,14 @@ class Route:
 
     async def answer_to(self, request: ApiRequest) -> Response[Any]:
         """Call the handler for a request."""
+        try:
+            return await self._answer_to(request)
+        except DatabaseUnavailable:
+            if self._without_database is None:
+                raise
+            return self._without_database()
+
+    async def _answer_to(self, request: ApiRequest) -> Response[Any]:
         handler, query = await self._bound(request)
         runtime, actor = request.runtime, request.actor
         if self.preview is not None and query.get("dry_run"):

@@ -24,6 +24,8 @@ _ERRORS: tuple[errors.VpsdError, ...] = (
     errors.StillRunning(),
     errors.KeyReused(),
     LimitReached("token", 12),
+    errors.DatabaseUnavailable("unavailable", ""),
+    errors.OutcomeUnknown("unavailable", ""),
     NoCapacity("Standard VPS", ["memory_mb"]),
     CommandRefused(Status.ACTIVE, Command.START),
     UnderWay(Command.CREATE),
