@@ -128,10 +128,10 @@ async def test_a_look_that_is_older_than_the_row_says_nothing(cloud: Cloud) -> N
 async def test_an_operation_that_began_since_the_look_is_left_its_server(cloud: Cloud) -> None:
     server = await cloud.have_server()
     cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
-    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    seen, guest = await cloud.row(server), await cloud.hypervisor.guest(cloud.guest(server))
     async with cloud.writing() as ctx:
         await operations.add(ctx, server, Command.CONFIGURE)
-    await cloud.reconciler().correct(server, guest, cloud.clock.now_ms())
+    await cloud.reconciler().correct(seen, guest)
     assert await cloud.status(server) == "active"
 
 

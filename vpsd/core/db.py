@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.expression import ClauseElement
 
+from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import Misconfigured
 
 log = logging.getLogger(__name__)
@@ -335,7 +336,7 @@ class PostgresDatabase:
 
     async def _listen(self) -> None:
         # A lost connection is no news: workers poll as well, and the next one listens again.
-        while True:
+        while not is_ending():
             try:
                 async with self._pool.acquire() as connection:
                     lost = asyncio.Event()
@@ -355,8 +356,7 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.wait({self._listener})
+            await end_all({self._listener})
         await self._pool.close()
 
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from vpsd.core.ending import wait_out
 from vpsd.errors import Misconfigured, Unusable, VpsdError
 
 _PACKAGES = {
@@ -88,7 +89,7 @@ async def run(
         except TimeoutError:
             raise error(f"{name} did not finish within {timeout_seconds:.0f} seconds; see {log}") from None
         finally:
-            await _end(process)
+            await wait_out(asyncio.ensure_future(_end(process)))
     if code not in accepted:
         raise error(f"{name} failed ({code}): {' | '.join(said[-4:]) or 'no output'}")
     return text.decode(errors="replace")
@@ -101,7 +102,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-            await asyncio.wait_for(asyncio.shield(process.wait()), _GRACE_SECONDS)
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await process.wait()
         except TimeoutError:
             continue
         except ProcessLookupError:

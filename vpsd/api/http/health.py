@@ -45,6 +45,19 @@ class BackupsHealth(msgspec.Struct):
     ]
 
 
+class ClockHealth(msgspec.Struct):
+    """Whether the time can be relied on."""
+
+    status: Annotated[
+        str,
+        Meta(
+            description="ok, or set within the last hour (by somebody, or because the machine slept); for 15 minutes "
+            "after that nothing is charged, suspended or deleted by the clock"
+        ),
+    ]
+    set_by_seconds: Annotated[int | None, Meta(description="How far it was set forward, or back (negative)")]
+
+
 class Health(msgspec.Struct):
     """How vpsd is."""
 
@@ -52,6 +65,7 @@ class Health(msgspec.Struct):
     version: str
     hypervisor: HypervisorHealth
     backups: BackupsHealth
+    clock: ClockHealth
 
 
 def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
@@ -78,7 +92,16 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
         driver, virt_type = (facts.driver, facts.virt_type) if facts else (None, None)
         hypervisor = HypervisorHealth(host.status, driver, virt_type, host.storage)
         well = answers and host.storage in (None, "ok") and target.status not in ("missing", "unavailable")
-        answer = Health("ok" if well else "degraded", __version__, hypervisor, BackupsHealth(target.status))
+        answer = Health(
+            "ok" if well else "degraded", __version__, hypervisor, BackupsHealth(target.status), _clock(runtime)
+        )
         return Response(answer, status_code=200 if answers else 503)
 
     return health
+
+
+def _clock(runtime: Runtime | None) -> ClockHealth:
+    if runtime is not None:
+        runtime.jumps.look()  # where no worker does
+    seconds = None if runtime is None else runtime.jumps.told_seconds
+    return ClockHealth("ok" if seconds is None else "set", seconds)
