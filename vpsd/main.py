@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +295,7 @@ async def _until_stopped(
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)
     say("stopping; servers go on running")
-    exit_after(_END_SECONDS, lambda: _say_left(loop, say))
+    exit_after(_END_SECONDS, partial(_say_left, loop, say))
     if server is not None:
         server.should_exit = True
         await asyncio.wait({tasks.pop(0)})
@@ -308,7 +309,8 @@ def _say_left(loop: asyncio.AbstractEventLoop, say: Say) -> None:
     """Say what did not end in time: the next start, or another worker, takes it up."""
     tasks = [task.get_name() for task in asyncio.all_tasks(loop)]
     threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
-    left = ", ".join(sorted(name for name in tasks + threads if name != "MainThread")) or "nothing that has a name"
+    named = sorted(name for name in tasks + threads if not name.startswith(("Task-", "MainThread")))
+    left = ", ".join(named) or "nothing that has a name"
     say(f"stopped after {_END_SECONDS} s without: {left}")
 
 
