@@ -71,9 +71,12 @@ def test_a_request_whose_process_died_is_carried_out_by_the_next_start(vpsd: Vps
     vpsd.kill()
     with contextlib.closing(sqlite3.connect(vpsd.data / "vpsd.sqlite")) as database:  # as if it had died meanwhile
         database.execute("UPDATE idempotency_keys SET answer = NULL, lease_until_ms = ?", [(time.time() + 4) * 1000])
+        database.execute("UPDATE accounts SET exhausted_at_ms = ?", [(time.time() + 86_400) * 1000])
         database.commit()
     vpsd.start(well=False)
     assert order().json()["id"] == 2
+    ((exhausted_ms,),) = vpsd.rows("SELECT exhausted_at_ms FROM accounts")  # by a clock that was ahead: set right
+    assert exhausted_ms is None or exhausted_ms <= time.time() * 1000
 
 
 def test_a_second_vpsd_on_the_same_folder_is_refused(vpsd: Vpsd) -> None:

@@ -1,5 +1,6 @@
 """The clock is set, or the machine sleeps: nothing is stuck, lost, given up or done twice because of it."""
 
+import asyncio
 import logging
 import random
 from itertools import pairwise
@@ -146,6 +147,17 @@ async def test_what_happens_on_the_host_is_noticed_whatever_the_clock_was_set_to
     cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
     await reconciler.reconcile()
     assert await cloud.status(server) == "stopped"
+
+
+async def test_a_reboot_is_told_of_although_one_by_a_clock_that_was_ahead_was_told_of_before(cloud: Cloud) -> None:
+    server, reconciler = await cloud.have_server(), cloud.reconciler()
+    reconciler.watch(asyncio.Event())
+    for seconds in (0, -HOUR):
+        cloud.clock.jump(seconds)
+        cloud.hypervisor.reboots(cloud.guest(server))
+        await reconciler.reconcile()
+    events = (await cloud.get("/api/v1/account/events/")).json()["results"]
+    assert [one["action"] for one in events].count("server.reboot") == 2
 
 
 async def test_recoveries_of_a_clock_that_was_ahead_do_not_count(cloud: Cloud) -> None:
@@ -342,8 +354,8 @@ async def test_a_jump_is_logged_once_and_told_for_an_hour(cloud: Cloud, caplog: 
     assert not caplog.records
     cloud.clock.jump(-HOUR)
     for _ in range(2):
-        await cloud.work()
         assert await told_of() == {"status": "set", "set_by_seconds": -HOUR}
+        await cloud.work()
     (record,) = caplog.records
     assert record.getMessage().startswith("the clock was set 3600 s back: ")
     cloud.clock.advance(HOUR - 1)
