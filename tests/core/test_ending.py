@@ -107,7 +107,7 @@ def test_a_process_that_has_ended_in_time_is_left_alone() -> None:
 
 
 _STUBBORN = """
-import asyncio, sys, threading, time
+import asyncio, sys, threading, time, uvloop
 from vpsd import main
 from vpsd.settings import Settings
 
@@ -126,7 +126,8 @@ async def run():
 
 main._END_SECONDS = float(sys.argv[1])
 print("begins", flush=True)
-asyncio.run(run())
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the command does
+    runner.run(run())
 """
 
 

@@ -37,5 +37,8 @@ class DatabaseClock:
             asked = self._own.monotonic()
             now_ms = await tx.first(_NOW)
             took = self._own.monotonic() - asked
-        if now_ms is not None and took <= _LONGEST_SECONDS:
-            self._offset_ms = now_ms - round((asked + took / 2) * 1000)
+        if now_ms is None or took > _LONGEST_SECONDS:
+            return
+        offset_ms = now_ms - round((asked + took / 2) * 1000)
+        if abs(offset_ms - self._offset_ms) > took * 1000:  # less may be the way there and back
+            self._offset_ms = offset_ms
