@@ -140,11 +140,14 @@ async def test_nothing_is_touched_while_an_operation_is_open(cloud: Cloud) -> No
 
 
 async def test_a_look_that_is_older_than_the_row_says_nothing(cloud: Cloud) -> None:
-    server = await cloud.have_server(status=Status.STOPPED)
+    server = await cloud.have_server()
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
 
     async def start_after_the_look(call: str) -> None:
         if call == "guests":
             cloud.hypervisor.after_call = None
+            await cloud.reconciler().reconcile()  # another worker's
+            assert await cloud.status(server) == "stopped"
             await cloud.post(f"/api/v1/servers/{server}/start/")
             await cloud.work()
 
