@@ -34,6 +34,7 @@ from vpsd.core import db, money
 from vpsd.core.clock import SystemClock
 from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.ids import Ids
+from vpsd.core.jumps import ClockJumps
 from vpsd.hosts import service as hosts
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import HostFacts
@@ -207,9 +208,10 @@ def serve(database_url: str, listener: int) -> None:
     """Answer on a listening socket until told to stop."""
 
     async def run() -> None:
+        clock = SystemClock()
         runtime = Runtime(
             database=await db.connect(database_url),
-            clock=SystemClock(),
+            clock=clock,
             ids=Ids(),
             settings=Settings(rate_limit=0, address_rate_limit=0),
             hypervisor=Simulator(),  # nobody calls it, nor what follows
@@ -217,6 +219,7 @@ def serve(database_url: str, listener: int) -> None:
             repository=Repository(Directory(Path("nowhere")), "", None),
             instance="",
             host=HostStatus("ok"),
+            jumps=ClockJumps(clock),
         )
         config = uvicorn.Config(make_app(runtime), log_config=None, access_log=False, lifespan="on", http="httptools")
         await uvicorn.Server(config).serve([socket.socket(fileno=listener)])

@@ -28,6 +28,7 @@ from vpsd.core.clock import FakeClock
 from vpsd.core.context import OPERATOR, Actor, Ctx
 from vpsd.core.db import Database
 from vpsd.core.ids import Ids
+from vpsd.core.jumps import ClockJumps
 from vpsd.core.money import MICROS
 from vpsd.hosts import service as hosts
 from vpsd.hosts.status import HostStatus
@@ -138,6 +139,7 @@ class Cloud:
             repository=Repository(self.target, instance, None),
             instance=instance,
             host=HostStatus("ok"),
+            jumps=ClockJumps(self.clock),
         )
         self.http = self._http()
 

@@ -22,6 +22,7 @@ T = TypeVar("T")
 PROGRAM = Path(sys.executable).with_name("vpsd")
 _START_SECONDS = 60.0
 _END_SECONDS = 60.0
+BOOTS_SECONDS = 900.0  # a boot may have its 240 s twice, and wait for a worker that sees to another one before
 
 
 def until(tells: Callable[[], T], waiting_for: str, limit_seconds: float = 120) -> T:
@@ -148,7 +149,7 @@ class Vpsd:
         answer = self.ask("DELETE", f"servers/{server_id}/")
         assert answer.status_code == 204, answer.text
 
-    def until_status(self, server_id: int, status: str, limit_seconds: float = 400) -> Any:
+    def until_status(self, server_id: int, status: str, limit_seconds: float = BOOTS_SECONDS) -> Any:
         """Wait for a server, also through a boot that hangs and is tried once more; returns its detail."""
 
         def tells() -> Any:

@@ -1,10 +1,14 @@
 """The whole process, on the simulator: start, end, start again."""
 
+import contextlib
 import json
+import random
 import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +42,41 @@ def test_the_next_start_finds_the_servers_and_the_token(vpsd: Vpsd) -> None:
     assert vpsd.operations(server) == history
     assert vpsd.run_json("check") == []
     assert vpsd.terminate() == 0
+
+
+def test_it_ends_in_time_whenever_it_is_told_to_while_servers_are_made(vpsd: Vpsd) -> None:
+    chance, servers = random.Random(7), []
+    for number in range(2):
+        vpsd.start()
+        servers += [vpsd.create(f"web-{number}-{count}")["id"] for count in range(6)]
+        time.sleep(chance.uniform(0, 0.5))  # any moment is as good as another
+        begun = time.monotonic()
+        assert vpsd.terminate() == 0
+        assert time.monotonic() - begun < 15
+        assert "without" not in vpsd.said()
+    vpsd.start()
+    for server in servers:
+        vpsd.until_status(server, "active")
+    assert vpsd.run_json("check") == []
+
+
+def test_a_request_whose_process_died_is_carried_out_by_the_next_start(vpsd: Vpsd) -> None:
+    def order() -> httpx.Response:
+        headers = {"Authorization": f"Bearer {vpsd.token}", "Idempotency-Key": "order"}
+        body = {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"}
+        return httpx.post(f"http://{vpsd.listen}/api/v1/servers/", headers=headers, json=body)
+
+    vpsd.start(well=False)
+    assert order().json()["id"] == 1
+    vpsd.kill()
+    with contextlib.closing(sqlite3.connect(vpsd.data / "vpsd.sqlite")) as database:  # as if it had died meanwhile
+        database.execute("UPDATE idempotency_keys SET answer = NULL, lease_until_ms = ?", [(time.time() + 4) * 1000])
+        database.execute("UPDATE accounts SET exhausted_at_ms = ?", [(time.time() + 86_400) * 1000])
+        database.commit()
+    vpsd.start(well=False)
+    assert order().json()["id"] == 2
+    ((exhausted_ms,),) = vpsd.rows("SELECT exhausted_at_ms FROM accounts")  # by a clock that was ahead: set right
+    assert exhausted_ms is None or exhausted_ms <= time.time() * 1000
 
 
 def test_a_second_vpsd_on_the_same_folder_is_refused(vpsd: Vpsd) -> None:

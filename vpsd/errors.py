@@ -5,7 +5,8 @@ that has more to say adds a subclass with parameters: a skin may put it into wor
 English without paths of any API.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -112,9 +113,23 @@ class Busy(VpsdError):
 
 
 class Unavailable(VpsdError):
-    """Something outside vpsd (host, mirror, disk) does not answer now; trying again later may help."""
+    """Something outside vpsd (host, mirror, disk) does not answer now; trying again later may help.
+
+    `waits_for` is what customers are told that a server waits for, without anything of the operator's; None: nothing.
+    """
 
     code = "unavailable"
+    waits_for: str | None = "its host, which does not answer as it should"
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Have customers told that it is this which does not answer."""
+    try:
+        yield
+    except Unavailable as error:
+        error.waits_for = what
+        raise
 
 
 class DatabaseUnavailable(VpsdError):

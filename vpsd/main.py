@@ -4,14 +4,15 @@ The only file that knows everyone.
 """
 
 import asyncio
-import contextlib
 import fcntl
 import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,19 @@ from vpsd.backups.repository import Repository, read_key
 from vpsd.backups.targets import open_target
 from vpsd.catalog import service as catalog
 from vpsd.core import db
-from vpsd.core.clock import Clock, SystemClock
+from vpsd.core.clock import Clock, SystemClock, every
 from vpsd.core.context import OPERATOR, Transactions
+from vpsd.core.database_clock import PERIOD_SECONDS, DatabaseClock
+from vpsd.core.ending import end_all, exit_after
 from vpsd.core.ids import Ids
+from vpsd.core.jumps import ClockJumps
 from vpsd.core.units import GIB
 from vpsd.errors import Misconfigured
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.hypervisor.simulator import Simulator
+from vpsd.idempotency import service as idempotency
 from vpsd.images.catalogued import CataloguedImages, measure_images
 from vpsd.images.simulated import SimulatedImages
 from vpsd.images.store import ImageStore
@@ -41,6 +46,7 @@ from vpsd.migrations import HEAD, schema
 from vpsd.operations import service as operations
 from vpsd.runtime import Images, Runtime
 from vpsd.settings import Settings
+from vpsd.worker import clock_jumps
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
 from vpsd.worker.boot_watcher import BootWatcher
@@ -56,6 +62,8 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
+_END_SECONDS = 15  # for answers that are under way, 5 s, and for workers to put down what they have
+
 
 async def serve(settings: Settings, say: Say) -> None:
     """Run API, worker or both until SIGINT or SIGTERM; servers go on running."""
@@ -69,15 +77,20 @@ async def serve(settings: Settings, say: Say) -> None:
             async with runtime.write() as ctx:
                 if settings.database_url is None:  # nobody else works here, so whoever held a lease is dead
                     await operations.end_leases(ctx)
+                    await idempotency.end_claims(ctx)
                 free = [plan.name for plan in await catalog.list_plans(ctx) if not plan.price_monthly_micros]
             if free:
                 say(f"catalogue: no price_monthly, so free: {', '.join(free)}")
             token = await first_token(runtime) if settings.role != "worker" else None
             if token is not None:
                 say(f"token (also in {settings.data_dir / 'token'}): {token}")
+            await clock_jumps.look_at_start(runtime)
             if settings.role == "api":
                 runtime.host.status = runtime.repository.status.status = "elsewhere"
             workers = _start_workers(runtime, token, say) if settings.role != "api" else []
+            if isinstance(runtime.clock, DatabaseClock):
+                keep_right = every(runtime.clock, PERIOD_SECONDS, runtime.clock.set_right)
+                workers.append(asyncio.create_task(keep_right, name="DatabaseClock"))
             await _until_stopped(settings, make_app(runtime), listener, workers, say)
 
 
@@ -99,7 +112,7 @@ def _start_workers(runtime: Runtime, token: str | None, say: Say) -> list[asynci
         BackupScheduler(runtime),
         ThawChecker(runtime),
     )
-    return [asyncio.create_task(worker.run()) for worker in workers]
+    return [asyncio.create_task(worker.run(), name=type(worker).__name__) for worker in workers]
 
 
 @asynccontextmanager
@@ -120,6 +133,7 @@ async def open_runtime(settings: Settings, say: Say = lambda _: None) -> AsyncIt
                 repository=make_repository(settings, instance),
                 instance=instance,
                 host=HostStatus(),
+                jumps=ClockJumps(transactions.clock),
             )
         finally:
             await hypervisor.close()
@@ -133,13 +147,19 @@ async def open_transactions(settings: Settings, say: Say = lambda _: None) -> As
     if came_from is not None:
         say(f"database: migrated from {came_from} to {HEAD}")
     database = await db.connect(settings.url)
-    transactions = Transactions(database=database, clock=SystemClock(), ids=Ids(), settings=settings)
+    transactions = Transactions(database=database, clock=_clock(settings, database), ids=Ids(), settings=settings)
     try:
+        if isinstance(transactions.clock, DatabaseClock):
+            await transactions.clock.set_right()
         if came_from == "nothing":
             await apply_catalog(transactions, catalog_file(settings))
         yield transactions
     finally:
         await database.close()
+
+
+def _clock(settings: Settings, database: db.Database) -> Clock:
+    return SystemClock() if settings.database_url is None else DatabaseClock(SystemClock(), database)
 
 
 def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervisor:
@@ -277,15 +297,27 @@ async def _until_stopped(
     waiting = asyncio.ensure_future(stop.wait())
     await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
     say("stopping; servers go on running")
+    exit_after(_END_SECONDS, partial(_say_left, loop, say))
     if server is not None:
         server.should_exit = True
         await asyncio.wait({tasks.pop(0)})
+    await end_all(tasks)
     for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        if not task.cancelled():
+            task.result()
+
+
+def _say_left(loop: asyncio.AbstractEventLoop, say: Say) -> None:
+    """Say what did not end in time: the next start, or another worker, takes it up."""
+    tasks = [task.get_name() for task in asyncio.all_tasks(loop)]
+    threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    named = sorted(name for name in tasks + threads if not name.startswith(("Task-", "MainThread")))
+    left = ", ".join(named) or "nothing that has a name"
+    say(f"stopped after {_END_SECONDS} s without: {left}")
 
 
 class _Server(uvicorn.Server):

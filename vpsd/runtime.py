@@ -5,6 +5,7 @@ from typing import Protocol
 from vpsd.backups.repository import Repository
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Transactions
+from vpsd.core.jumps import ClockJumps
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import Hypervisor, Image, Progress
 
@@ -27,3 +28,4 @@ class Runtime(Transactions, frozen=True, kw_only=True):
     repository: Repository
     instance: str  # eight hex digits, the database's own: part of every name on hosts and targets
     host: HostStatus
+    jumps: ClockJumps

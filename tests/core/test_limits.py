@@ -96,12 +96,13 @@ def test_a_limit_of_0_is_none() -> None:
     assert {limiter.take("a") for _ in range(10_000)} == {Quota(0, 0, 0, 0)}
 
 
-def test_a_clock_that_was_set_back_owes_a_window_at_most() -> None:
+def test_what_the_clock_is_set_to_changes_nothing() -> None:
     clock = FakeClock()
     limiter = Limiter(clock, 3)
     limiter.take("a")
-    clock.advance(-86_400)
-    assert limiter.look("a") == Quota(limit=3, remaining=0, reset_seconds=60, retry_seconds=20)
+    for seconds in (-86_400, 10 * 86_400):
+        clock.jump(seconds)
+        assert limiter.look("a") == Quota(limit=3, remaining=2, reset_seconds=20, retry_seconds=0)
 
 
 def test_keys_that_are_full_again_are_forgotten_and_those_that_are_not_are_kept() -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import libvirt
 import psutil
 
-from tests.running import Vpsd, until
+from tests.running import BOOTS_SECONDS, Vpsd, until
 from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 from vpsd.hypervisor.protocol import BootSigns, Guest, Volumes, guest_name
@@ -124,7 +124,7 @@ class Host:
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    def until_at_rest(self, servers: Iterable[int], limit_seconds: float = 400) -> None:
+    def until_at_rest(self, servers: Iterable[int], limit_seconds: float = BOOTS_SECONDS) -> None:
         """Wait for the operations of these servers to end."""
         where = f"server_id IN ({', '.join(map(str, servers))})"
         until(lambda: not self._vpsd.rows(f"{_OPEN} AND {where}"), "operations to end", limit_seconds)

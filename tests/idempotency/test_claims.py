@@ -64,6 +64,31 @@ async def test_a_claim_lasts_as_long_as_its_lease_and_passes_to_one(cloud: Cloud
     assert await claims() == ANSWER
 
 
+@pytest.mark.parametrize("seconds", [-3600, 7200])
+async def test_a_claim_is_no_longer_than_its_lease_whatever_the_clock_is_set_to(
+    cloud: Cloud, claims: Claims, seconds: int
+) -> None:
+    first = await claims()
+    cloud.clock.jump(seconds)
+    cloud.clock.advance(LEASE_SECONDS)
+    await _finish(cloud, await claims())
+    with pytest.raises(StillRunning):
+        await _finish(cloud, first, Answer(201, b"late"))
+
+
+async def test_a_process_that_is_alone_frees_what_dead_ones_claimed_and_keeps_what_was_answered(
+    cloud: Cloud, claims: Claims
+) -> None:
+    await _finish(cloud, await claims("answered"))
+    dead = await claims()
+    async with cloud.writing() as ctx:
+        await service.end_claims(ctx)
+    await _finish(cloud, await claims())
+    with pytest.raises(StillRunning):
+        await _finish(cloud, dead, Answer(201, b"late"))
+    assert await claims("answered") == ANSWER
+
+
 async def test_who_was_taken_over_cannot_free_the_key(cloud: Cloud, claims: Claims) -> None:
     first = await claims()
     cloud.clock.advance(LEASE_SECONDS)

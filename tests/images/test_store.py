@@ -7,13 +7,14 @@ import signal
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.images.synthetic import bios_disk, qcow2_of
 from vpsd.core.units import MIB
 from vpsd.errors import Invalid, Misconfigured, NotFound, Unavailable, Unusable
 from vpsd.hypervisor.protocol import Progress
-from vpsd.images.recipes import Build, Parts, Recipe
+from vpsd.images.recipes import Build, Parts, Recipe, StoredImage
 from vpsd.images.store import ImageStore
 
 TINY = Recipe(slug="tiny", kind="tiny")
@@ -100,6 +101,18 @@ async def test_a_new_build_has_another_key_and_leaves_the_old_files(store: Image
     await store.build(TINY, silent)
     assert not first.disk.exists()
     assert second.disk.exists()
+
+
+async def test_a_new_build_is_the_one_in_use_although_a_clock_that_was_ahead_made_the_old_one(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    await store.build(TINY, silent)
+    (manifest,) = (tmp_path / "images/tiny").glob("*/image.json")
+    manifest.chmod(0o644)
+    made = msgspec.json.decode(manifest.read_bytes(), type=StoredImage)
+    manifest.write_bytes(msgspec.json.encode(msgspec.structs.replace(made, made_at="2099-12-31T23:59:59.000000+00:00")))
+    second = await store.build(TINY, silent)
+    assert store.get("tiny") == second
 
 
 async def test_a_failed_build_leaves_nothing_and_the_old_image(store: ImageStore, builders: Builders) -> None:

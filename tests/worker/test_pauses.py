@@ -8,6 +8,7 @@ from tests.cloud import Cloud
 from vpsd.audit import Audit
 from vpsd.hypervisor.protocol import PauseReason, PowerState
 from vpsd.lifecycle import Status
+from vpsd.operations import service as operations
 from vpsd.servers import queries
 from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.pauses import Pauses
@@ -169,11 +170,68 @@ async def test_a_boot_that_waited_too_long_rests_in_error_and_is_still_not_cut(c
     assert "power_off" not in cloud.hypervisor.calls
 
 
-@pytest.mark.parametrize("action", ["stop", "reboot"])
-async def test_what_asks_it_to_shut_down_waits_until_it_goes_on(cloud: Cloud, action: str) -> None:
+@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize(("action", "rests"), [("stop", "stopped"), ("suspend", "suspended"), ("delete", "deleted")])
+async def test_what_shall_be_off_is_powered_off_when_its_time_to_shut_down_is_over(
+    cloud: Cloud, action: str, rests: str, reason: PauseReason
+) -> None:
+    server = await cloud.have_server()
+    await pause(cloud, server, reason)
+    await take_off(cloud, server, action)
+    cloud.hypervisor.calls.clear()
+    begun_ms = cloud.clock.now_ms()
+
+    def too_early(call: str) -> None:
+        assert call != "power_off" or cloud.clock.now_ms() - begun_ms >= cloud.settings.stop_timeout_seconds * 1000
+
+    cloud.hypervisor.before_call = too_early
+    await cloud.work()
+    assert (await power(cloud, server), await cloud.status(server)) == (PowerState.OFF, rests)
+    assert cloud.hypervisor.calls.count("power_off") == 1
+    async with cloud.reading() as ctx:
+        operation = await operations.last(ctx, server)
+    assert operation is not None
+    assert operation.detail == f"did not shut down by ACPI within 90 s ({reason.text}): powered off"
+
+
+async def take_off(cloud: Cloud, server: int, action: str) -> None:
+    """Have a server go off: asked to, for lack of credit, or because it is deleted."""
+    if action == "suspend":
+        cloud.set(grace_hours=0)
+        await cloud.have_balance(0)
+        await cloud.biller().bill()
+    elif action == "delete":
+        cloud.set(undelete_hours=1)
+        await cloud.ask("DELETE", f"{SERVERS}{server}/")
+    else:
+        await cloud.post(f"{SERVERS}{server}/{action}/")
+
+
+@pytest.mark.parametrize("action", ["stop", "suspend", "delete"])
+async def test_one_that_goes_on_in_time_shuts_down_by_itself(cloud: Cloud, action: str) -> None:
     server, reconciler = await cloud.have_server(), cloud.reconciler()
     await pause(cloud, server, PauseReason.STORAGE_FULL)
-    await cloud.post(f"{SERVERS}{server}/{action}/")
+    await take_off(cloud, server, action)
+    begun_ms = cloud.clock.now_ms()
+
+    async def goes_on(call: str) -> None:
+        if call == "guest" and cloud.clock.now_ms() - begun_ms >= 60_000:
+            cloud.hypervisor.before_call = None
+            storage(cloud, PauseReason.STORAGE_FULL, well=True)
+            await reconciler.reconcile()
+
+    cloud.hypervisor.calls.clear()
+    cloud.hypervisor.before_call = goes_on
+    await cloud.work()
+    assert await power(cloud, server) is PowerState.OFF
+    assert "power_off" not in cloud.hypervisor.calls
+
+
+@pytest.mark.parametrize("action", ["reboot", "resize"])
+async def test_what_is_to_run_again_waits_until_it_goes_on(cloud: Cloud, action: str) -> None:
+    server, reconciler = await cloud.have_server(), cloud.reconciler()
+    await pause(cloud, server, PauseReason.STORAGE_FULL)
+    await cloud.post(f"{SERVERS}{server}/{action}/", {"plan_id": 3} if action == "resize" else None)
     cloud.hypervisor.calls.clear()
     await pass_time(cloud, reconciler, 300)
     assert await power(cloud, server) is PowerState.PAUSED
@@ -181,7 +239,7 @@ async def test_what_asks_it_to_shut_down_waits_until_it_goes_on(cloud: Cloud, ac
     storage(cloud, PauseReason.STORAGE_FULL, well=True)
     await pass_time(cloud, reconciler, 120)
     assert "power_off" not in cloud.hypervisor.calls
-    assert await cloud.status(server) == {"stop": "stopped", "reboot": "active"}[action]
+    assert await cloud.status(server) == "active"
     assert (await cloud.row(server)).status_detail is None
 
 
@@ -253,7 +311,7 @@ async def test_a_backup_of_one_in_error_does_not_cut_its_power(cloud: Cloud) -> 
     assert await power(cloud, server) is PowerState.PAUSED
 
 
-@pytest.mark.parametrize(("action", "call", "seconds"), [("start", "is_up", 240), ("stop", "guest", 90)])
+@pytest.mark.parametrize(("action", "call", "seconds"), [("start", "is_up", 240), ("reboot", "guest", 90)])
 async def test_one_that_is_paused_in_the_last_moment_of_a_wait_is_not_cut(
     cloud: Cloud, action: str, call: str, seconds: int
 ) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.cloud import Cloud
+from vpsd.errors import Unusable
 from vpsd.hypervisor.protocol import PowerState
 from vpsd.lifecycle import AT_REST, Command, Status
 from vpsd.operations import service as operations
@@ -95,6 +96,33 @@ async def test_a_guest_that_keeps_dying_is_started_three_times_an_hour_and_no_mo
     assert await cloud.status(server) == "active"
 
 
+async def test_restores_that_fail_cost_a_server_no_recovery(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    backup = await cloud.have_copy(server)
+
+    def is_damaged(call: str) -> None:
+        if call == "get":
+            raise Unusable("The backup is damaged.")
+
+    for _ in range(5):
+        cloud.target.before_call = is_damaged
+        await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")
+        await cloud.work()
+        assert await cloud.status(server) == "error"
+        cloud.target.before_call = None
+        cloud.clock.advance(1)
+        await cloud.reconciler().reconcile()
+        await cloud.work()
+        assert await cloud.status(server) == "active"
+        cloud.clock.advance(1)
+    for number in range(4):  # those that are its guest's own fault are counted as before
+        cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
+        await cloud.reconciler().reconcile()
+        await cloud.work()
+        cloud.clock.advance(1)
+        assert await cloud.status(server) == ("active" if number < 3 else "error")
+
+
 async def test_a_stopped_server_that_somebody_started_is_taken_in(cloud: Cloud) -> None:
     server = await cloud.have_server(status=Status.STOPPED)
     cloud.hypervisor.happens(cloud.guest(server), PowerState.RUNNING)
@@ -112,11 +140,14 @@ async def test_nothing_is_touched_while_an_operation_is_open(cloud: Cloud) -> No
 
 
 async def test_a_look_that_is_older_than_the_row_says_nothing(cloud: Cloud) -> None:
-    server = await cloud.have_server(status=Status.STOPPED)
+    server = await cloud.have_server()
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
 
     async def start_after_the_look(call: str) -> None:
         if call == "guests":
             cloud.hypervisor.after_call = None
+            await cloud.reconciler().reconcile()  # another worker's
+            assert await cloud.status(server) == "stopped"
             await cloud.post(f"/api/v1/servers/{server}/start/")
             await cloud.work()
 
@@ -128,10 +159,10 @@ async def test_a_look_that_is_older_than_the_row_says_nothing(cloud: Cloud) -> N
 async def test_an_operation_that_began_since_the_look_is_left_its_server(cloud: Cloud) -> None:
     server = await cloud.have_server()
     cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
-    guest = await cloud.hypervisor.guest(cloud.guest(server))
+    seen, guest = await cloud.row(server), await cloud.hypervisor.guest(cloud.guest(server))
     async with cloud.writing() as ctx:
         await operations.add(ctx, server, Command.CONFIGURE)
-    await cloud.reconciler().correct(server, guest, cloud.clock.now_ms())
+    await cloud.reconciler().correct(seen, guest)
     assert await cloud.status(server) == "active"
 
 

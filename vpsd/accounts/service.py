@@ -25,6 +25,9 @@ _LOCK = Statement(_BY_ID.with_for_update(key_share=True), into=Account)  # rows 
 _ADD_ACCOUNT = Statement(
     insert(accounts).returning(accounts), ("uuid", "name", "credit_limit_micros", "created_at_ms"), into=Account
 )
+_CUT_EXHAUSTED = Statement(
+    update(accounts).where(accounts.c.exhausted_at_ms > bindparam("now_ms")), ("exhausted_at_ms",)
+)
 _INSTANCE = Statement(select(installation.c.instance), into=str)
 _ADD_INSTANCE = Statement(insert(installation), ("id", "instance"))
 _REWRITE_INSTANCE = Statement(update(installation).values(instance=installation.c.instance))
@@ -133,6 +136,11 @@ async def set_limits(ctx: Ctx, account: Account, limits: dict[str, int | None]) 
 async def set_exhausted(ctx: Ctx, at_ms: int | None) -> None:
     """Record since when the account has had no credit left; None: it has some."""
     await ctx.tx.run(_change(("exhausted_at_ms",)), account_id=ctx.account_id, exhausted_at_ms=at_ms)
+
+
+async def set_times_right(ctx: Ctx) -> None:
+    """Have no account be without credit from a moment that is still to come: a clock that was ahead said so."""
+    await ctx.tx.run(_CUT_EXHAUSTED, now_ms=ctx.now_ms, exhausted_at_ms=ctx.now_ms)
 
 
 async def profile(ctx: Ctx) -> Profile:

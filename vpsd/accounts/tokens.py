@@ -104,7 +104,14 @@ _CALLER = Statement(
     into=_Found,
 )
 _USED = Statement(
-    update(tokens).where(_OWN, _ID, or_(_t.last_used_at_ms.is_(None), _t.last_used_at_ms < bindparam("before_ms"))),
+    update(tokens).where(
+        *(_OWN, _ID),
+        or_(
+            _t.last_used_at_ms.is_(None),
+            _t.last_used_at_ms < bindparam("before_ms"),
+            _t.last_used_at_ms > bindparam("now_ms"),
+        ),
+    ),
     ("last_used_at_ms",),
 )
 _ROWS = (
@@ -155,14 +162,16 @@ async def authenticate(ctx: Ctx, token: str, address: str | None, request_id: st
             address=address,
             request_id=request_id,
         )
-        return Login(caller, found.last_used_at_ms is None or found.last_used_at_ms < now - _USED_EVERY_MS)
+        used_ms = found.last_used_at_ms
+        return Login(caller, used_ms is None or not now - _USED_EVERY_MS <= used_ms <= now)
     raise Unauthenticated("This token is not valid. Check that it was copied in full and was not revoked.")
 
 
 async def record_use(ctx: Ctx, token_id: int) -> None:
     """Record that a token was used, at most once a minute."""
     now = ctx.now_ms
-    await ctx.tx.run(_USED, account_id=ctx.account_id, id=token_id, before_ms=now - _USED_EVERY_MS, last_used_at_ms=now)
+    times = {"before_ms": now - _USED_EVERY_MS, "now_ms": now, "last_used_at_ms": now}
+    await ctx.tx.run(_USED, account_id=ctx.account_id, id=token_id, **times)
 
 
 async def list_all(ctx: Ctx) -> list[Token]:

@@ -137,6 +137,19 @@ async def create_daily(ctx: Ctx, server_id: int) -> None:
     await updates.set_next_backup(ctx, server_id, next_backup_slot_ms(ctx.settings, server.uuid, ctx.now_ms))
 
 
+async def set_slot_right(ctx: Ctx, server_id: int) -> None:
+    """Have a server's next automatic backup in the next slot, where a clock that was ahead put it further away.
+
+    A slot is passed over where the last one was made, by whatever clock, less than half a day before.
+    """
+    server = await server_queries.lock(ctx, server_id)
+    if server.next_backup_at_ms is None or server.next_backup_at_ms <= ctx.now_ms + DAY_MS:
+        return
+    last_ms = max((min(at_ms, ctx.now_ms) for at_ms in await queries.begun_times(ctx, server_id)), default=0)
+    after_ms = max(ctx.now_ms, last_ms + DAY_MS // 2)
+    await updates.set_next_backup(ctx, server_id, next_backup_slot_ms(ctx.settings, server.uuid, after_ms))
+
+
 async def make_daily_due(ctx: Ctx, server_id: int) -> None:
     """Have a server's automatic backup begin now instead of in its window; raises `NotFound`, `BackupsNotEnabled`."""
     server = await server_queries.lock_server(ctx, server_id)

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from vpsd.core.ending import wait_out
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -28,8 +30,10 @@ async def run_in_thread(
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await asyncio.wait({future})
-        future.exception()  # retrieve it, nobody needs it any more
+        try:
+            await wait_out(future)
+        finally:
+            future.exception()  # retrieve it, nobody needs it any more
         raise
 
 

@@ -211,7 +211,7 @@ async def _find_here(repository: Repository, stored: Sequence[_Stored]) -> list[
 
 async def _note_seen(transactions: Transactions, target: BackupTarget, location: str) -> None:
     now_ms = transactions.clock.now_ms()
-    if target.locations[:1] == [location] and now_ms - target.seen_at_ms < MINUTE_MS:
+    if target.locations[:1] == [location] and abs(now_ms - target.seen_at_ms) < MINUTE_MS:
         return
     lines = [location, *(line for line in target.locations if line != location)]
     async with transactions.write() as ctx:

@@ -82,6 +82,9 @@ _COUNT_KIND = Statement(
     into=int,
 )
 _AUTOMATIC = Statement(select(_c.created_at_ms).where(_OF_SERVER, _c.kind == Kind.AUTOMATIC, _COMPLETED), into=int)
+_BEGUN = Statement(
+    select(_c.created_at_ms).where(_OF_SERVER, _c.kind == Kind.AUTOMATIC, _c.status != BackupStatus.FAILED), into=int
+)
 _EXPIRED = Statement(
     select(backups).where(_SHOWN, _c.status != BackupStatus.IN_PROGRESS, _c.expires_at_ms <= bindparam("now_ms")),
     into=Backup,
@@ -242,6 +245,11 @@ async def latest(ctx: Ctx, server_id: int, target: str, key_id: str | None) -> B
 async def automatic_times(ctx: Ctx, server_id: int) -> list[int]:
     """When the automatic ones that a server has were made, in ms."""
     return await ctx.tx.all(_AUTOMATIC, server_id=server_id)
+
+
+async def begun_times(ctx: Ctx, server_id: int) -> list[int]:
+    """When the automatic ones that a server ever had were begun, but for those that failed, in ms."""
+    return await ctx.tx.all(_BEGUN, server_id=server_id)
 
 
 async def expired(ctx: Ctx) -> list[Backup]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Protocol
 
+from vpsd.core.ending import is_ending
 from vpsd.errors import DatabaseUnavailable, Unavailable
 
 log = logging.getLogger(__name__)
@@ -17,10 +18,13 @@ class Clock(Protocol):
     """A source of time."""
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970 in UTC."""
+        """Milliseconds since 1970 in UTC: for what is stored, or told. Somebody may set it at any moment."""
+
+    def monotonic(self) -> float:
+        """Seconds since some moment, which pass steadily: for how long something takes or lasts in this process."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait that long."""
+        """Wait that long, by `monotonic`."""
 
 
 class SystemClock:
@@ -28,6 +32,11 @@ class SystemClock:
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        # It stands still while the machine sleeps (CLOCK_BOOTTIME would not): so do the guests that are waited for, and
+        # the event loop's own timers. That other machines went on meanwhile shows in the time, as a jump.
+        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -38,29 +47,43 @@ class FakeClock:
 
     def __init__(self, now_ms: int = 1_750_000_000_000) -> None:
         self._now_ms = now_ms
+        self._passed_ms = 5_000_000
 
     def now_ms(self) -> int:
         return self._now_ms
+
+    def monotonic(self) -> float:
+        return self._passed_ms / 1000
 
     async def sleep(self, seconds: float) -> None:
         self.advance(seconds)
         await asyncio.sleep(0)
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward."""
+        """Let time pass."""
+        self._passed_ms += round(seconds * 1000)
+        self.jump(seconds)
+
+    def jump(self, seconds: float) -> None:
+        """Set the time forward, or back, while none passes."""
         self._now_ms += round(seconds * 1000)
+
+
+def lies_ahead(at_ms: int, now_ms: int, most_ms: int) -> bool:
+    """Whether a stored time is still to come, at most so far ahead: what is further was written by a wrong clock."""
+    return now_ms < at_ms <= now_ms + most_ms
 
 
 async def every(
     clock: Clock, seconds: float, work: Callable[[], Awaitable[object]], *, wake: asyncio.Event | None = None
 ) -> None:
-    """Repeat some work with pauses of `seconds` until cancelled; `wake` ends a pause as soon as it is set.
+    """Repeat some work with pauses of `seconds` until told to end; `wake` ends a pause as soon as it is set.
 
     Failures are logged, and do not end the loop. A host that stays unavailable is logged once;
     a database says so itself, once for everybody (`vpsd.core.outages`).
     """
     unavailable = False
-    while True:
+    while not is_ending():
         if wake is not None:
             wake.clear()
         try:

@@ -35,7 +35,7 @@ class Limiter:
         """Count one; where none was left, nothing is counted and `retry_seconds` is above 0."""
         quota = self.look(key)
         if self.limit and not quota.retry_seconds:
-            now = self._clock.now_ms() * self.limit
+            now = self._now()
             if key not in self._full_at and len(self._full_at) >= _MOST_KEYS:
                 self._forget(now)
             self._full_at[key] = max(self._full_at.get(key, 0), now) + self._each
@@ -47,11 +47,13 @@ class Limiter:
         if not self.limit:
             return Quota(0, 0, 0, 0)
         window = self._each * self.limit
-        # Never more than the window: a clock that was set back must not owe for hours.
-        owed = min(window, max(0, self._full_at.get(key, 0) - self._clock.now_ms() * self.limit))
+        owed = max(0, self._full_at.get(key, 0) - self._now())
         remaining = (window - owed) // self._each
         retry_seconds = 0 if taken or remaining else self._seconds(owed + self._each - window)
         return Quota(self.limit, remaining, self._seconds(owed), retry_seconds)
+
+    def _now(self) -> int:
+        return round(self._clock.monotonic() * 1000) * self.limit
 
     def _seconds(self, part: int) -> int:
         return -(-part // (1000 * self.limit))

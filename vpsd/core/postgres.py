@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 
 from vpsd.core.db import POSTGRESQL, WAIT_SECONDS, Compiled, Row, Statement, Tx
+from vpsd.core.ending import end_all, is_ending
 from vpsd.core.outages import DatabaseStatus, Evidence, translated
 from vpsd.errors import DatabaseUnavailable, Misconfigured
 
@@ -115,7 +116,7 @@ class PostgresDatabase:
 
     async def _listen(self) -> None:
         # A lost connection is no news: workers poll as well, and the next one listens again.
-        while True:
+        while not is_ending():
             with suppress(DatabaseUnavailable), self.status.noting():
                 async with self._connection() as connection:
                     lost = asyncio.Event()
@@ -135,8 +136,7 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.wait({self._listener})
+            await end_all({self._listener})
         await self._pool.close()
 
 

@@ -12,6 +12,7 @@ _LATEST_EVENTS = 50
 _ADD = Statement(insert(events), [column.name for column in events.c if column.name != "id"])
 _OWN = events.c.account_id == bindparam("account_id")
 _LIST = PagedList(select(events).where(_OWN), events.c.id, into=Event, newest_first=True)
+_NEWEST = Statement(select(events.c.at_ms).order_by(events.c.id.desc()).limit(1), into=int)
 _LATEST = Statement(select(events).where(_OWN).order_by(events.c.id.desc()).limit(_LATEST_EVENTS), into=Event)
 
 
@@ -48,9 +49,15 @@ async def list_events(ctx: Ctx, page: Page) -> Part[Event]:
     return await _LIST.read(ctx, page)
 
 
-async def was_recorded(ctx: Ctx, action: str, target_id: int, since_ms: int) -> bool:
-    """Whether vpsd has recorded this by itself since then, as far as the account's latest events tell."""
+async def newest_ms(ctx: Ctx) -> int | None:
+    """When the latest event of all accounts was recorded."""
+    return await ctx.tx.first(_NEWEST)
+
+
+async def was_recorded(ctx: Ctx, action: str, target_id: int, within_ms: int) -> bool:
+    """Whether vpsd has recorded this by itself just now, as far as the account's latest events tell."""
     return any(
-        (event.actor, event.action, event.target_id) == (SYSTEM.kind, action, target_id) and event.at_ms >= since_ms
+        (event.actor, event.action, event.target_id) == (SYSTEM.kind, action, target_id)
+        and abs(ctx.now_ms - event.at_ms) <= within_ms
         for event in await ctx.tx.all(_LATEST, account_id=ctx.account_id)
     )

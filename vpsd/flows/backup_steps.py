@@ -10,7 +10,7 @@ from vpsd.backups.repository import BackupRef
 from vpsd.backups.targets import TargetNotThere
 from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.catalog import service as catalog
-from vpsd.errors import Unavailable, Unusable
+from vpsd.errors import Unavailable, Unusable, waiting_for
 from vpsd.flows import cloud_init, freezing
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import PowerState, Progress, disk_name
@@ -92,10 +92,11 @@ async def _choose_parent(job: Job, backup: Backup, mark: str) -> Backup | None:
 
 
 async def _await_export(job: Job) -> None:
-    reported_ms = job.runtime.clock.now_ms()
+    clock = job.runtime.clock
+    reported_at = clock.monotonic()
     while (done := await job.runtime.hypervisor.export_progress(job.name)) < 1.0:
-        if job.runtime.clock.now_ms() - reported_ms >= 1000:
-            reported_ms = job.runtime.clock.now_ms()
+        if clock.monotonic() - reported_at >= 1:
+            reported_at = clock.monotonic()
             await job.report(done, "copying the disk")
         await job.pause()
 
@@ -206,7 +207,8 @@ def _without_location(job: Job) -> Iterator[None]:
     except (Unavailable, Unusable) as error:
         log.warning("operation %s: %s", job.operation.id, error)
         text = str(error).replace(location, "the backups' store").replace(location.partition(" ")[2], "it")
-        raise type(error)(text) from error
+        with waiting_for("the backups' store, which does not answer as it should"):
+            raise type(error)(text) from error
 
 
 async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:

@@ -8,12 +8,11 @@ from enum import StrEnum
 
 import msgspec
 
-from vpsd.core.units import SECOND_MS
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import BootSigns, Guest, GuestPaused, PowerState
 
-_LOOK_MS = SECOND_MS
-_SSH_MS = 10 * SECOND_MS  # for SSH, once there are other signs of life: whoever sees `active` wants to log in
+_LOOK_SECONDS = 1
+_SSH_SECONDS = 10  # for SSH, once there are other signs of life: whoever sees `active` wants to log in
 _NO_ANSWER = "The guest did not answer"
 
 
@@ -48,20 +47,20 @@ async def watch_boot(job: Job) -> Boot:
     """
     clock, hypervisor = job.runtime.clock, job.runtime.hypervisor
     timeout_seconds = job.runtime.settings.boot_timeout_seconds
-    until_ms = clock.now_ms() + timeout_seconds * SECOND_MS
-    look_ms, alive_ms, signs = clock.now_ms() + _LOOK_MS, None, BootSigns()
-    while clock.now_ms() < until_ms:
+    until = clock.monotonic() + timeout_seconds
+    look_at, alive_since, signs = clock.monotonic() + _LOOK_SECONDS, None, BootSigns()
+    while clock.monotonic() < until:
         if await hypervisor.is_up(job.name):
             return Boot(Outcome.UP)
-        if clock.now_ms() >= look_ms:
-            look_ms = clock.now_ms() + _LOOK_MS
+        if clock.monotonic() >= look_at:
+            look_at = clock.monotonic() + _LOOK_SECONDS
             if (gone := await _gone(job, signs)) is not None:
                 return gone
             signs = await hypervisor.boot_signs(job.name)
             if signs.stuck is not None:
                 return Boot(Outcome.STUCK, signs.stuck, "", signs.last_lines)
-            alive_ms = None if not signs.is_up else alive_ms or clock.now_ms()
-            if alive_ms is not None and clock.now_ms() - alive_ms >= _SSH_MS:
+            alive_since = None if not signs.is_up else alive_since or clock.monotonic()
+            if alive_since is not None and clock.monotonic() - alive_since >= _SSH_SECONDS:
                 return Boot(Outcome.UP)
         await job.pause()
     if (gone := await _gone(job, signs)) is not None:

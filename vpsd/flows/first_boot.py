@@ -8,7 +8,6 @@ the guest's agent.
 from vpsd.backups import queries
 from vpsd.backups.models import Backup, Kind
 from vpsd.core.ids import mac_address
-from vpsd.core.units import SECOND_MS
 from vpsd.errors import Unusable
 from vpsd.flows import cloud_init
 from vpsd.flows.boot import find_unpaused
@@ -67,14 +66,14 @@ async def _until_asked(job: Job, backup: Backup) -> CloudInit | None:
     Its power is not cut while it may still be booting: that makes a slow host slower still.
     """
     clock, timeout_seconds = job.runtime.clock, _BOOTS * job.runtime.settings.boot_timeout_seconds
-    until_ms, answers_ms = clock.now_ms() + timeout_seconds * SECOND_MS, None
-    while clock.now_ms() < until_ms:
+    until, answers_since = clock.monotonic() + timeout_seconds, None
+    while clock.monotonic() < until:
         found = await cloud_init.ask(job)
         if found is not None:
             return found
         if backup.cloud_init is None and await job.runtime.hypervisor.is_up(job.name):
-            answers_ms = answers_ms or clock.now_ms()
-            if clock.now_ms() - answers_ms >= _AGENT_SECONDS * SECOND_MS:
+            answers_since = answers_since or clock.monotonic()
+            if clock.monotonic() - answers_since >= _AGENT_SECONDS:
                 return None
         await find_unpaused(job)
         await job.pause(_ASK_SECONDS)
@@ -85,8 +84,8 @@ async def _until_asked(job: Job, backup: Backup) -> CloudInit | None:
 
 async def _await_network(job: Job, found: CloudInit) -> None:
     clock = job.runtime.clock
-    until_ms = clock.now_ms() + job.runtime.settings.boot_timeout_seconds * SECOND_MS
-    while clock.now_ms() < until_ms:
+    until = clock.monotonic() + job.runtime.settings.boot_timeout_seconds
+    while clock.monotonic() < until:
         done = await job.runtime.hypervisor.run_in_guest(job.name, clones.has_network_command())
         if done is not None and done.exit_code == 0:
             return

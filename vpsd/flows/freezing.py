@@ -42,8 +42,8 @@ async def release(job: Job, *, asked: bool) -> None:
             await updates.clear_unthawed(ctx, job.server.id)
         return
     clock = job.runtime.clock
-    until_ms = clock.now_ms() + _PATIENCE_SECONDS * 1000
-    while not (writes := await _writes(job.runtime, job.server)) and clock.now_ms() < until_ms:
+    until = clock.monotonic() + _PATIENCE_SECONDS
+    while not (writes := await _writes(job.runtime, job.server)) and clock.monotonic() < until:
         await job.pause(1)
     await _record(job.runtime, job.server, writes)
 

@@ -9,6 +9,8 @@ from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Ctx
 from vpsd.core.db import UniqueViolation
+from vpsd.core.ending import end_all, is_ending
+from vpsd.errors import waiting_for
 from vpsd.hypervisor.protocol import Image, Progress, disk_name, guest_name
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
@@ -39,6 +41,11 @@ class Job:
         self.step = (0, 1)  # which of how many
         self.superseded = False
         self.powered_on = False  # this worker has powered the guest on
+        # When it is given up, by what passes steadily; None: never.
+        self.ends_at: float | None = None
+        if operation.deadline_at_ms is not None:
+            left_ms = operation.deadline_at_ms - runtime.clock.now_ms()
+            self.ends_at = runtime.clock.monotonic() + left_ms / 1000
         self.went_off = False  # the guest has powered itself off since
 
     @property
@@ -69,13 +76,16 @@ class Job:
         """Wait a little; raises `Superseded` when another command wants to take over."""
         if self.superseded:
             raise Superseded
+        if is_ending():
+            raise asyncio.CancelledError
         await self.runtime.clock.sleep(seconds)
 
     async def ensure_image(self, system: OperatingSystem) -> Image:
         """Have an operating system's image, on this machine and on the host; its size corrects the catalogue's."""
 
         async def fetch(progress: Progress) -> Image:
-            image = await self.runtime.images.ensure(system, lambda part, text: progress(part * 0.7, text))
+            with waiting_for(f"the image of {system.name}, which cannot be had now"):
+                image = await self.runtime.images.ensure(system, lambda part, text: progress(part * 0.7, text))
             await self.runtime.hypervisor.ensure_base(image, lambda part, text: progress(0.7 + part * 0.3, text))
             return image
 
@@ -119,8 +129,6 @@ class Job:
                 if self.superseded:
                     raise Superseded
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+            await end_all({task})
             if not task.cancelled():
                 task.exception()  # if it failed just now, nobody asks any more

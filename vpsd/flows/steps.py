@@ -12,11 +12,11 @@ from vpsd.catalog.models import OperatingSystem
 from vpsd.core.db import UniqueViolation
 from vpsd.core.ids import mac_address
 from vpsd.core.units import GIB
-from vpsd.errors import Unavailable, Unusable
+from vpsd.errors import Unavailable, Unusable, waiting_for
 from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
 from vpsd.flows.boot import Outcome, find_unpaused, watch_boot
 from vpsd.flows.job import Job
-from vpsd.hypervisor.protocol import Forward, GuestSpec, Image, PortsTaken, PowerState
+from vpsd.hypervisor.protocol import Forward, Guest, GuestSpec, Image, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
 from vpsd.lifecycle import Command
 from vpsd.network import addresses
@@ -24,19 +24,21 @@ from vpsd.servers import queries as servers
 from vpsd.servers import updates
 
 _PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
+_ENDS_OFF = (Command.STOP, Command.SUSPEND, Command.SOFT_DELETE)
 _ADDRESS_TRIES = 100  # more than workers could meet at one address
 
 
 async def reserve_address(job: Job) -> None:
     """Have an address for the server; who meets another at the same one takes the next."""
-    for _ in range(_ADDRESS_TRIES):
-        try:
-            async with job.write() as ctx:
-                await addresses.assign(ctx, job.server.id)
-        except UniqueViolation:
-            continue
-        return
-    raise Unavailable("Other servers took every address that was tried at the same moment.")
+    with waiting_for("an address: all of them are in use, or rest"):
+        for _ in range(_ADDRESS_TRIES):
+            try:
+                async with job.write() as ctx:
+                    await addresses.assign(ctx, job.server.id)
+            except UniqueViolation:
+                continue
+            return
+        raise Unavailable("Other servers took every address that was tried at the same moment.")
 
 
 async def fetch_image(job: Job) -> None:
@@ -197,8 +199,7 @@ def _may_cut_power(job: Job) -> bool:
 
 
 async def _is_off(job: Job) -> bool:
-    guest = await find_unpaused(job)
-    return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
+    return _powered_off(await find_unpaused(job))
 
 
 async def _record_boot(job: Job, status_detail: str | None) -> None:
@@ -216,23 +217,38 @@ async def _record_boot(job: Job, status_detail: str | None) -> None:
 async def shut_down(job: Job) -> None:
     """Ask the guest to shut down (ACPI), and power it off when its time is over; the operation says which it was.
 
-    Raises `GuestPaused` where the host holds the guest: it shuts down when it goes on, and only a hard stop cuts power.
+    One that the host holds cannot shut down before it goes on. Where it is to be off in the end its power is cut when
+    the time is over; where it is to run again, that raises `GuestPaused`: a reboot must not cost what it has written.
     """
     clock, hypervisor = job.runtime.clock, job.runtime.hypervisor
     timeout_seconds = job.runtime.settings.stop_timeout_seconds
-    until_ms = clock.now_ms() + timeout_seconds * 1000
-    press_ms = clock.now_ms()
-    while clock.now_ms() < until_ms:
-        if await _is_off(job):
+    until = clock.monotonic() + timeout_seconds
+    press_at = clock.monotonic()
+    while clock.monotonic() < until:
+        guest = await _guest_to_stop(job)
+        if _powered_off(guest):
             job.result = "shut down by ACPI"
             return
-        if clock.now_ms() >= press_ms:
-            press_ms = clock.now_ms() + _PRESS_SECONDS * 1000
+        if clock.monotonic() >= press_at and guest is not None and guest.paused_by is None:
+            press_at = clock.monotonic() + _PRESS_SECONDS
             await hypervisor.request_shutdown(job.name)
         await job.pause()
-    if not await _is_off(job):
+    guest = await _guest_to_stop(job)
+    if not _powered_off(guest):
         await hypervisor.power_off(job.name)
-    job.result = f"did not shut down by ACPI within {timeout_seconds} s: powered off"
+    held = "" if guest is None or guest.paused_by is None else f" ({guest.paused_by.text})"
+    job.result = f"did not shut down by ACPI within {timeout_seconds} s{held}: powered off"
+
+
+async def _guest_to_stop(job: Job) -> Guest | None:
+    """The guest; raises `GuestPaused` where the host holds one that is to run again."""
+    if job.operation.command in _ENDS_OFF:
+        return await job.runtime.hypervisor.guest(job.name)
+    return await find_unpaused(job)
+
+
+def _powered_off(guest: Guest | None) -> bool:
+    return guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED)
 
 
 async def pull_plug(job: Job) -> None:

@@ -55,6 +55,8 @@ _PAUSED = {
 class GuestPaused(Unavailable):
     """The host has paused the guest: whatever needs it to run has to wait."""
 
+    waits_for = None  # the pause itself is told, to whoever looks at the server
+
     def __init__(self, reason: PauseReason) -> None:
         super().__init__(reason.text)
         self.reason = reason

@@ -1,7 +1,8 @@
 """Claims a key, and stores the answer in the same transaction as the effect of the request.
 
-If a process dies in between, its claim has neither answer nor effect: once the lease has expired, the next request with
-the key is executed. A claim that was taken over meanwhile can no longer be finished, and its effect is rolled back.
+If a process dies in between, its claim has neither answer nor effect: once the lease has expired, or at once where the
+next process knows that it is alone, the next request with the key is executed. A claim that was taken over meanwhile
+can no longer be finished, and its effect is rolled back.
 
 Answers may contain secrets that are shown once (a root password, a token), so they are encrypted with a key derived
 from the caller's token: they cannot be read from the database alone.
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import bindparam, delete, insert, select, update
 
+from vpsd.core.clock import lies_ahead
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
 from vpsd.core.units import HOUR_MS
@@ -22,7 +24,9 @@ from vpsd.errors import KeyReused, StillRunning
 from vpsd.idempotency.models import Record, idempotency_keys
 
 KEPT_HOURS = 24
-LEASE_SECONDS = 60  # a request takes milliseconds; if it has not ended by then, its process died
+# A request takes milliseconds; if it has not ended by then, its process most likely died. One that lives after all
+# cannot finish, so nothing is done twice.
+LEASE_SECONDS = 5
 
 _c = idempotency_keys.c
 _OWN = (_c.token_id == bindparam("token_id"), _c.key == bindparam("key"))
@@ -38,6 +42,7 @@ _FINISH = Statement(
     update(idempotency_keys).where(*_OWN, _c.owner == bindparam("present_owner")), ("status_code", "answer")
 )
 _DROP = Statement(delete(idempotency_keys).where(*_UNANSWERED))
+_END_CLAIMS = Statement(update(idempotency_keys).where(_c.answer.is_(None)), ("lease_until_ms",))
 _FORGET = Statement(delete(idempotency_keys).where(_c.created_at_ms <= bindparam("created_before_ms")))
 
 
@@ -87,7 +92,7 @@ async def claim(ctx: Ctx, secret: str, key: str, request: bytes) -> Claim | Answ
         raise KeyReused
     if found.answer is not None and found.status_code is not None:
         return Answer(found.status_code, _decrypt(mine, found.answer))
-    if found.lease_until_ms > now or not await ctx.tx.run(
+    if lies_ahead(found.lease_until_ms, now, LEASE_SECONDS * 1000) or not await ctx.tx.run(
         _TAKE_OVER,
         token_id=token_id,
         key=key,
@@ -97,6 +102,11 @@ async def claim(ctx: Ctx, secret: str, key: str, request: bytes) -> Claim | Answ
     ):
         raise StillRunning
     return mine
+
+
+async def end_claims(ctx: Ctx) -> None:
+    """Let every unanswered request be executed anew; only for a process that knows that all others are dead."""
+    await ctx.tx.run(_END_CLAIMS, lease_until_ms=0)
 
 
 async def forget(ctx: Ctx) -> None:

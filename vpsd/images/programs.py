@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 
+from vpsd.core.ending import wait_out
 from vpsd.core.units import GIB
 from vpsd.errors import Misconfigured, Unusable, VpsdError
 
@@ -104,7 +105,7 @@ async def run(
         except TimeoutError:
             raise error(f"{name} did not finish within {timeout_seconds:.0f} seconds; see {log}") from None
         finally:
-            await _end(process)
+            await wait_out(asyncio.ensure_future(_end(process)))
     if code not in accepted:
         raise error(f"{name} failed ({code}): {' | '.join(said[-4:]) or 'no output'}")
     return text.decode(errors="replace")
@@ -117,7 +118,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-            await asyncio.wait_for(asyncio.shield(process.wait()), _GRACE_SECONDS)
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await process.wait()
         except TimeoutError:
             continue
         except ProcessLookupError:

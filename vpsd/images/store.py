@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -156,9 +156,14 @@ class ImageStore:
             parts=parts,
             virtual_size_bytes=int(facts["virtual-size"]),
             size_bytes=sum((work / name).stat().st_size for name in parts.names()),
-            made_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+            made_at=self._after_all(recipe.slug).isoformat(timespec="microseconds"),
             source=f"{recipe.kind} {recipe.url or ''}".strip(),
         )
+
+    def _after_all(self, slug: str) -> datetime:
+        """Now, or right after the newest image where a clock that was ahead made that: the newest is the one in use."""
+        made = [datetime.fromisoformat(stored.made_at) for _, stored in self._stored(slug)]
+        return max([datetime.now(UTC), *(at + timedelta(microseconds=1) for at in made)])
 
     @asynccontextmanager
     async def _lock(self, slug: str, progress: Progress) -> AsyncIterator[None]:

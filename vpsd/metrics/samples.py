@@ -3,9 +3,10 @@
 import msgspec
 from sqlalchemy import bindparam, insert, select, update
 
-from vpsd.core.clock import month_name
+from vpsd.core.clock import lies_ahead, month_name
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
+from vpsd.core.units import MINUTE_MS
 from vpsd.hypervisor.protocol import GuestStats
 from vpsd.metrics import traffic
 from vpsd.metrics.models import Sample, usage
@@ -22,7 +23,7 @@ async def save(ctx: Ctx, server_id: int, vcpus: int, stats: GuestStats, at_ms: i
     The caller has locked the server. Raises `UniqueViolation` if another worker stored its first sample meanwhile.
     """
     last = await ctx.tx.first(_LAST, server_id=server_id)
-    if last is not None and last.sampled_at_ms >= at_ms:
+    if last is not None and (last.sampled_at_ms == at_ms or lies_ahead(last.sampled_at_ms, at_ms, MINUTE_MS)):
         return  # another worker asked later and was faster: its counters are ahead of these
     sample = Sample(
         server_id,

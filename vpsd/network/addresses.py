@@ -43,6 +43,7 @@ _TAKE = Statement(  # the guard lets one of those that meet have it
     ("server_id", "assigned_at_ms", "released_at_ms"),
 )
 _RELEASE = Statement(update(addresses).where(_held, _OF), ("released_at_ms",))
+_CUT_REST = Statement(update(addresses).where(_a.released_at_ms > bindparam("now_ms")), ("released_at_ms",))
 _FREE = Statement(update(addresses).where(_held, _a.address == bindparam("of_address")), ("released_at_ms",))
 
 
@@ -119,6 +120,11 @@ async def release(ctx: Ctx, server_id: int) -> None:
 async def free(ctx: Ctx, address: str) -> None:
     """Return an address to the pool, whoever holds it."""
     await ctx.tx.run(_FREE, of_address=address, released_at_ms=ctx.now_ms)
+
+
+async def set_times_right(ctx: Ctx) -> None:
+    """Have no address rest from a moment that is still to come: a clock that was ahead released it."""
+    await ctx.tx.run(_CUT_REST, now_ms=ctx.now_ms, released_at_ms=ctx.now_ms)
 
 
 async def assignments(ctx: Ctx) -> list[Assignment]:

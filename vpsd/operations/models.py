@@ -31,7 +31,8 @@ operations = Table(
     Column("uuid", String(36), nullable=False, unique=True),
     Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, index=True),
     Column("command", String(16), nullable=False),
-    # Of the command: for rebuild the operating system, for backup and restore the backup.
+    # Of the command: for rebuild the operating system, for backup and restore the backup, for a recover
+    # behind a restore that failed that operation.
     Column("argument", BigInteger),
     Column("status", String(16), nullable=False),
     Column("waits_for", BigInteger, ForeignKey("operations.id")),  # what it has superseded and what is still open

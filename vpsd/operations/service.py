@@ -3,10 +3,24 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
+from vpsd.core.jumps import Jump
 from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import MINUTE_MS
 from vpsd.errors import Busy
@@ -15,6 +29,9 @@ from vpsd.operations.models import Operation, OperationStatus, operations
 
 LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the operation
 MAX_ATTEMPTS = 20  # of an operation that has a deadline
+LONGEST_PAUSE_SECONDS = 300  # between two tries
+_ENDED_MS = 0  # when a lease ran out that was ended
+_NEVER_MS = 1 << 62
 
 _c = operations.c
 _waiter = operations.alias()
@@ -31,9 +48,13 @@ _HISTORY = PagedList(select(operations).where(_OF_SERVER), _c.id, into=Operation
 _SINCE = Statement(
     select(func.count())
     .select_from(operations)
-    .where(_OF_SERVER, _c.command == bindparam("command"), _c.created_at_ms >= bindparam("since_ms")),
+    .where(
+        *(_OF_SERVER, _c.command == bindparam("command"), _c.argument.is_(None)),
+        _c.created_at_ms.between(bindparam("since_ms"), bindparam("now_ms")),
+    ),
     into=int,
 )
+_LAST = Statement(select(operations).where(_OF_SERVER).order_by(_c.id.desc()).limit(1), into=Operation)
 _ADD = Statement(
     insert(operations).values(status=OperationStatus.QUEUED, progress=0.0, attempts=0, fence=0).returning(operations),
     ("uuid", "server_id", "command", "argument", "status", "waits_for", "progress", "attempts", "fence")
@@ -61,7 +82,7 @@ def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
         .where(
             _OPEN,
             _c.run_at_ms <= bindparam("now_ms"),
-            or_(_c.lease_until_ms.is_(None), _c.lease_until_ms < bindparam("now_ms")),
+            or_(_c.lease_until_ms.is_(None), _c.lease_until_ms < bindparam("expired_before_ms")),
             *which,
         )
         .order_by(_c.run_at_ms, _c.id)
@@ -88,6 +109,21 @@ def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
 _CLAIM_ANY = _claim()
 _CLAIM_QUICK = _claim(
     or_(_MOVES_NO_DISKS, exists().where(_waiter.c.waits_for == _c.id, _waiter.c.finished_at_ms.is_(None)))
+)
+_MINUTES = {command: rule.minutes for command, rule in RULES.items() if rule.minutes is not None}
+_longest_deadline = bindparam("now_ms", type_=BigInteger) + case(
+    {command.value: literal(minutes * MINUTE_MS, BigInteger) for command, minutes in _MINUTES.items()},
+    value=_c.command,
+    else_=literal(0, BigInteger),
+)
+_CUT_LEASES = Statement(
+    update(operations).where(_OPEN, _c.lease_until_ms > bindparam("longest_ms")), ("lease_until_ms",)
+)
+_CUT_PAUSES = Statement(update(operations).where(_UNFINISHED, _c.run_at_ms > bindparam("longest_ms")), ("run_at_ms",))
+_RENEW_DEADLINES = Statement(
+    update(operations)
+    .where(_UNFINISHED, or_(_c.deadline_at_ms > bindparam("before_ms"), _c.deadline_at_ms > _longest_deadline))
+    .values(deadline_at_ms=_longest_deadline)
 )
 _END_LEASES = Statement(update(operations).where(_OPEN, _c.lease_owner.is_not(None)), ("lease_until_ms",))
 _RENEW = Statement(update(operations).where(*_LEASED), ("lease_until_ms",))
@@ -198,23 +234,48 @@ async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
 
 
 async def count_since(ctx: Ctx, server_id: int, command: Command, since_ms: int) -> int:
-    """How often a server was told a command since a time."""
-    return await ctx.tx.first(_SINCE, server_id=server_id, command=command, since_ms=since_ms) or 0
+    """How often a server was told a command without an argument since a time."""
+    times = {"since_ms": since_ms, "now_ms": ctx.now_ms}
+    return await ctx.tx.first(_SINCE, server_id=server_id, command=command, **times) or 0
 
 
-async def claim(ctx: Ctx, owner: str, *, quick: bool = False) -> Operation | None:
+async def last(ctx: Ctx, server_id: int) -> Operation | None:
+    """What a server was told last."""
+    return await ctx.tx.first(_LAST, server_id=server_id)
+
+
+async def claim(ctx: Ctx, owner: str, *, quick: bool = False, take_over: bool = True) -> Operation | None:
     """Lease the operation that has waited longest; one whose lease ran out is taken over.
 
-    `quick`: none that moves whole disks, unless it is to give way.
+    `quick`: none that moves whole disks, unless it is to give way. `take_over` is False while the clock cannot tell
+    whose lease ran out: then only those are taken over that were ended.
     """
     until_ms = ctx.now_ms + LEASE_SECONDS * 1000
     statement = _CLAIM_QUICK if quick else _CLAIM_ANY
-    return await ctx.tx.first(statement, now_ms=ctx.now_ms, owner=owner, until_ms=until_ms)
+    expired_before_ms = ctx.now_ms if take_over else _ENDED_MS + 1
+    return await ctx.tx.first(
+        statement, now_ms=ctx.now_ms, owner=owner, until_ms=until_ms, expired_before_ms=expired_before_ms
+    )
 
 
 async def end_leases(ctx: Ctx) -> None:
     """Let every leased operation be taken over now; only for a process that knows that all others are dead."""
-    await ctx.tx.run(_END_LEASES, lease_until_ms=0)
+    await ctx.tx.run(_END_LEASES, lease_until_ms=_ENDED_MS)
+
+
+async def set_times_right(ctx: Ctx, jump: Jump | None) -> None:
+    """Have no open operation wait for, or be given up by, a time that the clock was wrong about.
+
+    Whoever had time left when the clock was set gets all of its time anew. Without a jump, at the start of a process:
+    only times that lie further ahead than they can are set right.
+    """
+    now_ms = ctx.now_ms
+    lease_ms = LEASE_SECONDS * 1000
+    await ctx.tx.run(_CUT_LEASES, longest_ms=now_ms + lease_ms, lease_until_ms=now_ms + lease_ms)
+    was_set_back = jump is not None and jump.seconds < 0
+    waits_until_ms = now_ms if was_set_back else now_ms + LONGEST_PAUSE_SECONDS * 1000
+    await ctx.tx.run(_CUT_PAUSES, longest_ms=waits_until_ms, run_at_ms=now_ms)
+    await ctx.tx.run(_RENEW_DEADLINES, now_ms=now_ms, before_ms=_NEVER_MS if jump is None else jump.before_ms)
 
 
 async def renew(ctx: Ctx, lease: Lease) -> Operation | None:

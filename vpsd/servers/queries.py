@@ -174,6 +174,9 @@ _BACKUP_DUE = Statement(
     .order_by(_c.id),
     into=int,
 )
+_BACKUP_BEYOND = Statement(
+    select(_c.id).where(_c.next_backup_at_ms > bindparam("at_ms"), _c.deleted_at_ms.is_(None)).order_by(_c.id), into=int
+)
 _USER_DATA = Statement(select(_c.user_data).where(_c.id == bindparam("id")), into=str)
 _SYSTEM = Statement(
     select(operating_systems).join_from(servers, operating_systems).where(_c.id == bindparam("id")),
@@ -209,7 +212,7 @@ async def get(ctx: Ctx, server_id: int) -> DetailedServer:
     if found is None:
         raise NotFound("server", server_id)
     sampled_ms = found.sampled_at_ms
-    if sampled_ms is None or (found.status == Status.ACTIVE and now_ms - sampled_ms <= _FRESH_MS):
+    if sampled_ms is None or (found.status == Status.ACTIVE and abs(now_ms - sampled_ms) <= _FRESH_MS):
         return found
     return msgspec.structs.replace(found, cpu_percent=None, memory_used_mb=None, disk_used_bytes=None)
 
@@ -333,6 +336,11 @@ async def purge_due(ctx: Ctx) -> list[int]:
 async def backup_due(ctx: Ctx) -> list[int]:
     """Servers whose automatic backup is due."""
     return await ctx.tx.all(_BACKUP_DUE, now_ms=ctx.now_ms)
+
+
+async def backup_beyond(ctx: Ctx, at_ms: int) -> list[int]:
+    """Servers whose next automatic backup is due only after that."""
+    return await ctx.tx.all(_BACKUP_BEYOND, at_ms=at_ms)
 
 
 async def user_data(ctx: Ctx, server_id: int) -> str | None:

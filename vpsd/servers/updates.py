@@ -38,6 +38,7 @@ _FORGET_FREEZE = Statement(
     )
 )
 _SET_SUSPENDED = _set("suspended_from", "suspended_at_ms")
+_CUT_SUSPENDED = Statement(update(servers).where(servers.c.suspended_at_ms > bindparam("now_ms")), ("suspended_at_ms",))
 _SET_DISCARDED = Statement(
     _ONE.values(
         base=None,
@@ -67,6 +68,11 @@ _SET_BOOTED = Statement(
 async def set_suspended_from(ctx: Ctx, server_id: int, status: str) -> None:
     """The status that the server goes back to when there is credit again; from now on there is none for it."""
     await ctx.tx.run(_SET_SUSPENDED, id=server_id, suspended_from=status, suspended_at_ms=ctx.now_ms)
+
+
+async def set_times_right(ctx: Ctx) -> None:
+    """Have no server be suspended from a moment that is still to come: a clock that was ahead said so."""
+    await ctx.tx.run(_CUT_SUSPENDED, now_ms=ctx.now_ms, suspended_at_ms=ctx.now_ms)
 
 
 async def set_discarded(ctx: Ctx, server_id: int, os_id: int) -> None:

@@ -7,16 +7,16 @@ from vpsd.backups.models import Backup, BackupStatus
 from vpsd.backups.repository import BackupRef
 from vpsd.backups.targets import TargetNotThere
 from vpsd.core.clock import every
-from vpsd.core.units import MINUTE_MS
 from vpsd.errors import Busy, DatabaseUnavailable, Unavailable, Unusable, VpsdError
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
+from vpsd.worker import clock_jumps
 
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 5.0
-_LOOK_MS = 15_000  # between two looks at the target
-_AGAIN_MS = 5 * MINUTE_MS  # after a target that did not answer
+_LOOK_SECONDS = 15  # between two looks at the target
+_AGAIN_SECONDS = 300  # after a target that did not answer
 
 
 class BackupScheduler:
@@ -24,8 +24,8 @@ class BackupScheduler:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._collect_at_ms: dict[int, int] = {}  # by backup: not before, after a try that failed
-        self._look_at_ms = 0
+        self._collect_at: dict[int, float] = {}  # by backup: not before, after a try that failed
+        self._look_at = 0.0
         self._said: str | None = None  # in the log, of a target that was not there at the last look
 
     async def run(self) -> None:
@@ -34,7 +34,14 @@ class BackupScheduler:
 
     async def schedule(self) -> None:
         """Do what is due."""
+        await clock_jumps.look(self._runtime)
         await self._look()
+        if not self._runtime.jumps.unsettled:
+            await self._keep_times()
+        await self.collect_garbage()
+
+    async def _keep_times(self) -> None:
+        """Begin what is due, and delete what has had its time."""
         async with self._runtime.read() as ctx:
             due = await servers.backup_due(ctx)
             expired = await queries.expired(ctx)
@@ -49,14 +56,13 @@ class BackupScheduler:
                 continue  # while no new ones can be made, the old ones are all there is
             async with self._runtime.write() as ctx:
                 await commands.expire(ctx, backup)
-        await self.collect_garbage()
 
     async def _look(self) -> None:
         """Look for the target, for /health and for what is done to it; why it is not there is logged."""
-        now_ms = self._runtime.clock.now_ms()
-        if now_ms < self._look_at_ms:
+        now = self._runtime.clock.monotonic()
+        if now < self._look_at:
             return
-        self._look_at_ms = now_ms + _LOOK_MS
+        self._look_at = now + _LOOK_SECONDS
         repository = self._runtime.repository
         try:
             await marks.identify(self._runtime, repository)
@@ -73,20 +79,20 @@ class BackupScheduler:
 
     async def collect_garbage(self) -> None:
         """Take off the target what is left of backups that nobody needs."""
-        now_ms = self._runtime.clock.now_ms()
+        now = self._runtime.clock.monotonic()
         async with self._runtime.read() as ctx:
             garbage = await queries.garbage(ctx)
         for backup in garbage:
-            if self._collect_at_ms.get(backup.id, now_ms) > now_ms:
+            if self._collect_at.get(backup.id, now) > now:
                 continue
             try:
                 await self._collect(backup)
-                self._collect_at_ms.pop(backup.id, None)
+                self._collect_at.pop(backup.id, None)
             except DatabaseUnavailable:
                 raise
             except VpsdError as error:
                 log.warning("backup %s cannot be taken off its target; tried again later: %s", backup.id, error)
-                self._collect_at_ms[backup.id] = now_ms + _AGAIN_MS
+                self._collect_at[backup.id] = now + _AGAIN_SECONDS
                 if isinstance(error, Unavailable | TargetNotThere):
                     return  # neither can the others
 

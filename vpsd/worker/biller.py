@@ -22,6 +22,7 @@ from vpsd.servers import queries as servers
 from vpsd.servers.commands import enqueue
 from vpsd.servers.models import LockedServer, ServerRow
 from vpsd.servers.transitions import given, transition
+from vpsd.worker import clock_jumps
 from vpsd.worker.metering import charge_due
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ class Biller:
 
     async def bill(self) -> None:
         """Charge what is due, and see to the accounts that it concerns."""
+        await clock_jumps.look(self._runtime)
+        if self._runtime.jumps.unsettled:
+            return  # nothing is lost: what is due is made up for
         await self._purge_deleted()
         concerned = await charge_due(self._runtime)
         async with self._runtime.read() as ctx:

@@ -9,7 +9,7 @@ import logging
 import msgspec
 
 from vpsd.core.clock import every
-from vpsd.core.units import HOUR_MS
+from vpsd.core.units import HOUR_MS, SECOND_MS
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.lifecycle import Status
@@ -23,17 +23,18 @@ from vpsd.servers.user_data import UserDataStatus
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 2.0
-_LONGEST_PAUSE_MS = 60_000
+_LONGEST_PAUSE_SECONDS = 60.0
 _AT_ONCE = 2  # a guest that does not answer occupies a connection to the host meanwhile
 _GIVE_UP_MS = HOUR_MS  # after the last change of the server: by then user data has ended, or never says so
 
 
 class _Asked(msgspec.Struct):
-    """When a guest is asked next, since its server last changed."""
+    """When a guest is asked next, since its server last changed, and until when; by what passes steadily."""
 
     updated_at_ms: int
-    next_at_ms: int
-    pause_ms: int = 2000
+    next_at: float
+    until: float
+    pause_seconds: float = 2.0
     has_answered: bool = False
 
 
@@ -75,21 +76,25 @@ class GuestReader:
             log.exception("server %s could not be asked; the others are", server.id)
 
     async def _ask(self, server: Server) -> None:
-        now_ms = self._runtime.clock.now_ms()
+        now = self._runtime.clock.monotonic()
         asked = self._asked.get(server.id)
         if asked is None or asked.updated_at_ms != server.updated_at_ms:
-            asked = self._asked[server.id] = _Asked(server.updated_at_ms, now_ms)
+            left_ms = server.updated_at_ms + _GIVE_UP_MS - self._runtime.clock.now_ms()
+            # Of a row that a clock which was ahead has changed, no more than the whole time.
+            asked = _Asked(server.updated_at_ms, now, now + min(left_ms, _GIVE_UP_MS) / SECOND_MS)
+            self._asked[server.id] = asked
         waits = server.user_data_status == UserDataStatus.RUNNING
-        if now_ms < asked.next_at_ms or (asked.has_answered and not waits):
+        if now < asked.next_at or (asked.has_answered and not waits):
             return
-        if now_ms - server.updated_at_ms > _GIVE_UP_MS:
+        if now > asked.until:
             asked.has_answered = True
             if waits:
                 await self._save(
                     server, Report([], UserDataStatus.UNKNOWN, "The guest did not say how within an hour.")
                 )
             return
-        asked.next_at_ms, asked.pause_ms = now_ms + asked.pause_ms, min(2 * asked.pause_ms, _LONGEST_PAUSE_MS)
+        asked.next_at = now + asked.pause_seconds
+        asked.pause_seconds = min(2 * asked.pause_seconds, _LONGEST_PAUSE_SECONDS)
         done = await self._runtime.hypervisor.run_in_guest(
             guest_name(self._runtime.instance, server.id),
             guest_report.COMMAND,

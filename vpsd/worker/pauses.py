@@ -21,17 +21,17 @@ from vpsd.servers.models import Server
 log = logging.getLogger(__name__)
 
 _ROOM_MB = 32  # worth going on for, where the reserve is not smaller still
-_FIRST_PAUSE_MS = 5_000
-_LONGEST_PAUSE_MS = 60_000
-_STEADY_MS = 10_000  # who still runs by then goes on; less may be a write that fails again
+_FIRST_PAUSE_SECONDS = 5
+_LONGEST_PAUSE_SECONDS = 60
+_STEADY_SECONDS = 10  # who still runs by then goes on; less may be a write that fails again
 _SHALL_BE_OFF = (Status.STOPPED, Status.SUSPENDED, Status.DELETED)
 _TEXTS = {reason.text for reason in PauseReason}
 
 
 class _Tries(msgspec.Struct):
     count: int = 0
-    next_at_ms: int = 0
-    resumed_at_ms: int | None = None
+    next_at: float = 0.0
+    resumed_at: float | None = None
 
 
 class Pauses:
@@ -40,7 +40,7 @@ class Pauses:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._tries: dict[int, _Tries] = {}
-        self._room_at_ms = 0  # when to look for room again
+        self._room_at = 0.0  # when to look for room again
 
     async def look(self, present: Sequence[Server], guests: Mapping[str, Guest]) -> None:
         """Say what is new of who is paused and who goes on, and resume whoever can."""
@@ -62,8 +62,8 @@ class Pauses:
 
     def _is_unsteady(self, server_id: int) -> bool:
         tries = self._tries.get(server_id)
-        resumed_at_ms = None if tries is None else tries.resumed_at_ms
-        return resumed_at_ms is not None and self._runtime.clock.now_ms() - resumed_at_ms < _STEADY_MS
+        resumed_at = None if tries is None else tries.resumed_at
+        return resumed_at is not None and self._runtime.clock.monotonic() - resumed_at < _STEADY_SECONDS
 
     async def _tell(self, server: Server, detail: str | None, event: str | None) -> None:
         """Write it down, once."""
@@ -83,27 +83,27 @@ class Pauses:
             log.warning("server %s: not paused any more", server.id)
 
     async def _resume(self, paused: Mapping[int, PauseReason]) -> None:
-        now_ms = self._runtime.clock.now_ms()
-        due = {server_id for server_id in paused if self._tries.setdefault(server_id, _Tries()).next_at_ms <= now_ms}
+        now = self._runtime.clock.monotonic()
+        due = {server_id for server_id in paused if self._tries.setdefault(server_id, _Tries()).next_at <= now}
         waits = {server_id for server_id in due if paused[server_id] is PauseReason.STORAGE_FULL}
-        if waits and not await self._has_room(now_ms):
+        if waits and not await self._has_room(now):
             due -= waits
         for server_id in due:
             tries = self._tries[server_id]
-            pause_ms = min(_LONGEST_PAUSE_MS, _FIRST_PAUSE_MS << min(tries.count, 8))
-            tries.count, tries.next_at_ms, tries.resumed_at_ms = tries.count + 1, now_ms + pause_ms, now_ms
+            pause_seconds = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS << min(tries.count, 8))
+            tries.count, tries.next_at, tries.resumed_at = tries.count + 1, now + pause_seconds, now
             try:
                 await self._runtime.hypervisor.resume(guest_name(self._runtime.instance, server_id))
             except (Unavailable, Unusable) as error:
                 log.warning("server %s could not be resumed: %s", server_id, error)
 
-    async def _has_room(self, now_ms: int) -> bool:
+    async def _has_room(self, now: float) -> bool:
         """Whether the pool has room again, asked now and then."""
-        if now_ms < self._room_at_ms:
+        if now < self._room_at:
             return False
         facts = await self._runtime.hypervisor.facts()
         wanted_mb = max(1, min(_ROOM_MB, hosts.reserve_mb(facts, self._runtime.settings)))
         if facts.storage_free_mb is None or facts.storage_free_mb >= wanted_mb:
             return True
-        self._room_at_ms = now_ms + _FIRST_PAUSE_MS
+        self._room_at = now + _FIRST_PAUSE_SECONDS
         return False

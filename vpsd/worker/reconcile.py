@@ -17,6 +17,7 @@ from vpsd.events import service as events
 from vpsd.hypervisor.protocol import Guest, PowerState, guest_name
 from vpsd.lifecycle import Command, Status
 from vpsd.operations import service as operations
+from vpsd.operations.models import OperationStatus
 from vpsd.runtime import Runtime
 from vpsd.servers import commands
 from vpsd.servers import queries as servers
@@ -83,11 +84,11 @@ class Reconciler:
 
     async def reconcile(self) -> None:
         """One look at everything."""
-        seen_at_ms = self._runtime.clock.now_ms()
-        guests = await self._runtime.hypervisor.guests()
+        # The rows first: what is seen of the guests then says nothing about a row that has changed since.
         async with self._runtime.read() as ctx:
             present = await servers.present(ctx)
             busy = await operations.busy_servers(ctx)
+        guests = await self._runtime.hypervisor.guests()
         await self._pauses.look(present, guests)
         rebooted, self._rebooted = self._rebooted, set()
         for server in present:
@@ -97,54 +98,62 @@ class Reconciler:
             if server.deleted_at_ms is not None or (server.id in busy and not _has_died(server, guest)):
                 continue
             if _correction(server, guest) is not None or _has_new_hostname(server):
-                await self.correct(server.id, guest, seen_at_ms)
+                await self.correct(server, guest)
 
     async def _tell_of_reboot(self, server_id: int) -> None:
         """Put down that a guest rebooted by itself: a reboot through vpsd powers it off and on, which is none to it."""
         async with self._runtime.write() as ctx:
             server = await servers.lock(ctx, server_id)
             ctx = ctx.in_account(server.account_id)
-            since_ms = ctx.now_ms - _ONE_REBOOT_MS  # every worker hears of it
-            if server.deleted_at_ms is None and not await events.was_recorded(ctx, _REBOOT, server_id, since_ms):
+            # Every worker hears of it.
+            if server.deleted_at_ms is None and not await events.was_recorded(ctx, _REBOOT, server_id, _ONE_REBOOT_MS):
                 log.info("server %s: the guest rebooted by itself", server_id)
                 await events.record(ctx, _REBOOT, "server", server_id, "the guest rebooted by itself")
 
-    async def correct(self, server_id: int, guest: Guest | None, seen_at_ms: int) -> None:
-        """Bring a server together with what was seen of its guest at a moment, unless it has changed since."""
+    async def correct(self, seen: ServerRow, guest: Guest | None) -> None:
+        """Bring a server together with its guest, of which that was seen after the row; not if that has changed."""
         try:
             async with self._runtime.write() as ctx:
-                server = await servers.lock(ctx, server_id)
-                # What was seen before the row last changed says nothing about the row as it is now.
-                if server.updated_at_ms >= seen_at_ms:
+                server = await servers.lock(ctx, seen.id)
+                # Compared with itself, not with a clock: that may have been set, or be another machine's.
+                if (server.updated_at_ms, server.status) != (seen.updated_at_ms, seen.status):
                     return
                 # A guest that died is brought back although its backup is under way: that gives way.
-                if not _has_died(server, guest) and await operations.open_operation(ctx, server_id) is not None:
+                if not _has_died(server, guest) and await operations.open_operation(ctx, server.id) is not None:
                     return
                 correction = _correction(server, guest)
                 if correction is Correction.STOPPED:
-                    log.info("server %s: the guest went down by itself", server_id)
+                    log.info("server %s: the guest went down by itself", server.id)
                     await transition(ctx, server, Status.STOPPED, found("the guest went down by itself"))
                 elif correction is Correction.RECOVER:
                     await _recover(ctx, server, guest)
                 elif correction is not None:
-                    log.warning("server %s is %s and its guest runs: stopping it", server_id, server.status)
+                    log.warning("server %s is %s and its guest runs: stopping it", server.id, server.status)
                     await commands.enqueue(ctx, server, Command(correction), detail="the guest was found running")
                 elif _has_new_hostname(server):
                     await commands.enqueue(ctx, server, Command.CONFIGURE)
         except Busy:
-            log.debug("server %s: somebody else was quicker", server_id)
+            log.debug("server %s: somebody else was quicker", seen.id)
 
 
 async def _recover(ctx: Ctx, server: LockedServer, guest: Guest | None) -> None:
     state = "unknown to the host" if guest is None else guest.power.value
     tried = await operations.count_since(ctx, server.id, Command.RECOVER, ctx.now_ms - HOUR_MS)
-    if tried < _RECOVERIES_AN_HOUR:
+    restore_id = await _failed_restore(ctx, server)
+    if restore_id is not None or tried < _RECOVERIES_AN_HOUR:
         log.warning("server %s is %s, its guest is %s: bringing them together", server.id, server.status, state)
-        await commands.enqueue(ctx, server, Command.RECOVER, detail=f"the guest was found {state}")
+        await commands.enqueue(ctx, server, Command.RECOVER, restore_id, detail=f"the guest was found {state}")
     elif server.status != Status.ERROR:
         reason = f"The guest was found {state} again, after {tried} recoveries within an hour; start tries anew."
         log.warning("server %s: %s", server.id, reason)
         await transition(ctx, server, Status.ERROR, found(reason), error=reason)
+
+
+async def _failed_restore(ctx: Ctx, server: LockedServer) -> int | None:
+    """The restore that came to nothing, where that is why the server is in error: not its guest's fault."""
+    last = await operations.last(ctx, server.id) if server.status == Status.ERROR else None
+    failed = last is not None and (last.command, last.status) == (Command.RESTORE, OperationStatus.FAILED)
+    return last.id if last is not None and failed else None
 
 
 def _has_died(server: ServerRow, guest: Guest | None) -> bool:

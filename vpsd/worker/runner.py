@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
+from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable, VpsdError
 from vpsd.flows.job import Job, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
@@ -20,12 +21,12 @@ from vpsd.operations.service import LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers.transitions import ended, found, transition
+from vpsd.worker import clock_jumps, waiting
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0  # the net under the wake-ups
 _LONGEST_PAUSE_SECONDS = 30
-_LONGEST_ENDLESS_PAUSE_SECONDS = 300
 
 Tick = Callable[[float], Awaitable[None]]
 
@@ -47,10 +48,7 @@ class Runner:
         try:
             await every(self._runtime.clock, _POLL_SECONDS, self._fill, wake=self._wake)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await end_all(self._tasks)
 
     async def _fill(self) -> None:
         workers = self._runtime.settings.workers
@@ -76,8 +74,11 @@ class Runner:
         return True
 
     async def _claim(self, *, quick: bool = False) -> Operation | None:
+        await clock_jumps.look(self._runtime)
+        # By a clock that was just set leases seem to have run out whose workers live: they renew them first.
+        take_over = not self._runtime.jumps.within(operations.LEASE_SECONDS)
         async with self._runtime.write() as ctx:
-            return await operations.claim(ctx, self._owner, quick=quick)
+            return await operations.claim(ctx, self._owner, quick=quick, take_over=take_over)
 
     async def _work_logged(self, operation: Operation) -> None:
         try:
@@ -98,8 +99,7 @@ class Runner:
         except LostLease:
             log.warning("operation %s: another worker has taken it over", operation.id)
         finally:
-            heartbeat.cancel()
-            await asyncio.wait({heartbeat})
+            await end_all({heartbeat})
 
     async def _attempt(self, job: Job) -> None:
         try:
@@ -112,8 +112,10 @@ class Runner:
             raise
         except Unusable as error:
             await self._fail(job, str(error))
-        except (Unavailable, DatabaseUnavailable) as error:
+        except DatabaseUnavailable as error:
             await self._try_again(job, str(error))
+        except Unavailable as error:
+            await self._try_again(job, str(error), error.waits_for)
         except Exception as error:
             log.exception("operation %s: %s met an error of vpsd's own", job.operation.id, job.operation.command)
             await self._try_again(job, str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}")
@@ -136,9 +138,10 @@ class Runner:
             await job.refresh()
             job.step = (index, len(flow))
             await flow[index](job)
+            await waiting.end(job)
 
     async def _keep_lease(self, job: Job) -> None:
-        while True:
+        while not is_ending():
             await self._tick(operations.LEASE_SECONDS / 5)
             try:
                 async with self._runtime.write() as ctx:
@@ -176,8 +179,8 @@ class Runner:
         to = rule.success if error is None else rule.failure
         async with self._runtime.write() as ctx:
             server = await servers.lock(ctx, job.server.id)  # before the operation, as requests do
-            waiting = await operations.renew(ctx, job.lease)
-            if waiting is None:
+            successor = await operations.renew(ctx, job.lease)
+            if successor is None:
                 await operations.finish(ctx, job.lease, error, job.result if error is None else None)
                 await _record_end(ctx, job, error)
                 if to is not None and to is not rule.working and server.status == rule.working:
@@ -186,33 +189,35 @@ class Runner:
                     if job.went_off and to is Status.ACTIVE:  # in the same moment: nobody sees it active
                         server = await servers.lock(ctx, server.id)
                         await transition(ctx, server, Status.STOPPED, found("the guest went down by itself"))
-        if waiting is not None:
+        if successor is not None:
             await self._hand_over(job)
 
     async def _hand_over(self, job: Job) -> None:
         async with self._runtime.write() as ctx:
             await servers.lock(ctx, job.server.id)
-            waiting = await operations.renew(ctx, job.lease)
-            assert waiting is not None
-            await operations.hand_over(ctx, job.lease, waiting)
-            await _record_end(ctx, job, f"It gave way to the server's {waiting.command}.")
+            successor = await operations.renew(ctx, job.lease)
+            assert successor is not None
+            await operations.hand_over(ctx, job.lease, successor)
+            await _record_end(ctx, job, f"It gave way to the server's {successor.command}.")
 
-    async def _try_again(self, job: Job, error: str) -> None:
+    async def _try_again(self, job: Job, error: str, waits_for: str | None = None) -> None:
         operation = job.operation
         endless = RULES[Command(operation.command)].minutes is None
-        longest = _LONGEST_ENDLESS_PAUSE_SECONDS if endless else _LONGEST_PAUSE_SECONDS
+        longest = operations.LONGEST_PAUSE_SECONDS if endless else _LONGEST_PAUSE_SECONDS
         pause_seconds = min(longest, 2 ** min(operation.attempts - 1, 16))
         run_at_ms = self._runtime.clock.now_ms() + pause_seconds * 1000
-        late = operation.deadline_at_ms is not None and run_at_ms > operation.deadline_at_ms
+        late = job.ends_at is not None and self._runtime.clock.monotonic() + pause_seconds > job.ends_at
         if not endless and (late or operation.attempts >= operations.MAX_ATTEMPTS):
             await self._fail(job, f"Given up after {operation.attempts} attempts: {error}")
             return
         log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, error)
         async with self._runtime.write() as ctx:
-            waiting = await operations.waiting(ctx, operation.id)
-            if waiting is None:
+            if waits_for is not None:
+                await waiting.tell(ctx, job, waits_for)
+            successor = await operations.waiting(ctx, operation.id)
+            if successor is None:
                 await operations.reschedule(ctx, job.lease, error, run_at_ms)
-        if waiting is not None:  # it goes first
+        if successor is not None:  # it goes first
             await self._clean_up(job)
             await self._hand_over(job)
 

@@ -69,6 +69,19 @@ class BackupsHealth(msgspec.Struct):
     ]
 
 
+class ClockHealth(msgspec.Struct):
+    """Whether the time can be relied on."""
+
+    status: Annotated[
+        str,
+        Meta(
+            description="ok, or set within the last hour (by somebody, or because the machine slept); for 15 minutes "
+            "after that nothing is charged, suspended or deleted by the clock"
+        ),
+    ]
+    set_by_seconds: Annotated[int | None, Meta(description="How far it was set forward, or back (negative)")]
+
+
 class Health(msgspec.Struct):
     """How vpsd is."""
 
@@ -78,6 +91,7 @@ class Health(msgspec.Struct):
     data_folder: DataFolderHealth
     hypervisor: HypervisorHealth
     backups: BackupsHealth
+    clock: ClockHealth
 
 
 def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
@@ -99,6 +113,7 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
             DataFolderHealth("full" if full else "ok"),
             hypervisor,
             BackupsHealth(target.status),
+            _clock(runtime),
         )
         return Response(answer, status_code=200 if answers else 503)
 
@@ -135,3 +150,10 @@ def _is_full(folder: Path) -> bool:
     except OSError:
         return False  # that it is not there is told by what needs it
     return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize < _FULL_BYTES
+
+
+def _clock(runtime: Runtime | None) -> ClockHealth:
+    if runtime is not None:
+        runtime.jumps.look()  # where no worker does
+    seconds = None if runtime is None else runtime.jumps.told_seconds
+    return ClockHealth("ok" if seconds is None else "set", seconds)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from vpsd.api.http.forms import Listing
-from vpsd.api.http.health import BackupsHealth, DatabaseHealth, DataFolderHealth, Health, HypervisorHealth
+from vpsd.api.http.health import BackupsHealth, ClockHealth, DatabaseHealth, DataFolderHealth, Health, HypervisorHealth
 from vpsd.api.vps_org.dry_run import DryRun, Placement, Price
 from vpsd.api.vps_org.schemas import account, backups, catalog, operations, servers, ssh_keys
 from vpsd.api.vps_org.schemas.amounts import amount
@@ -319,6 +319,6 @@ ANSWERS: dict[str, Any] = {
     ),
     "health": Health(
         *("ok", "1.0.0", DatabaseHealth("ok"), DataFolderHealth("ok")),
-        *(HypervisorHealth("ok", "libvirt", "kvm", "ok"), BackupsHealth("ok")),
+        *(HypervisorHealth("ok", "libvirt", "kvm", "ok"), BackupsHealth("ok"), ClockHealth("ok", None)),
     ),
 }

@@ -130,7 +130,8 @@ class PortProbes:
 async def _is_served(address: str, port: int) -> bool:
     """Whether a new connection is answered; waits for the guest to close it, so that nothing of it lingers."""
     try:
-        return await asyncio.wait_for(_is_answered(address, port, close_cleanly=True), _MAX_TIMEOUT_SECONDS)
+        async with asyncio.timeout(_MAX_TIMEOUT_SECONDS):
+            return await _is_answered(address, port, close_cleanly=True)
     except TimeoutError:
         return False
 
@@ -146,7 +147,8 @@ async def _is_answered(address: str, port: int, *, close_cleanly: bool = False) 
         if close_cleanly:
             writer.write_eof()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(reader.read(), _CLOSE_SECONDS)
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await reader.read()
         return answered
     except OSError:
         return False

@@ -37,7 +37,8 @@ class Threads:
                 threading.Thread(target=self._work, name=f"libvirt-{self._started}", daemon=True).start()
         self._jobs.put((job, work))
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(job), limit_seconds)
+            async with asyncio.timeout(limit_seconds):  # `wait_for` of Python 3.11 may swallow a cancellation
+                return await asyncio.wrap_future(job)
         except TimeoutError:
             raise Unavailable(f"The host could not {action} within {limit_seconds:g} seconds.") from None
 

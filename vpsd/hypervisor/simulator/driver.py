@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from vpsd.core.clock import Clock, SystemClock
+from vpsd.core.clock import Clock, SystemClock, lies_ahead
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import (
     BlockMap,
@@ -236,7 +236,7 @@ class Simulator(Controls):
             export, guest = state.exports.get(name), state.guests.get(name)
             if export is None or guest is None or guest.power not in (PowerState.RUNNING, PowerState.PAUSED):
                 raise Unavailable(f"The export of the disk of {name} failed.")
-            return 1.0 if self._clock.now_ms() >= export.done_at_ms else 0.5
+            return 0.5 if self._lies_ahead(export.done_at_ms, self.export_seconds) else 1.0
 
     async def block_map(self, name: str) -> BlockMap:
         async with self._call("block_map"):
@@ -338,12 +338,12 @@ class Simulator(Controls):
 
     def _has_booted(self, name: str) -> bool:
         guest = self._store.current().guests.get(name)
-        return (
-            guest is not None
-            and guest.power is PowerState.RUNNING
-            and guest.up_at_ms is not None
-            and self._clock.now_ms() >= guest.up_at_ms
-        )
+        if guest is None or guest.power is not PowerState.RUNNING or guest.up_at_ms is None:
+            return False
+        return not self._lies_ahead(guest.up_at_ms, self.boot_seconds)
+
+    def _lies_ahead(self, at_ms: int, most_seconds: float) -> bool:
+        return lies_ahead(at_ms, self._clock.now_ms(), round(most_seconds * 1000))
 
     async def remove(self, name: str) -> None:
         async with self._call("remove"):

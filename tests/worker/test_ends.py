@@ -1,0 +1,56 @@
+"""A vpsd that is ended at any moment ends, and what was under way is taken up by the next one."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.cloud import Cloud
+from vpsd.audit import Audit
+from vpsd.core import ending
+from vpsd.core.ending import end_all
+from vpsd.operations.service import LEASE_SECONDS
+
+
+def _workers(cloud: Cloud) -> list[asyncio.Task[None]]:
+    made = (cloud.runner(), cloud.reconciler(), cloud.biller(), cloud.backup_scheduler(), cloud.sampler())
+    return [asyncio.create_task(worker.run()) for worker in (*made, cloud.guest_reader(), cloud.thaw_checker())]
+
+
+def _deaf(chance: random.Random) -> Callable[[str], Coroutine[Any, Any, None]]:
+    """Calls to the host that now and then swallow the cancellation that meets them."""
+
+    async def call(_: str) -> None:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if chance.random() < 0.5:
+                raise
+
+    return call
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_an_end_at_any_moment_under_load_is_an_end_and_loses_nothing(
+    cloud: Cloud, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_AGAIN_SECONDS", 0.01)
+    chance = random.Random(seed)
+    cloud.hypervisor.before_call = cloud.hypervisor.after_call = _deaf(chance)
+    ordered = []
+    for end in range(3):
+        ordered += [await cloud.create(f"web-{end}-{number}") for number in range(4)]
+        workers = _workers(cloud)
+        for _ in range(chance.randrange(300)):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await end_all(workers)
+        assert all(worker.done() for worker in workers)
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("operation")]
+    cloud.hypervisor.before_call = cloud.hypervisor.after_call = None
+    cloud.clock.advance(LEASE_SECONDS + 1)
+    await cloud.settle()
+    assert {await cloud.status(server) for server in ordered} == {"active"}
+    assert await Audit(cloud.runtime).run() == []

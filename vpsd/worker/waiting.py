@@ -1,0 +1,34 @@
+"""Says what a server waits for while what is done to it is tried again: in `status_detail`, and in its operation."""
+
+from vpsd.core.context import Ctx
+from vpsd.flows.job import Job
+from vpsd.lifecycle import RULES, Command
+from vpsd.operations import service as operations
+from vpsd.servers import queries as servers
+from vpsd.servers import updates
+
+_WAITS = "Waiting for "
+
+
+async def tell(ctx: Ctx, job: Job, waits_for: str) -> None:
+    """Say it, until the step that waits is done; whatever else there is to say of the server stays."""
+    text = f"{_WAITS}{waits_for}. It is tried again by itself."
+    server = await servers.lock(ctx, job.server.id)  # before the operation, as requests do
+    index, steps = job.step
+    await operations.report(ctx, job.lease, index / steps, text)
+    is_under_way = server.status == RULES[Command(job.operation.command)].working
+    if is_under_way and (server.status_detail is None or _is_said(server.status_detail)):
+        await updates.set_status_detail(ctx, server.id, text)
+
+
+async def end(job: Job) -> None:
+    """A step is done: if it is what was waited for, take that back."""
+    if not _is_said(job.server.status_detail):
+        return
+    async with job.write() as ctx:
+        if _is_said((await servers.lock(ctx, job.server.id)).status_detail):
+            await updates.set_status_detail(ctx, job.server.id, None)
+
+
+def _is_said(status_detail: str | None) -> bool:
+    return status_detail is not None and status_detail.startswith(_WAITS)
