@@ -91,6 +91,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     login_failures: Annotated[
         int, Meta(ge=0, description="Wrong tokens per address in ten minutes before it has to wait; 0: no limit.")
     ] = 20
+    connections: Annotated[
+        int, Meta(ge=16, le=1_000_000, description="Connections that the API serves at once, if descriptors suffice.")
+    ] = 4096
+    connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Connections from one address at once; through a trusted proxy: requests that wait for an "
+            "answer.",
+        ),
+    ] = 256
     currency: Annotated[str, Meta(description="The currency of credit: an ISO 4217 code.")] = "USD"
     cover_hours: Annotated[
         int,
