@@ -15,11 +15,10 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
+from vpsd.api.http.server import Server
 from vpsd.api.vps_org.welcome import first_server
 from vpsd.backups.repository import Repository, read_key
 from vpsd.backups.targets import open_target
@@ -256,16 +255,7 @@ async def _until_stopped(
         loop.add_signal_handler(number, stop.set)
     tasks, server = list(workers), None
     if listener is not None:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,  # vpsd writes its own
-            lifespan="on",
-            http="httptools",
-            timeout_graceful_shutdown=5,
-            proxy_headers=False,  # `vpsd.api.http.addresses` reads them
-        )
-        server = _Server(config)
+        server = Server.of(app, settings)
         tasks.insert(0, asyncio.create_task(server.serve([listener])))
         say(f"listening on http://{settings.listen}")
     waiting = asyncio.ensure_future(stop.wait())
@@ -280,11 +270,3 @@ async def _until_stopped(
     for task in tasks:
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own ideas about signals: vpsd stops it together with the worker."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
