@@ -345,7 +345,7 @@ class Connection(HttpToolsProtocol):
         """Let the application's next look at the body end it; where it does not look, the answer is the last."""
         self._answering = True
         self._room.go_on(self)
-        self.cycle.refusal = refusal
+        self.cycle.refusal = refusal  # type: ignore[attr-defined]
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
         if self.cycle.response_complete:

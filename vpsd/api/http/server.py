@@ -25,11 +25,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Asgi, room: Connections, **config: Any) -> None:
         self.room = room
-        protocol: Any = partial(Connection, room=room)
+        self._protocol: Any = partial(Connection, room=room)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol,
+                http=self._protocol,
                 log_config=None,
                 access_log=False,  # vpsd writes its own
                 lifespan="on",
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
             listener.close()
         loop = asyncio.get_running_loop()
         protocol = partial(
-            self.config.http_protocol_class,
+            self._protocol,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
