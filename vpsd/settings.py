@@ -184,6 +184,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(_network(proxy.strip()) for proxy in self.trusted_proxies.split(",") if proxy.strip())
 
     @property
+    def guests_pass_for_a_proxy(self) -> bool:
+        """Whether a trusted proxy has the address that guests come from: QEMU's user-mode network lets them out there.
+
+        They can then say that they are anybody: decision 4.
+        """
+        here = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
+        return self.hypervisor == "libvirt" and any(one in network for network in self.proxy_networks for one in here)
+
+    @property
     def cors(self) -> tuple[str, ...]:
         """`cors_origins`, one by one."""
         return tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip())

@@ -91,6 +91,8 @@ def answer_to(error: errors.VpsdError, text: Callable[[object], str]) -> Respons
     status_code = status_code_of(type(error))
     if isinstance(error, errors.Invalid):
         fields = {name: [text(fault) for fault in faults] for name, faults in error.fields.items()}
+        if error.unnamed:
+            fields["more"] = [f"{error.unnamed} more fields are wrong; they are not named here."]
         return Response(fields, status_code=status_code)
     headers = {"WWW-Authenticate": CHALLENGE} if status_code == 401 else {}
     if isinstance(error, errors.TooMany):

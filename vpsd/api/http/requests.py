@@ -14,7 +14,7 @@ from litestar.exceptions import ClientException, HTTPException, InternalServerEx
 
 from vpsd.accounts.models import Caller
 from vpsd.api.http.errors import HUNG_UP
-from vpsd.api.http.forms import MOST_NAMED, NO_BODY, ONCE, Form, NoQuery, Query, Shape
+from vpsd.api.http.forms import NO_BODY, ONCE, Form, NoQuery, Query, Shape
 from vpsd.core.context import SYSTEM, Actor
 from vpsd.errors import Invalid
 from vpsd.runtime import Runtime
@@ -113,4 +113,4 @@ def _keys_sent_twice(body: bytes) -> list[str]:
             twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
 
     json.loads(body, object_pairs_hook=look)
-    return twice[:MOST_NAMED]
+    return twice
