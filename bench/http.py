@@ -7,6 +7,7 @@ kind of request.
 import asyncio
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from sqlalchemy import insert
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
+from vpsd.api.http.server import Server
 from vpsd.backups.repository import Repository
 from vpsd.backups.targets import Directory
 from vpsd.billing import credit, rentals
@@ -221,8 +223,9 @@ def serve(database_url: str, listener: int) -> None:
             host=HostStatus("ok"),
             jumps=ClockJumps(clock),
         )
-        config = uvicorn.Config(make_app(runtime), log_config=None, access_log=False, lifespan="on", http="httptools")
-        await uvicorn.Server(config).serve([socket.socket(fileno=listener)])
+        server = Server.of(make_app(runtime), runtime.settings)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, setattr, server, "should_exit", True)
+        await server.serve([socket.socket(fileno=listener)])
         await runtime.database.close()
 
     with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:

@@ -58,7 +58,10 @@ class Vpsd:
         self._log = self.data.with_name(f"{self.data.name}.log")
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._http = httpx.Client(base_url=f"http://{self.listen}", timeout=30)
+        self._http = self._client()
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(base_url=f"http://{self.listen}", timeout=30)
 
     def start(self, *, well: bool = True) -> float:
         """Start it and wait until it is well, or just answers; returns the seconds until /health answered."""
@@ -101,6 +104,8 @@ class Vpsd:
 
     def _end(self, sign: signal.Signals) -> int:
         assert self._process is not None
+        self._http.close()  # an idle connection is given a moment at the end
+        self._http = self._client()
         self._process.send_signal(sign)
         status = self._process.wait(_END_SECONDS)
         self._process = None

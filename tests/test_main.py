@@ -1,6 +1,7 @@
 """The whole process, on the simulator: start, end, start again."""
 
 import contextlib
+import itertools
 import json
 import random
 import shlex
@@ -8,8 +9,10 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -77,6 +80,34 @@ def test_a_request_whose_process_died_is_carried_out_by_the_next_start(vpsd: Vps
     assert order().json()["id"] == 2
     ((exhausted_ms,),) = vpsd.rows("SELECT exhausted_at_ms FROM accounts")  # by a clock that was ahead: set right
     assert exhausted_ms is None or exhausted_ms <= time.time() * 1000
+
+
+def test_a_vpsd_that_stops_resets_nobody(vpsd: Vpsd) -> None:
+    """Each client asks again and again on one connection, until it is told that this was the last answer."""
+    vpsd.environment |= {"VPSD_RATE_LIMIT": "0", "VPSD_ADDRESS_RATE_LIMIT": "0"}
+    vpsd.start()
+    request = f"GET /api/v1/servers/ HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {vpsd.token}\r\n\r\n".encode()
+    clients = [socket.create_connection(vpsd.listen.split(":"), timeout=30) for _ in range(40)]
+    asked = threading.Barrier(len(clients) + 1)
+
+    def ask_until_the_end(client: socket.socket) -> bytes:
+        with client, client.makefile("rb") as answers:
+            for number in itertools.count():
+                client.sendall(request)
+                head = b"".join(iter(answers.readline, b"\r\n")).lower()
+                length = head.split(b"content-length: ")[1].split(b"\r\n")[0]
+                assert len(answers.read(int(length))) == int(length)
+                if number == 1:
+                    asked.wait()
+                if b"connection: close" in head:
+                    return answers.read()
+        raise AssertionError
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        ends = [pool.submit(ask_until_the_end, client) for client in clients]
+        asked.wait()
+        assert vpsd.terminate() == 0
+        assert [end.result() for end in ends] == [b""] * len(clients)
 
 
 def test_a_second_vpsd_on_the_same_folder_is_refused(vpsd: Vpsd) -> None:

@@ -22,8 +22,8 @@ SERVERS = "/api/v1/servers/"
 
 @pytest.fixture(scope="module")
 def vpsd() -> Iterator[Vpsd]:
-    """A vpsd that believes a proxy on this machine, with a few servers."""
-    made = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, trusted_proxies="127.0.0.1")
+    """A vpsd that believes the paper's proxies on this machine, with a few servers."""
+    made = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, trusted_proxies="127.0.0.1,127.0.0.9")
     made.start()
     for number in range(3):
         made.create(f"web-{number}")

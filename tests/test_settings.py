@@ -214,3 +214,21 @@ def test_an_odd_endpoint_is_refused_and_a_password_in_it_is_no_part_of_the_error
 )
 def test_the_window_of_backups_may_cross_midnight(window: str, minutes: tuple[int, int]) -> None:
     assert load({"VPSD_BACKUP_WINDOW": window}).backup_window_minutes == minutes
+
+
+@pytest.mark.parametrize(
+    ("proxies", "hypervisor", "passes"),
+    [
+        ("", "libvirt", False),
+        ("127.0.0.1", "libvirt", True),
+        ("10.0.0.5, 127.0.0.0/8", "libvirt", True),
+        ("::ffff:127.0.0.1", "libvirt", True),
+        ("::1", "libvirt", True),
+        ("127.0.0.9", "libvirt", False),
+        ("10.0.0.5", "libvirt", False),
+        ("127.0.0.1", "simulator", False),
+    ],
+)
+def test_a_proxy_at_the_address_that_guests_come_from_is_noticed(proxies: str, hypervisor: str, passes: bool) -> None:
+    settings = load({"VPSD_TRUSTED_PROXIES": proxies, "VPSD_HYPERVISOR": hypervisor})
+    assert settings.guests_pass_for_a_proxy == passes

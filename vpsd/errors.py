@@ -5,10 +5,13 @@ that has more to say adds a subclass with parameters: a skin may put it into wor
 English without paths of any API.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
+
+MOST_NAMED = 20  # fields in one error: an answer is not to be much larger than its request
 
 
 class VpsdError(Exception):
@@ -85,13 +88,18 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Invalid(VpsdError):
-    """Bad input: every wrong field with what is wrong about it, all at once."""
+    """Bad input: the wrong fields with what is wrong about them, all at once; of very many the first `MOST_NAMED`.
+
+    `unnamed` says how many more there are.
+    """
 
     code = "invalid"
 
-    def __init__(self, fields: Mapping[str, Sequence[Fault | str]]) -> None:
-        super().__init__("; ".join(f"{name}: {' '.join(map(str, faults))}" for name, faults in fields.items()))
-        self.fields = {name: list(faults) for name, faults in fields.items()}
+    def __init__(self, fields: Mapping[str, Sequence[Fault | str]], unnamed: int = 0) -> None:
+        self.fields = {name: list(faults) for name, faults in itertools.islice(fields.items(), MOST_NAMED)}
+        self.unnamed = unnamed + len(fields) - len(self.fields)
+        said = [f"{name}: {' '.join(map(str, faults))}" for name, faults in self.fields.items()]
+        super().__init__("; ".join([*said, f"and {self.unnamed} more"] if self.unnamed else said))
 
 
 class WrongStatus(VpsdError):

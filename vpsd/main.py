@@ -16,11 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
+from vpsd.api.http.server import Server
 from vpsd.api.vps_org.welcome import first_server
 from vpsd.backups.repository import Repository, read_key
 from vpsd.backups.targets import open_target
@@ -282,16 +281,7 @@ async def _until_stopped(
         loop.add_signal_handler(number, stop.set)
     tasks, server = list(workers), None
     if listener is not None:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,  # vpsd writes its own
-            lifespan="on",
-            http="httptools",
-            timeout_graceful_shutdown=5,
-            proxy_headers=False,  # `vpsd.api.http.addresses` reads them
-        )
-        server = _Server(config)
+        server = Server.of(app, settings)
         tasks.insert(0, asyncio.create_task(server.serve([listener])))
         say(f"listening on http://{settings.listen}")
     waiting = asyncio.ensure_future(stop.wait())
@@ -318,11 +308,3 @@ def _say_left(loop: asyncio.AbstractEventLoop, say: Say) -> None:
     named = sorted(name for name in tasks + threads if not name.startswith(("Task-", "MainThread")))
     left = ", ".join(named) or "nothing that has a name"
     say(f"stopped after {_END_SECONDS} s without: {left}")
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own ideas about signals: vpsd stops it together with the worker."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

@@ -94,6 +94,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     login_failures: Annotated[
         int, Meta(ge=0, description="Wrong tokens per address in ten minutes before it has to wait; 0: no limit.")
     ] = 20
+    connections: Annotated[
+        int, Meta(ge=16, le=1_000_000, description="Connections that the API serves at once, if descriptors suffice.")
+    ] = 4096
+    connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Connections from one address at once; through a trusted proxy: requests that wait for an "
+            "answer.",
+        ),
+    ] = 256
     currency: Annotated[str, Meta(description="The currency of credit: an ISO 4217 code.")] = "USD"
     cover_hours: Annotated[
         int,
@@ -174,6 +185,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def proxy_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         """`trusted_proxies`, parsed."""
         return tuple(_network(proxy.strip()) for proxy in self.trusted_proxies.split(",") if proxy.strip())
+
+    @property
+    def guests_pass_for_a_proxy(self) -> bool:
+        """Whether a trusted proxy has the address that guests come from: QEMU's user-mode network lets them out there.
+
+        They can then say that they are anybody: decision 4.
+        """
+        here = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
+        return self.hypervisor == "libvirt" and any(one in network for network in self.proxy_networks for one in here)
 
     @property
     def cors(self) -> tuple[str, ...]:

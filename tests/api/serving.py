@@ -1,31 +1,96 @@
-"""A test's vpsd on a real port, served by uvicorn in the test's own event loop."""
+"""A test's vpsd on a real port, served as vpsd serves it, in the test's own event loop."""
 
 import asyncio
+import math
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-
-import uvicorn
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 from tests.cloud import Cloud
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+from vpsd.api.http.middleware import Asgi
+from vpsd.api.http.server import Connections, Limits, Server
+from vpsd.settings import Settings
 
 
 @asynccontextmanager
 async def serving(cloud: Cloud) -> AsyncIterator[str]:
     """Answer at the URL that is given."""
-    server = _Server(uvicorn.Config(cloud.app(), log_config=None, access_log=False, http="httptools"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        task = asyncio.create_task(server.serve([listener]))
-        while not server.started:
+    async with serving_app(cloud.app()) as served:
+        yield f"http://127.0.0.1:{served.port}"
+
+
+class Served:
+    """A server at a port, whose time only moves when it is told to."""
+
+    def __init__(self, app: Asgi, most: int, config: Any, settings: Any) -> None:
+        self.time = 0.0
+        self.room = Connections(Settings(**settings), Limits(), most=most, now=lambda: self.time)
+        self.server = Server(app, self.room, **config)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+
+    def advance(self, seconds: float) -> None:
+        """Move its time forward, and have it end what took too long."""
+        self.time += seconds
+        self.room.sweep()
+
+    async def client(self) -> "Client":
+        """A new connection, which the server knows of."""
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
+        me = client.writer.get_extra_info("sockname")
+        await until(lambda: any(known.client == me for known in self.server.server_state.connections))
+        return client
+
+
+class Client:
+    """One end of a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, data: bytes, rounds: int = 20) -> None:
+        """Send bytes, and let the server look at them."""
+        self.writer.write(data)
+        for _ in range(rounds):
             await asyncio.sleep(0)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            await task
+
+    async def answer(self) -> tuple[int, dict[bytes, bytes], bytes]:
+        """Read one answer with a length: status, fields, body."""
+        async with asyncio.timeout(10):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            line, *lines = head[:-4].split(b"\r\n")
+            fields = dict(line.lower().split(b": ", 1) for line in lines)
+            body = await self.reader.readexactly(int(fields.get(b"content-length", b"0")))
+        return int(line.split(b" ")[1]), fields, body
+
+    async def rest(self) -> bytes:
+        """All that comes until the end; a reset raises `ConnectionResetError`."""
+        async with asyncio.timeout(10):
+            return await self.reader.read()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+async def until(tells: Any) -> None:
+    """Let the event loop go round until something is true."""
+    async with asyncio.timeout(10):
+        while not tells():
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def serving_app(
+    app: Asgi, *, most: int = 1000, config: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Served]:
+    """Serve any application."""
+    served = Served(app, most, config or {}, settings)
+    task = asyncio.create_task(served.server.serve([served.listener]))
+    await until(lambda: served.server.started)
+    try:
+        yield served
+    finally:
+        served.server.should_exit = True
+        served.time = math.inf  # nobody is waited for
+        await task

@@ -70,7 +70,7 @@ async def test_pages_of_other_origins_may_nothing(cloud: Cloud, origin: str) -> 
 
 
 async def test_every_answer_can_be_read_by_the_page_errors_too(cloud: Cloud) -> None:
-    client = browser(cloud, rate_limit=5)
+    client = browser(cloud, rate_limit=7)
     client.headers["Authorization"] = f"Bearer {cloud.tokens['alice']}"
     asked: list[tuple[str, str, dict[str, Any], int]] = [
         ("POST", SERVERS, {"json": {"name": "web", **TINY}}, 201),

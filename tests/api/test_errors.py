@@ -1,5 +1,6 @@
 """Every wrong way of asking has its 4xx, and none is a 500."""
 
+import json
 from typing import Any
 
 import pytest
@@ -255,3 +256,33 @@ async def test_an_error_of_vpsds_own_tells_nothing_of_its_inside(cloud: Cloud) -
     answer = await cloud.get(SERVERS)
     assert answer.status_code == 500
     assert answer.json() == {"detail": "vpsd met an error of its own; the operator's log has it.", "code": "internal"}
+
+
+async def test_an_answer_names_at_most_20_fields_and_is_little_larger_than_what_was_sent(cloud: Cloud) -> None:
+    head_bytes = 200  # what a request has besides its body
+    twice = b"{%s}" % b",".join(b'"%d":1,"%d":1' % (number, number) for number in range(50))
+
+    def unknown(count: int) -> dict[str, int]:
+        return {f"{number:x}": 1 for number in range(count)}
+
+    for body, wrong in (
+        ({**GOOD, **unknown(20)}, 20),
+        ({**GOOD, **unknown(21)}, 21),
+        ({**GOOD, **unknown(500)}, 500),
+        (unknown(500), 504),
+        ({**{name: [] for name in GOOD}, **unknown(500)}, 504),
+        (twice, 50),
+    ):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = await cloud.post(SERVERS, content=data, headers={"Content-Type": "application/json"})
+        told = answer.json()
+        more = [int(message.split()[0]) for message in told.pop("more", [])]
+        assert (answer.status_code, len(told), len(told) + sum(more)) == (400, min(20, wrong), wrong)
+        assert len(answer.content) < 4 * (head_bytes + len(data))
+
+
+async def test_a_long_path_is_quoted_in_part(cloud: Cloud) -> None:
+    for method in ("GET", "OPTIONS"):
+        answer = await cloud.ask(method, "/" + "%01" * 2500)
+        assert answer.status_code == 404
+        assert len(answer.content) < 1500

@@ -74,7 +74,8 @@ def test_where_no_libvirt_can_be_had_it_says_what_to_install(tmp_path: Path) -> 
 
 
 def test_without_libvirt_the_doctor_tells_and_the_simulator_plays(tmp_path: Path) -> None:
-    done = run_without_libvirt("doctor", data=tmp_path)
+    done = run_without_libvirt("doctor", data=tmp_path, trusted_proxies="127.0.0.1")
     assert done.returncode == 1
+    assert "guests can pretend to be the proxy" in done.stdout
     assert "no servers can be created: There is no usable libvirt" in done.stdout
     assert run_without_libvirt("doctor", data=tmp_path, hypervisor="simulator").returncode == 0

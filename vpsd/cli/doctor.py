@@ -55,6 +55,10 @@ def doctor(json: Json = False) -> None:
         report.backups = asyncio.run(_backups(settings))
     except VpsdError as error:
         report.problems.append(f"no backups can be made: {error}")
+    if settings.guests_pass_for_a_proxy:
+        report.problems.append(
+            "guests can pretend to be the proxy: they reach vpsd from 127.0.0.1, too. See docs/proxy.md, Beside guests"
+        )
     if json:
         print_json(report)
     else:

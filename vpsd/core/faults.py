@@ -28,6 +28,7 @@ class Faults:
 
     def __init__(self) -> None:
         self._found: dict[str, list[Fault]] = {}
+        self.unnamed = 0  # what is wrong besides, of which nothing more is said
 
     def add(self, field: str, fault: Fault | str) -> None:
         """Say what is wrong with a field."""
@@ -40,4 +41,4 @@ class Faults:
     def check(self) -> None:
         """Raise `Invalid` with everything that is wrong."""
         if self._found:
-            raise Invalid(self._found)
+            raise Invalid(self._found, self.unnamed)

@@ -3,11 +3,13 @@
 The generic cell rate algorithm (ITU-T I.371): one number a key, the time at which all that was taken is refilled.
 """
 
+from collections import OrderedDict
+
 import msgspec
 
 from vpsd.core.clock import Clock
 
-_MOST_KEYS = 50_000  # those that are full again are forgotten before there are more
+MOST_KEYS = 50_000  # beyond, the one that did not ask for longest is forgotten
 
 
 class Quota(msgspec.Struct, frozen=True):
@@ -29,16 +31,19 @@ class Limiter:
         self._each = window_seconds * 1000
         # By key, when all is refilled: in whole 1/limit milliseconds, of which each one takes as many as the window has
         # milliseconds. Fractions would not add up.
-        self._full_at: dict[str, int] = {}
+        self._full_at: OrderedDict[str, int] = OrderedDict()
 
     def take(self, key: str) -> Quota:
         """Count one; where none was left, nothing is counted and `retry_seconds` is above 0."""
         quota = self.look(key)
-        if self.limit and not quota.retry_seconds:
+        if quota.retry_seconds:
+            self._full_at.move_to_end(key)  # who goes on asking is not forgotten
+        elif self.limit:
             now = self._now()
-            if key not in self._full_at and len(self._full_at) >= _MOST_KEYS:
-                self._forget(now)
             self._full_at[key] = max(self._full_at.get(key, 0), now) + self._each
+            self._full_at.move_to_end(key)
+            if len(self._full_at) > MOST_KEYS:
+                self._full_at.popitem(last=False)
             return self.look(key, taken=True)
         return quota
 
@@ -57,8 +62,3 @@ class Limiter:
 
     def _seconds(self, part: int) -> int:
         return -(-part // (1000 * self.limit))
-
-    def _forget(self, now: int) -> None:
-        self._full_at = {key: at for key, at in self._full_at.items() if at > now}
-        if len(self._full_at) >= _MOST_KEYS:
-            self._full_at.clear()

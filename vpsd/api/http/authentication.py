@@ -1,4 +1,4 @@
-"""Who is asking, how often, and whether they may: the bearer token of a request, its permissions and its limits."""
+"""Whether somebody may ask: the login of a request, its permissions, and how often it may fail."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,7 +9,7 @@ from litestar.middleware import AbstractAuthenticationMiddleware, Authentication
 
 from vpsd.accounts import tokens
 from vpsd.accounts.permissions import KNOWN
-from vpsd.api.http.middleware import RequestContext
+from vpsd.api.http.context import RequestContext
 from vpsd.errors import DatabaseUnavailable, Forbidden, TooMany, Unauthenticated
 from vpsd.runtime import Runtime
 
@@ -17,13 +17,6 @@ EVERYBODY = "any"  # what a route needs that any valid token may use
 PUBLIC = "public"  # and one that asks for no token
 
 _RECORD_USE_SECONDS = 0.1  # a request does not wait longer to note that its token was used
-
-
-class NoToken(Unauthenticated):
-    """A request carries no token."""
-
-    def __init__(self) -> None:
-        super().__init__("Send your token with the request: Authorization: Bearer YOUR_API_TOKEN")
 
 
 class LacksPermission(Forbidden):
@@ -38,24 +31,21 @@ class BearerToken(AbstractAuthenticationMiddleware):
 
     async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
         """Find the caller; raises `Unauthenticated`, `Forbidden` or `TooMany`."""
-        runtime: Runtime = connection.app.state.runtime
         context: RequestContext = connection.scope["vpsd"]  # type: ignore[typeddict-item]
-        try:
-            token = bearer_token(connection)
-            async with runtime.read() as ctx:
-                login = await tokens.authenticate(ctx, token, context.address, context.request_id)
-        except Unauthenticated:
+        login = context.login
+        if isinstance(login, Unauthenticated):
             # Only wrong tokens have to wait: who shares an address with somebody who guesses is not shut out.
             wait = context.limits.failures.take(context.network).retry_seconds
             if wait:
-                raise TooMany(f"Too many wrong tokens came from this address. Wait {wait} seconds.", wait) from None
-            raise
-        context.caller = caller = login.caller
-        context.take("token", str(caller.token_id))
+                raise TooMany(f"Too many wrong tokens came from this address. Wait {wait} seconds.", wait)
+        if isinstance(login, Exception):
+            raise login
+        caller = login.caller
         need = needed(connection.route_handler)
         if need != EVERYBODY and not caller.may(need):
             raise LacksPermission(need)
         if login.record_use:
+            runtime: Runtime = connection.app.state.runtime
             # A database that can only be read is no reason to refuse a read; the next request tries again.
             with suppress(DatabaseUnavailable):
                 async with runtime.write(caller, wait_seconds=_RECORD_USE_SECONDS) as ctx:
@@ -69,14 +59,3 @@ def needed(handler: BaseRouteHandler) -> str:
     if need not in (*KNOWN, EVERYBODY, PUBLIC):
         raise TypeError(f"{handler}: say which permission it needs")
     return str(need)
-
-
-def bearer_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
-    """The token that a request carries; raises `NoToken` where there is none, `Unauthenticated` where there are two."""
-    sent = connection.headers.getall("authorization", [""])
-    if len(sent) > 1:
-        raise Unauthenticated("The header Authorization is there more than once. Send it once.")
-    scheme, _, token = sent[0].partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise NoToken
-    return token.strip()

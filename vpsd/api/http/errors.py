@@ -44,11 +44,14 @@ CODES = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
     409: "still_running",
     413: "too_large",
+    414: "url_too_long",
     415: "unsupported_media_type",
     422: "idempotency_key_reused",
     429: "too_many_requests",
+    431: "head_too_large",
     503: "unavailable",
 }
 
@@ -56,6 +59,11 @@ LARGEST_BODY_BYTES = 256 * 1024  # larger than any body that makes sense
 TOO_LARGE = f"The body is too large; the limit is {LARGEST_BODY_BYTES} bytes."
 
 CHALLENGE = 'Bearer realm="vpsd"'
+
+METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+ASKS_FOR_METHODS = "OPTIONS *"  # what OPTIONS is for the framework, whose own tells only some methods of a path
+HUNG_UP = 499  # nobody reads it but the log
+_QUOTED = 200  # characters of a path in an answer
 
 
 class Problem(msgspec.Struct):
@@ -84,6 +92,8 @@ def answer_to(error: errors.VpsdError, text: Callable[[object], str]) -> Respons
     status_code = status_code_of(type(error))
     if isinstance(error, errors.Invalid):
         fields = {name: [text(fault) for fault in faults] for name, faults in error.fields.items()}
+        if error.unnamed:
+            fields["more"] = [f"{error.unnamed} more fields are wrong; they are not named here."]
         return Response(fields, status_code=status_code)
     headers = {"WWW-Authenticate": CHALLENGE} if status_code == 401 else {}
     retry_seconds = getattr(error, "retry_seconds", None)  # logged, if at all, where it was noticed
@@ -94,14 +104,26 @@ def answer_to(error: errors.VpsdError, text: Callable[[object], str]) -> Respons
 
 def of_http(request: AnyRequest, error: HTTPException) -> Response[Any]:
     """A failure found on the way to a handler: no such path, wrong method, a body that is not JSON."""
+    headers = {name.title(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == 405:
+        headers["Allow"] = _allow(headers["Allow"])
+        if request.method == ASKS_FOR_METHODS:
+            return Response(None, status_code=204, headers=headers)
+    path = request.scope["path"]
+    path = path if len(path) <= _QUOTED else f"{path[:_QUOTED]}…"
     details = {
-        404: f"There is nothing at {request.scope['path']}.",
-        405: f"{request.method} is not possible at {request.scope['path']}.",
+        404: f"There is nothing at {path}.",
+        405: f"{request.method} is not possible at {path}.",
         413: TOO_LARGE,
     }
     problem = Problem(details.get(error.status_code, error.detail), CODES.get(error.status_code, "error"))
-    headers = {name.title(): value for name, value in (error.headers or {}).items()}
     return Response(problem, status_code=error.status_code, headers=headers)
+
+
+def _allow(found: str) -> str:
+    """The methods of a path (RFC 9110, section 10.2.1), made of those that the framework knows."""
+    methods = set(found.split(", ")) | {"OPTIONS"}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def of_bug(request: AnyRequest, error: Exception) -> Response[Any]:

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from vpsd.core.faults import Faults, Required
 from vpsd.core.pages import DEFAULT_SIZE, LARGEST_SIZE, ForeignCursor, Page, Part, Position
-from vpsd.errors import Invalid
+from vpsd.errors import MOST_NAMED, Invalid
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 Plain = TypeVar("Plain", bound=msgspec.Struct)
@@ -28,7 +28,6 @@ _ELSEWHERE = dict.fromkeys(("limit", "per_page", "pagesize", "size"), "page_size
 _ELSEWHERE |= dict.fromkeys(("search", "query", "filter"), "q") | dict.fromkeys(
     ("order", "order_by", "ordering"), "sort"
 )
-MOST_NAMED = 20  # unknown names in one answer
 
 NO_BODY = "This request takes no body. Leave it out."
 ONCE = "It is there more than once. Send it once"
@@ -57,17 +56,19 @@ class Form(Generic[Shape]):
         for name, value in raw.items():
             if name in fields:
                 self._take(name, value, fields[name], strict=True)
-        self._refuse_unknown("field", raw, fields, misplaced)
         for name, field in fields.items():
             if field.required and name not in raw:
                 self.faults.add(name, Required())
+        self._refuse_unknown("field", raw, fields, misplaced)
 
     def _refuse_unknown(
         self, what: str, names: Iterable[str], known: Mapping[str, _Field], misplaced: Mapping[str, str] | None
     ) -> None:
         unknown = [name for name in names if name not in known]
-        for name in unknown[:MOST_NAMED]:
-            self.faults.add(name[:100], (misplaced or {}).get(name) or unknown_name(what, name[:100], list(known)))
+        for place, name in enumerate(unknown[:MOST_NAMED]):
+            message = unknown_name(what, name[:100], list(known), brief=place > 0)
+            self.faults.add(name[:100], (misplaced or {}).get(name) or message)
+        self.faults.unnamed += len(unknown[MOST_NAMED:])
 
     def _take(self, name: str, value: object, field: _Field, *, strict: bool) -> None:
         if isinstance(value, str) and "\0" in value:
@@ -243,13 +244,15 @@ class Listing(msgspec.Struct):
         return cls.of(query, part, part.rows)
 
 
-def unknown_name(what: str, name: str, known: Sequence[str]) -> str:
-    """Say that there is no such field or parameter, which one may be meant, and which there are."""
+def unknown_name(what: str, name: str, known: Sequence[str], *, brief: bool = False) -> str:
+    """Say that there is no such field or parameter, which one may be meant, and unless it is brief which there are."""
     if not known:
         return f"Unknown {what}. This request takes none."
     plain = name.lower().replace("-", "_")
     meant = [_ELSEWHERE[plain]] if _ELSEWHERE.get(plain) in known else difflib.get_close_matches(plain, known, 1)
     guess = f" Did you mean {meant[0]}?" if meant else ""
+    if brief:
+        return f"Unknown {what}.{guess}"
     there = f"The {what}s are {', '.join(known)}." if len(known) > 1 else f"The only {what} is {known[0]}."
     return f"Unknown {what}.{guess} {there}"
 

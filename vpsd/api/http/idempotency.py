@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 from litestar import Response
 
-from vpsd.api.http.authentication import bearer_token
+from vpsd.api.http.context import bearer_token
 from vpsd.api.http.forms import ONCE
 from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Ctx
@@ -39,7 +39,7 @@ async def execute(request: ApiRequest, handler: Handler, status_code: int) -> Re
 
 async def _once(request: ApiRequest, key: str, handler: Handler, status_code: int) -> Answer:
     runtime, caller = request.runtime, request.user
-    secret, asked = bearer_token(request), await _fingerprinted(request)
+    secret, asked = bearer_token(request.scope["headers"]), await _fingerprinted(request)
     async with runtime.write(caller) as ctx:
         claim = await idempotency.claim(ctx, secret, key, asked)
     if not isinstance(claim, Claim):

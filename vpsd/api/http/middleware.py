@@ -1,83 +1,39 @@
-"""The outermost layer: a request's id and sender, how often an address may ask, CORS, the log, and HEAD like GET."""
+"""The outermost layer: a request's id, sender and caller, how often they may ask, CORS, the log, HEAD and OPTIONS."""
 
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import msgspec
 
-from vpsd.accounts.models import Caller
+from vpsd.accounts import tokens
 from vpsd.api.http.addresses import Senders
+from vpsd.api.http.context import RateLimits, RequestContext, bearer_token
 from vpsd.api.http.cors import PREFLIGHT, Cors
-from vpsd.api.http.errors import Problem
+from vpsd.api.http.errors import ASKS_FOR_METHODS, CODES, HUNG_UP, METHODS, Problem
+from vpsd.api.http.refusals import refusal_of
 from vpsd.core import logs
-from vpsd.core.limits import Limiter
 from vpsd.errors import TooMany
 from vpsd.runtime import Runtime
 
 Asgi: TypeAlias = Callable[..., Awaitable[None]]
+Pairs: TypeAlias = list[tuple[bytes, bytes]]
 
 log = logging.getLogger("vpsd.access")
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # what may stand in a log
-_FAILURES_SECONDS = 600
+# HEAD is answered like GET: the server leaves the body out.
+_ANSWERED_AS = {"HEAD": "GET", "OPTIONS": ASKS_FOR_METHODS}
 
 
-class LimitReached(TooMany):
-    """A token or an address has sent too many requests."""
+class Crowded(TooMany):
+    """An address has too many requests that are not answered yet."""
 
-    def __init__(self, sender: str, retry_seconds: int) -> None:
-        super().__init__(f"This {sender} has sent too many requests. Wait {retry_seconds} seconds.", retry_seconds)
-
-
-class RateLimits(msgspec.Struct, frozen=True):
-    """How often somebody may ask, counted in this process."""
-
-    address: Limiter
-    token: Limiter
-    failures: Limiter
-
-    @classmethod
-    def of(cls, runtime: Runtime) -> "RateLimits":
-        """As the settings say."""
-        clock, settings = runtime.clock, runtime.settings
-        return cls(
-            Limiter(clock, settings.address_rate_limit),
-            Limiter(clock, settings.rate_limit),
-            Limiter(clock, settings.login_failures, _FAILURES_SECONDS),
-        )
-
-
-class RequestContext(msgspec.Struct):
-    """What the layers of one request tell each other."""
-
-    limits: RateLimits
-    address: str
-    network: str  # what of the address limits count by
-    base: str  # what addresses of vpsd begin with for the sender
-    request_id: str
-    headers: dict[str, str]  # to be sent with the answer
-    caller: Caller | None = None
-
-    def take(self, name: str, key: str) -> None:
-        """Count a request against a limit and say what is left in the headers; raises `TooMany`.
-
-        Headers: draft-ietf-httpapi-ratelimit-headers, version 10.
-        """
-        limiter: Limiter = getattr(self.limits, name)
-        if not limiter.limit:
-            return
-        quota = limiter.take(key)
-        self._add("RateLimit-Policy", f'"{name}";q={quota.limit};w={limiter.window_seconds}')
-        self._add("RateLimit", f'"{name}";r={quota.remaining};t={quota.reset_seconds}')
-        if quota.retry_seconds:
-            raise LimitReached(name, quota.retry_seconds)
-
-    def _add(self, header: str, text: str) -> None:
-        before = self.headers.get(header)
-        self.headers[header] = f"{before}, {text}" if before else text
+    def __init__(self) -> None:
+        super().__init__("This address waits for too many answers at once. Wait 1 second.", 1)
 
 
 class RequestMiddleware:
@@ -85,17 +41,18 @@ class RequestMiddleware:
 
     def __init__(self, app: Asgi, runtime: Runtime) -> None:
         self._app = app
-        self._ids = runtime.ids
+        self._runtime = runtime
         self._limits = RateLimits.of(runtime)
         self._senders = Senders(runtime.settings)
         self._cors = Cors(runtime.settings.cors)
+        self._under_way: Counter[str] = Counter()  # by network: connections of a proxy are no measure
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = sent.decode() if _SANE_ID.fullmatch(sent) else self._ids.uuid()
+        request_id = sent.decode() if _SANE_ID.fullmatch(sent) else self._runtime.ids.uuid()
         sender = self._senders.of(scope)
         headers = {"X-Request-ID": request_id, **self._cors.headers(scope)}
         context = RequestContext(self._limits, sender.address, sender.network, sender.base, request_id, headers)
@@ -112,31 +69,68 @@ class RequestMiddleware:
             await send(message)
 
         token = logs.request_id.set(request_id)
+        self._under_way[sender.network] += 1
         try:
-            context.take("address", context.network)
-            if self._cors.is_preflight(scope):
-                await answer({"type": "http.response.start", "status": 204, "headers": PREFLIGHT})
-                await answer({"type": "http.response.body", "body": b""})
-                return
-            # HEAD is answered like GET; the server leaves the body out.
-            method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await self._app({**scope, "method": method}, receive, answer)
+            await self._answer(scope, context, receive, answer)
         except TooMany as error:
-            await _refuse(error, answer)
+            retry = [(b"retry-after", str(error.retry_seconds).encode())]
+            await _refuse(429, Problem(str(error), error.code), retry, answer)
         finally:
+            self._under_way[sender.network] -= 1
+            if not self._under_way[sender.network]:
+                del self._under_way[sender.network]
             if log.isEnabledFor(logging.INFO):
                 _log(scope, context, status, time.perf_counter() - began)
             logs.request_id.reset(token)
 
+    async def _answer(self, scope: Any, context: RequestContext, receive: Any, answer: Asgi) -> None:
+        """Answer a request; raises `TooMany`."""
+        refusal = refusal_of(scope)
+        if refusal is not None:
+            context.take("address", context.network)
+            problem = Problem(refusal.detail, CODES[refusal.status_code])
+            await _refuse(refusal.status_code, problem, [*refusal.headers, (b"connection", b"close")], answer)
+            return
+        if self._under_way[context.network] > self._runtime.settings.connections_per_address:
+            raise Crowded
+        await self._identify(scope, context)
+        if self._cors.is_preflight(scope):
+            await _answer_empty(PREFLIGHT, answer)
+        elif scope["path"] == "*" and scope["method"] == "OPTIONS":
+            await _answer_empty([(b"allow", METHODS.encode())], answer)
+        else:
+            method = _ANSWERED_AS.get(scope["method"], scope["method"])
+            await self._app({**scope, "method": method}, receive, answer)
 
-async def _refuse(error: TooMany, answer: Asgi) -> None:
+    async def _identify(self, scope: Any, context: RequestContext) -> None:
+        """Find the caller and count the request: with a right token for the token, otherwise for the address.
+
+        So nobody is shut out by others behind the same address, like all guests behind QEMU's user-mode network.
+        """
+        value = bearer_token(scope["headers"])
+        if value:
+            try:
+                async with self._runtime.read() as ctx:
+                    context.login = await tokens.authenticate(ctx, value, context.address, context.request_id)
+            except Exception as error:
+                context.login = error  # the routes that need a login raise it, where it becomes an answer
+        if context.caller is None:
+            context.take("address", context.network)
+        else:
+            context.take("token", str(context.caller.token_id))
+
+
+async def _refuse(status: int, problem: Problem, headers: Pairs, answer: Asgi) -> None:
     """Answer before any route is looked up: the framework has no part in it yet."""
-    body = msgspec.json.encode(Problem(str(error), error.code))
-    headers = {"content-type": "application/json", "retry-after": str(error.retry_seconds)}
-    headers["content-length"] = str(len(body))
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await answer({"type": "http.response.start", "status": 429, "headers": raw})
+    body = msgspec.json.encode(problem)
+    about = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await answer({"type": "http.response.start", "status": status, "headers": about + headers})
     await answer({"type": "http.response.body", "body": body})
+
+
+async def _answer_empty(headers: Pairs, answer: Asgi) -> None:
+    await answer({"type": "http.response.start", "status": 204, "headers": headers})
+    await answer({"type": "http.response.body", "body": b""})
 
 
 def _log(scope: Any, context: RequestContext, status: int, seconds: float) -> None:
@@ -151,4 +145,8 @@ def _log(scope: Any, context: RequestContext, status: int, seconds: float) -> No
     }
     if context.caller is not None:
         facts |= {"account_id": context.caller.account_id, "token_id": context.caller.token_id}
-    log.info("%s %s %s in %.1f ms", scope["method"], path, status, seconds * 1000, extra=facts)
+    level = logging.DEBUG if status == HUNG_UP else logging.INFO
+    log.log(
+        *(level, "%s %s %s in %.1f ms from %s", scope["method"], path, status, seconds * 1000, context.address),
+        extra=facts,
+    )

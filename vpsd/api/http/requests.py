@@ -10,10 +10,11 @@ from urllib.parse import parse_qsl
 import msgspec
 from litestar import Request
 from litestar.datastructures import State
-from litestar.exceptions import ClientException, HTTPException
+from litestar.exceptions import ClientException, HTTPException, InternalServerException
 
 from vpsd.accounts.models import Caller
-from vpsd.api.http.forms import MOST_NAMED, NO_BODY, ONCE, Form, NoQuery, Query, Shape
+from vpsd.api.http.errors import HUNG_UP
+from vpsd.api.http.forms import NO_BODY, ONCE, Form, NoQuery, Query, Shape
 from vpsd.core.context import SYSTEM, Actor
 from vpsd.errors import Invalid
 from vpsd.runtime import Runtime
@@ -46,6 +47,13 @@ class ApiRequest(Request[Caller, Any, State]):
         """What addresses of vpsd begin with for the sender: `https://host/prefix`, or a part of it."""
         base: str = self.scope["vpsd"].base  # type: ignore[typeddict-item]
         return base
+
+    async def body(self) -> bytes:
+        """The body; a client that hangs up while it sends is no failure of vpsd's."""
+        try:
+            return await super().body()
+        except InternalServerException as error:
+            raise HTTPException(error.detail, status_code=HUNG_UP) from None
 
     async def json(self) -> Any:
         """The body, decoded; refuses other content types with 415, what is no JSON or has a key twice with 400."""
@@ -105,4 +113,4 @@ def _keys_sent_twice(body: bytes) -> list[str]:
             twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
 
     json.loads(body, object_pairs_hook=look)
-    return twice[:MOST_NAMED]
+    return twice

@@ -1,9 +1,9 @@
 """What this dialect says of itself in its description."""
 
 from vpsd import errors
-from vpsd.api.http.authentication import LacksPermission, NoToken
+from vpsd.api.http.authentication import LacksPermission
+from vpsd.api.http.context import LimitReached, NoToken
 from vpsd.api.http.errors import CODES, TOO_LARGE, Problem
-from vpsd.api.http.middleware import LimitReached
 from vpsd.api.http.openapi import ApiDescription
 from vpsd.api.http.requests import NOT_JSON, WRONG_TYPE
 from vpsd.api.vps_org.examples import ANSWERS, BODIES, DRY_RUN, STANDARD
