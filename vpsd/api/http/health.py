@@ -1,6 +1,6 @@
 """Whether vpsd is well."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import Response
@@ -10,23 +10,30 @@ from msgspec import Meta
 from vpsd import __version__
 from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.routes import get
-from vpsd.backups.targets import TargetStatus
+from vpsd.api.http.schemas import named, one_of
+from vpsd.backups.targets import TargetState, TargetStatus
 from vpsd.catalog import service as catalog
 from vpsd.core.context import Ctx
-from vpsd.hosts.status import HostStatus
+from vpsd.hosts.status import HostState, HostStatus, StorageState
 from vpsd.runtime import Runtime
 
 
 class HypervisorHealth(msgspec.Struct):
     """How the host is; why it is not well is for the operator's log and `vpsd doctor`, not for everyone."""
 
-    status: Annotated[str, Meta(description="connecting, ok, unavailable, or elsewhere where no worker runs here")]
-    driver: Annotated[str | None, Meta(description="libvirt or simulator")]
-    virt_type: Annotated[str | None, Meta(description="kvm, qemu (emulation) or none")]
+    status: Annotated[HostState, named("HostState"), Meta(description="elsewhere: no worker runs here")]
+    driver: Annotated[
+        Annotated[str, one_of("HypervisorDriver", ("libvirt", "simulator"))] | None,
+        Meta(description="Who runs servers"),
+    ]
+    virt_type: Annotated[
+        Annotated[str, one_of("VirtualizationType", ("kvm", "qemu", "none"))] | None,
+        Meta(description="How they run; qemu: emulated"),
+    ]
     storage: Annotated[
-        str | None,
+        Annotated[StorageState, named("StorageState")] | None,
         Meta(
-            description="ok; low: nothing begins that takes more; full or failing: servers are paused until it is "
+            description="low: nothing begins that takes more; full or failing: servers are paused until it is "
             "better; null before it is known"
         ),
     ]
@@ -36,11 +43,11 @@ class BackupsHealth(msgspec.Struct):
     """Whether backups can be made and restored; where they are kept, and what is wrong, is for the operator alone."""
 
     status: Annotated[
-        str,
+        TargetState,
+        named("BackupTargetState"),
         Meta(
-            description="ok, unused before the first backup, missing where the target is not the one that was there "
-            "(not mounted?), unavailable where it does not answer, unknown before the first look, or elsewhere where "
-            "no worker runs here"
+            description="unused: before the first backup; missing: the target is not the one that was there (not "
+            "mounted?); unavailable: it does not answer; unknown: before the first look; elsewhere: no worker runs here"
         ),
     ]
 
@@ -48,7 +55,7 @@ class BackupsHealth(msgspec.Struct):
 class Health(msgspec.Struct):
     """How vpsd is."""
 
-    status: Annotated[str, Meta(description="ok or degraded")]
+    status: Annotated[Literal["ok", "degraded"], named("HealthState")]
     version: str
     hypervisor: HypervisorHealth
     backups: BackupsHealth
