@@ -1,5 +1,5 @@
 # vpsd: `make run` and `make test` do everything on a fresh Debian 12, and can be rerun at any time.
-.PHONY: help run test test-quick test-debian check format lock openapi migrations bench clean
+.PHONY: help run test test-quick test-debian fuzz check format lock openapi migrations bench clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -23,6 +23,11 @@ test-debian: ## Back up, restore and resize a real Debian 12, and boot one by UE
 	@scripts/install dev
 	@$(PYTHON) -m pytest --durations=0 tests/debian
 
+fuzz: ## Attack the API, the port and the workers at random for up to ten minutes (FUZZ_SEED=…)
+	@scripts/install dev
+	@echo "seed $${FUZZ_SEED:-1}; to repeat: FUZZ_SEED=$${FUZZ_SEED:-1} make fuzz"
+	@FUZZ=long timeout 600 $(PYTHON) -m pytest -n 2 --durations=5 tests/fuzz
+
 check: ## Format, lint, types, import directions, API description
 	@scripts/install dev
 	.venv/bin/ruff format --check .
@@ -30,6 +35,7 @@ check: ## Format, lint, types, import directions, API description
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	@$(PYTHON) -m vpsd.api.app | diff -u openapi.json - || { echo 'openapi.json is out of date; run make openapi'; exit 1; }
+	@scripts/lint-openapi
 
 format: ## Format the code and fix what ruff can fix
 	.venv/bin/ruff format .

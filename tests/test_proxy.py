@@ -130,7 +130,7 @@ def test_as_the_paper_sets_it_up(vpsd: Vpsd, tmp_path: Path, proxy: Any, prefix:
             url = (page["next"] or "").removeprefix(f"https://{NAME}:{port}")
         assert seen == ["web-0", "web-1", "web-2"]
         described = client.ask("GET", f"{prefix}/api/v1/openapi.json").json()
-        assert described["servers"] == [{"url": f"{prefix}/"}]
+        assert described["servers"] == [{"url": base}]
 
         forged = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "X-Forwarded-Prefix": "/evil"}
         forged |= {"X-Forwarded-For": "198.51.100.1", "Forwarded": "for=198.51.100.1;host=evil.example"}

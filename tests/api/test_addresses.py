@@ -74,6 +74,8 @@ async def test_a_proxy_that_tells_half_of_it_gets_relative_addresses(servers: Cl
         ({**FORWARDED, "X-Forwarded-Host": ""}, ""),
     ):
         assert await following(client, **headers) == f"{base}{SERVERS}", headers
+        described = (await client.get("/api/v1/openapi.json", headers=headers)).json()
+        assert described["servers"] == [{"url": base or "/"}]
 
 
 async def test_nonsense_of_a_proxy_is_not_passed_on(servers: Cloud) -> None:
@@ -150,7 +152,7 @@ async def test_a_prefix_works_whether_the_proxy_takes_it_off_or_not(servers: Clo
         assert await following(client, prefix, **headers) == f"https://vps.example.com/cloud{SERVERS}"
         assert (await client.get(f"{prefix}/health", headers=headers)).status_code == 200
         described = (await client.get(f"{prefix}/api/v1/openapi.json", headers=headers)).json()
-        assert described["servers"] == [{"url": "/cloud/"}]
+        assert described["servers"] == [{"url": "https://vps.example.com/cloud"}]
     assert (await client.get("/cloudy/api/v1/servers/", headers=headers)).status_code == 404
     assert (await client.get("/other/api/v1/servers/", headers=headers)).status_code == 404
 
@@ -161,9 +163,11 @@ async def test_a_prefix_may_look_like_a_part_of_a_path(servers: Cloud) -> None:
         assert await following(client, prefix) == f"https://example.com/api{SERVERS}"
 
 
-async def test_without_a_prefix_the_description_is_the_committed_one(servers: Cloud) -> None:
+async def test_without_a_prefix_the_description_names_the_host_alone(servers: Cloud) -> None:
     client = http(servers, public_url="https://vps.example.com")
-    assert msgspec.json.decode((await client.get("/api/v1/openapi.json")).content)["servers"] == [{"url": "/"}]
+    assert msgspec.json.decode((await client.get("/api/v1/openapi.json")).content)["servers"] == [
+        {"url": "https://vps.example.com"}
+    ]
 
 
 @pytest.mark.parametrize(

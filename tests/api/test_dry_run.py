@@ -144,6 +144,13 @@ async def test_a_value_that_is_neither_is_refused_by_the_parameters_name(cloud: 
         assert await dump(cloud.database) == before
 
 
+async def test_a_key_that_is_none_is_refused_in_a_dry_run_as_well(cloud: Cloud) -> None:
+    for headers in ({"Idempotency-Key": ""}, {"Idempotency-Key": "x" * 256}, {"Idempotancy-Key": "x"}):
+        answer = await cloud.post(f"{SERVERS}?dry_run=1", WEB, headers=headers)
+        assert answer.status_code == 400, headers
+        assert [name.lower() for name in answer.json()] == [name.lower() for name in headers]
+
+
 async def test_where_nothing_can_be_tried_it_is_not_done_either(cloud: Cloud) -> None:
     server_id = await cloud.have_server()
     before = await dump(cloud.database)

@@ -1,7 +1,5 @@
 """The application: every section under /api/v1, and /health. `python -m vpsd.api.app` prints its description."""
 
-from urllib.parse import urlsplit
-
 from litestar import Litestar, Router, get
 from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
@@ -11,7 +9,7 @@ from vpsd.api.http.errors import LARGEST_BODY_BYTES, handlers
 from vpsd.api.http.forms import NoQuery
 from vpsd.api.http.health import health_of
 from vpsd.api.http.middleware import Asgi, RequestMiddleware
-from vpsd.api.http.openapi import SERVER, describe
+from vpsd.api.http.openapi import DEFAULT_SERVER, describe, server_at
 from vpsd.api.http.requests import ApiRequest
 from vpsd.api.vps_org import account, backups, catalog, servers, ssh_keys
 from vpsd.api.vps_org.description import DESCRIPTION
@@ -34,8 +32,7 @@ async def openapi(request: ApiRequest) -> bytes:
     if "openapi" not in state:
         state.openapi = describe(request.app.routes, DESCRIPTION)
     described: bytes = state.openapi
-    prefix = urlsplit(request.base).path
-    return described.replace(SERVER, f'"url": "{prefix}/"'.encode(), 1) if prefix else described
+    return described.replace(server_at(DEFAULT_SERVER), server_at(request.base), 1)
 
 
 def make_app(runtime: Runtime) -> Asgi:

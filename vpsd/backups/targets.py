@@ -9,7 +9,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -70,10 +70,13 @@ class Mark(msgspec.Struct, frozen=True):
     mark: Annotated[str, Meta(pattern=r"^[0-9a-f-]{36}\Z")]
 
 
+TargetState: TypeAlias = Literal["unknown", "ok", "unused", "missing", "unavailable", "elsewhere"]
+
+
 class TargetStatus(msgspec.Struct):
     """How the target was when it was last looked at."""
 
-    status: str = "unknown"  # unknown | ok | unused | missing | unavailable | elsewhere where no worker runs here
+    status: TargetState = "unknown"
     error: str | None = None
 
 

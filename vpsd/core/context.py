@@ -10,11 +10,13 @@ from vpsd.core.db import WAIT_SECONDS, Database, Tx, rolled_back
 from vpsd.core.ids import Ids
 from vpsd.settings import Settings
 
+ACTORS = ("token", "operator", "vpsd")
+
 
 class Actor(msgspec.Struct, frozen=True, kw_only=True):
     """Who does something, and in which account; 0 is none, for what concerns all accounts."""
 
-    kind: str  # token | operator | vpsd
+    kind: str  # one of ACTORS
     account_id: int = 0
     token_id: int | None = None
     address: str | None = None

@@ -58,6 +58,8 @@ CODES = {
 LARGEST_BODY_BYTES = 256 * 1024  # larger than any body that makes sense
 TOO_LARGE = f"The body is too large; the limit is {LARGEST_BODY_BYTES} bytes."
 
+BUG = "internal"
+
 CHALLENGE = 'Bearer realm="vpsd"'
 
 METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
@@ -129,4 +131,4 @@ def _allow(found: str) -> str:
 def of_bug(request: AnyRequest, error: Exception) -> Response[Any]:
     """A failure that nobody expected: logged in full, told in brief."""
     log.exception("%s %s failed with an unexpected error", request.method, request.scope["path"], exc_info=error)
-    return Response(Problem("vpsd met an error of its own; the operator's log has it.", "internal"), status_code=500)
+    return Response(Problem("vpsd met an error of its own; the operator's log has it.", BUG), status_code=500)

@@ -28,6 +28,7 @@ _ELSEWHERE = dict.fromkeys(("limit", "per_page", "pagesize", "size"), "page_size
 _ELSEWHERE |= dict.fromkeys(("search", "query", "filter"), "q") | dict.fromkeys(
     ("order", "order_by", "ordering"), "sort"
 )
+NO_LINE_END = r"(?!\n)"  # in a pattern, behind $: Python's alone would let a line end through
 
 NO_BODY = "This request takes no body. Leave it out."
 ONCE = "It is there more than once. Send it once"
@@ -74,6 +75,8 @@ class Form(Generic[Shape]):
         if isinstance(value, str) and "\0" in value:
             self.faults.add(name, "NUL characters are not allowed.")  # PostgreSQL stores none
             return
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # as in JSON Schema (2020-12, section 4.2.3): 5.0 is an integer
         try:
             self._values[name] = msgspec.convert(value, field.kind, strict=strict)
         except msgspec.ValidationError as error:

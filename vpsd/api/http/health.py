@@ -14,12 +14,13 @@ from vpsd import __version__
 from vpsd.accounts import service as accounts
 from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.routes import get
-from vpsd.backups.targets import TargetStatus
+from vpsd.api.http.schemas import named, one_of
+from vpsd.backups.targets import TargetState, TargetStatus
 from vpsd.core.context import Ctx
 from vpsd.core.outages import DatabaseStatus
 from vpsd.core.units import MIB
 from vpsd.errors import DatabaseUnavailable
-from vpsd.hosts.status import HostStatus
+from vpsd.hosts.status import HostState, HostStatus, StorageState
 from vpsd.runtime import Runtime
 
 _PROBE_SECONDS = 1.0  # that /health waits to find out whether the database takes changes again
@@ -31,6 +32,7 @@ class DatabaseHealth(msgspec.Struct):
 
     status: Annotated[
         Literal["ok", "unavailable", "locked", "read_only", "full", "failing"],
+        named("DatabaseState"),
         Meta(description="ok; unavailable: nothing is answered; otherwise reads are, and changes are not"),
     ]
 
@@ -38,19 +40,27 @@ class DatabaseHealth(msgspec.Struct):
 class DataFolderHealth(msgspec.Struct):
     """The disk of the data folder."""
 
-    status: Annotated[Literal["ok", "full"], Meta(description="ok, or full where less than 32 MiB are free")]
+    status: Annotated[
+        Literal["ok", "full"], named("DataFolderState"), Meta(description="ok, or full where less than 32 MiB are free")
+    ]
 
 
 class HypervisorHealth(msgspec.Struct):
     """How the host is; why it is not well is for the operator's log and `vpsd doctor`, not for everyone."""
 
-    status: Annotated[str, Meta(description="connecting, ok, unavailable, or elsewhere where no worker runs here")]
-    driver: Annotated[str | None, Meta(description="libvirt or simulator")]
-    virt_type: Annotated[str | None, Meta(description="kvm, qemu (emulation) or none")]
+    status: Annotated[HostState, named("HostState"), Meta(description="elsewhere: no worker runs here")]
+    driver: Annotated[
+        Annotated[str, one_of("HypervisorDriver", ("libvirt", "simulator"))] | None,
+        Meta(description="Who runs servers"),
+    ]
+    virt_type: Annotated[
+        Annotated[str, one_of("VirtualizationType", ("kvm", "qemu", "none"))] | None,
+        Meta(description="How they run; qemu: emulated"),
+    ]
     storage: Annotated[
-        str | None,
+        Annotated[StorageState, named("StorageState")] | None,
         Meta(
-            description="ok; low: nothing begins that takes more; full or failing: servers are paused until it is "
+            description="low: nothing begins that takes more; full or failing: servers are paused until it is "
             "better; null before it is known"
         ),
     ]
@@ -60,11 +70,11 @@ class BackupsHealth(msgspec.Struct):
     """Whether backups can be made and restored; where they are kept, and what is wrong, is for the operator alone."""
 
     status: Annotated[
-        str,
+        TargetState,
+        named("BackupTargetState"),
         Meta(
-            description="ok, unused before the first backup, missing where the target is not the one that was there "
-            "(not mounted?), unavailable where it does not answer, unknown before the first look, or elsewhere where "
-            "no worker runs here"
+            description="unused: before the first backup; missing: the target is not the one that was there (not "
+            "mounted?); unavailable: it does not answer; unknown: before the first look; elsewhere: no worker runs here"
         ),
     ]
 
@@ -73,7 +83,8 @@ class ClockHealth(msgspec.Struct):
     """Whether the time can be relied on."""
 
     status: Annotated[
-        str,
+        Literal["ok", "set"],
+        named("ClockState"),
         Meta(
             description="ok, or set within the last hour (by somebody, or because the machine slept); for 15 minutes "
             "after that nothing is charged, suspended or deleted by the clock"
@@ -85,7 +96,7 @@ class ClockHealth(msgspec.Struct):
 class Health(msgspec.Struct):
     """How vpsd is."""
 
-    status: Annotated[str, Meta(description="ok or degraded")]
+    status: Annotated[Literal["ok", "degraded"], named("HealthState")]
     version: str
     database: DatabaseHealth
     data_folder: DataFolderHealth

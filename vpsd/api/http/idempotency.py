@@ -23,13 +23,12 @@ _LONGEST_KEY = 255
 Handler: TypeAlias = Callable[[Ctx], Awaitable[Any]]
 
 
-async def execute(request: ApiRequest, handler: Handler, status_code: int) -> Response[Any]:
+async def execute(request: ApiRequest, key: str | None, handler: Handler, status_code: int) -> Response[Any]:
     """Call a handler in one transaction and answer what it returns.
 
-    With an Idempotency-Key its answer is kept in that same transaction. A refused request keeps none: it changed
+    With a `key` its answer is kept in that same transaction. A refused request keeps none: it changed
     nothing, and may be sent again with the same key.
     """
-    key = _key(request)
     if key is not None:
         answer = await _once(request, key, handler, status_code)
         return Response(answer.body, status_code=answer.status_code, media_type="application/json")
@@ -58,7 +57,8 @@ async def _once(request: ApiRequest, key: str, handler: Handler, status_code: in
     return answer
 
 
-def _key(request: ApiRequest) -> str | None:
+def sent_key(request: ApiRequest) -> str | None:
+    """The Idempotency-Key of a request, if it has one; raises `Invalid` for a wrong one, and for a header like it."""
     for name in request.headers:
         if name != HEADER.lower() and _is_misspelt(name):
             raise Invalid({name[:100]: [f"Unknown header. Did you mean {HEADER}?"]})

@@ -14,9 +14,11 @@ from litestar.routes import BaseRoute
 
 from vpsd import errors
 from vpsd.api.http.authentication import EVERYBODY, PUBLIC
-from vpsd.api.http.errors import CHALLENGE, CODES, Problem, status_code_of
+from vpsd.api.http.errors import BUG, CHALLENGE, CODES, Problem, status_code_of
 from vpsd.api.http.forms import unknown_name
 from vpsd.api.http.routes import Route
+from vpsd.api.http.schemas import schemas_of
+from vpsd.settings import Settings
 
 
 class ApiDescription(msgspec.Struct, frozen=True):
@@ -28,9 +30,15 @@ class ApiDescription(msgspec.Struct, frozen=True):
     answers: Mapping[str, Any]
     dry_run: Any
     problems: Mapping[str, Problem]
+    names: Mapping[str, str]  # of schemas, where the type's own tells too little
 
 
-SERVER = b'"url": "/"'  # in the document: below which its paths are, until it is known that there is a prefix
+def server_at(base: str) -> bytes:
+    """How the document says that its paths are below `https://host/prefix`, or a part of that."""
+    return b'"url": ' + msgspec.json.encode(base or "/")
+
+
+DEFAULT_SERVER = f"http://{Settings().listen}"
 _FIELD_ERRORS = {
     "title": "FieldErrors",
     "description": "Every field that is wrong, each with its messages.",
@@ -59,7 +67,7 @@ _IDEMPOTENCY_KEY: dict[str, Any] = {
     "in": "header",
     "description": "Any text of at most 255 printable ASCII characters, best a random UUID. The same key and request "
     "within 24 hours, with the same token, get the same answer and are carried out once.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
 }
 _RATE_HEADERS = {
     "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}, "example": 12},
@@ -80,7 +88,7 @@ def describe(routes: Sequence[BaseRoute], description: ApiDescription) -> bytes:
         for handler in getattr(route, "route_handlers", ())
         if handler.resolve_include_in_schema()
     ]
-    schemas = _Schemas([kind for operation in operations for kind in operation.kinds])
+    schemas = _Schemas(operations, description.names)
     paths: dict[str, dict[str, Any]] = {}
     for operation in sorted(operations, key=lambda operation: operation.order):
         paths.setdefault(operation.path, {})[operation.route.method.lower()] = operation.described(schemas)
@@ -88,7 +96,7 @@ def describe(routes: Sequence[BaseRoute], description: ApiDescription) -> bytes:
     document = {
         "openapi": "3.1.0",
         "info": description.about,
-        "servers": [{"url": "/"}],
+        "servers": [{"url": DEFAULT_SERVER}],
         "security": [{"token": []}],
         "tags": [{"name": name, "description": text} for name, text in description.tags.items()],
         "paths": paths,
@@ -111,11 +119,28 @@ def describe(routes: Sequence[BaseRoute], description: ApiDescription) -> bytes:
 class _Schemas:
     """JSON schemas of structs, shared under `components`."""
 
-    def __init__(self, kinds: Sequence[Any]) -> None:
+    def __init__(self, operations: Sequence["_Operation"], names: Mapping[str, str]) -> None:
+        kinds = [kind for operation in operations for kind in operation.kinds]
+        queries = list(dict.fromkeys(operation.route.query for operation in operations))
         unique = list(dict.fromkeys([*kinds, Problem]))
-        found, self.components = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
+        found, self.components = schemas_of([*unique, *queries], names)
+        self._queries = {query: self.components.pop(query.__name__)["properties"] for query in queries}
+        self.components["ErrorCode"] = {"title": "ErrorCode", "type": "string", "enum": _codes()}
+        self.components["Problem"]["properties"]["code"] = {"$ref": "#/components/schemas/ErrorCode"}
         self.components["FieldErrors"] = _FIELD_ERRORS
-        self._found = dict(zip(unique, found, strict=True))
+        self._found = dict(zip(unique, found[: len(unique)], strict=True))
+
+    def parameters(self, query: Any) -> list[dict[str, Any]]:
+        """The fields of a query's struct."""
+        parameters = []
+        for name, field in self._queries[query].items():
+            schema = {key: value for key, value in field.items() if key != "description"}
+            if schema.get("default") == "":
+                del schema["default"]  # it says that nothing was sent, and cannot be sent
+            parameter = {"name": name, "in": "query", "description": field["description"], "schema": schema}
+            several = {"style": "form", "explode": False} if schema.get("type") == "array" else {}
+            parameters.append(parameter | several)
+        return parameters
 
     def content(self, kind: Any, example: object = None) -> dict[str, Any]:
         """A body of that kind."""
@@ -123,17 +148,14 @@ class _Schemas:
         return {"application/json": {"schema": schema} if example is None else {"schema": schema, "example": example}}
 
 
-def _parameters(query: type[msgspec.Struct]) -> list[dict[str, Any]]:
-    """The fields of a query's struct."""
-    _, components = msgspec.json.schema_components([query], ref_template="#/components/schemas/{name}")
-    fields = components[query.__name__]["properties"]
-    parameters = []
-    for name, field in fields.items():
-        if "default" in field and not field["default"] and field["type"] == "string":
-            del field["default"]  # it says that nothing was sent, and cannot be sent
-        parameter = {"name": name, "in": "query", "description": field.pop("description"), "schema": field}
-        parameters.append(parameter | ({"style": "form", "explode": False} if field.get("type") == "array" else {}))
-    return parameters
+def _codes() -> list[str]:
+    """Every code that an answer may have: those of the failures, and those of HTTP."""
+
+    def codes(kind: type[errors.VpsdError]) -> set[str]:
+        ours = [more for more in kind.__subclasses__() if more.__module__.startswith("vpsd.")]
+        return {kind.code}.union(*map(codes, ours))
+
+    return sorted(codes(errors.VpsdError) | set(CODES.values()) | {BUG})
 
 
 def _id_text(name: str) -> str:
@@ -203,7 +225,7 @@ class _Operation:
             {"name": name, "in": "path", "required": True, "description": _id_text(name), "schema": _ID}
             for name in route.ids
         ]
-        parameters += _parameters(route.query)
+        parameters += schemas.parameters(route.query)
         parameters += [{"$ref": "#/components/parameters/idempotency_key"}] if posts else []
         return {
             "operationId": self.name,
@@ -246,7 +268,7 @@ class _Operation:
         """Status codes that follow from what it takes; 400 is another matter."""
         route, public = self.route, self._needs == PUBLIC
         return [
-            *([] if public else [401, 429]),
+            *([429] if public else [401, 429]),
             *([] if public or self._needs == EVERYBODY else [403]),
             *([404] if route.ids or errors.NotFound in route.raises else []),
             *([409, 422] if route.method == "POST" else []),

@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.forms import NoQuery, Query
-from vpsd.api.http.idempotency import execute
+from vpsd.api.http.idempotency import execute, sent_key
 from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Ctx, Transactions
 from vpsd.errors import DatabaseUnavailable, VpsdError
@@ -112,11 +112,12 @@ class Route:
     async def _answer_to(self, request: ApiRequest) -> Response[Any]:
         handler, query = await self._bound(request)
         runtime, actor = request.runtime, request.actor
+        key = sent_key(request) if self.method == "POST" else None  # a wrong one is refused in a dry run as well
         if self.preview is not None and query.get("dry_run"):
             async with runtime.rolled_back(actor) as ctx:
                 return Response(await self.preview(ctx, await handler(ctx)), status_code=200)
         if self.method == "POST":
-            return await execute(request, handler, self.status_code)
+            return await execute(request, key, handler, self.status_code)
         async with runtime.read(actor) if self.method == "GET" else runtime.write(actor) as ctx:
             answer = await handler(ctx)
         return answer if isinstance(answer, Response) else Response(answer, status_code=self.status_code)
@@ -125,7 +126,7 @@ class Route:
         """The function with all that it takes but the context, and the query."""
         ids = [request.path_params[name] for name in self.ids]
         # The framework reads ids as Python does: 1_0 and +1 would be numbers.
-        if any(number > _LARGEST_ID or f"/{number}/" not in f"{request.scope['path']}/" for number in ids):
+        if any(not 0 < number <= _LARGEST_ID or f"/{number}/" not in f"{request.scope['path']}/" for number in ids):
             raise NotFoundException
         forms: dict[str, Any] = {}
         query = request.query_form(self.query, self._not_in_query)

@@ -59,4 +59,17 @@ DESCRIPTION = ApiDescription(
     answers=ANSWERS,
     dry_run=DRY_RUN,
     problems=_PROBLEMS,
+    names={
+        "Command": "OperationCommand",
+        "Me": "TokenOwner",
+        "NamedServer": "UsageServer",
+        "OfServer": "BackupServer",
+        "OsBrief": "OperatingSystemBrief",
+        "Placement": "DryRunPlacement",
+        "Power": "PowerAction",
+        "Price": "DryRunPrice",
+        "Status": "ServerStatus",
+        "Usage": "AccountUsage",
+        "UsageOfServer": "ServerUsage",
+    },
 )

@@ -12,8 +12,11 @@ from vpsd.api.http.health import BackupsHealth, ClockHealth, DatabaseHealth, Dat
 from vpsd.api.vps_org.dry_run import DryRun, Placement, Price
 from vpsd.api.vps_org.schemas import account, backups, catalog, operations, servers, ssh_keys
 from vpsd.api.vps_org.schemas.amounts import amount
+from vpsd.api.vps_org.schemas.backups import BackupType
+from vpsd.backups.models import BackupStatus
 from vpsd.catalog.models import Plan
 from vpsd.lifecycle import RULES, Command, Status
+from vpsd.operations.models import OperationStatus
 from vpsd.servers.queries import PlanOffer
 from vpsd.servers.user_data import UserDataStatus
 
@@ -31,7 +34,7 @@ _UBUNTU = servers.OsBrief(5, "Ubuntu 22.04 LTS")
 _PERFORMANCE = servers.PlanBrief(2, "Performance VPS", 4, 8192, 160)
 _DEBIAN = servers.OsBrief(3, "Debian 12")
 _NO_TAGS: list[str] = []
-_QUEUED = operations.OperationBrief(15, "queued")
+_QUEUED = operations.OperationBrief(15, OperationStatus.QUEUED)
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKXAUNfJY/JyqXeO35s/xoksDoq86DgTYmivuCURdqkV ana@laptop"
 _SSH_KEY = ssh_keys.SshKeyView(
     7, _UUIDS[3], "laptop", _KEY, "SHA256:uzVFf1/MRs46QOr6LE9iUMja+pcJdQ/bcm6Oa3WYODQ", "2025-01-10T14:00:00Z"
@@ -100,7 +103,7 @@ def _backup(id: int, description: str, created_at: str, size_mb: int | None) -> 
     return {
         "id": id,
         "server": backups.OfServer(12345, "web-server-01"),
-        "status": backups.State.COMPLETED,
+        "status": BackupStatus.COMPLETED,
         "size_mb": size_mb,
         "created_at": created_at,
         "description": description,
@@ -118,7 +121,7 @@ def _backup(id: int, description: str, created_at: str, size_mb: int | None) -> 
 
 
 def _daily(expires_at: str) -> dict[str, Any]:
-    return {"backup_type": "automatic", "expires_at": expires_at}
+    return {"backup_type": BackupType.AUTOMATIC, "expires_at": expires_at}
 
 
 def _being_made(id: int, description: str, noun: str) -> dict[str, Any]:  # noqa: A002
@@ -128,14 +131,14 @@ def _being_made(id: int, description: str, noun: str) -> dict[str, Any]:  # noqa
     )
     made = _backup(id, description, "2025-01-16T16:15:00Z", None)
     message = RULES[Command.BACKUP].message.format(noun=noun)
-    return {**made, **unknown, "status": backups.State.IN_PROGRESS, "message": message, "operation": _QUEUED}
+    return {**made, **unknown, "status": BackupStatus.IN_PROGRESS, "message": message, "operation": _QUEUED}
 
 
 _OPERATION = operations.OperationView(
     id=1,
     uuid=_UUIDS[2],
-    command="create",
-    status="running",
+    command=Command.CREATE,
+    status=OperationStatus.RUNNING,
     step="await_boot",
     progress=0.8,
     detail="waiting for the guest to answer",
@@ -167,7 +170,9 @@ _AUTOMATIC = "Automatic daily backup"
 _BACKUPS = [
     backups.BackupView(**_backup(501, _AUTOMATIC, "2025-01-16T03:00:00Z", 4523), **_daily("2025-02-16T03:00:00Z")),
     backups.BackupView(
-        **_backup(499, "Pre-update backup", "2025-01-14T10:30:00Z", 4456), backup_type="manual", expires_at=None
+        **_backup(499, "Pre-update backup", "2025-01-14T10:30:00Z", 4456),
+        backup_type=BackupType.MANUAL,
+        expires_at=None,
     ),
     backups.BackupView(**_backup(495, _AUTOMATIC, "2025-01-15T03:00:00Z", 4389), **_daily("2025-02-15T03:00:00Z")),
 ]
@@ -180,7 +185,7 @@ _SNAPSHOTS = [
     ),
 ]
 _BACKUP_CREATED = backups.BackupCreated(
-    **_being_made(502, "Pre-update backup", "Backup"), backup_type="manual", expires_at=None
+    **_being_made(502, "Pre-update backup", "Backup"), backup_type=BackupType.MANUAL, expires_at=None
 )
 _SNAPSHOT_CREATED = backups.SnapshotCreated(
     **_being_made(802, "Snapshot before system update", "Snapshot"), name="before-update-snapshot"
@@ -244,7 +249,7 @@ ANSWERS: dict[str, Any] = {
     "backup_get": _BACKUPS[0],
     "backup_restore": _accepted(
         *(Command.RESTORE, "backup", backups.BackupRestore),
-        backup=backups.BackupBrief(501, "automatic", "2025-01-16T03:00:00Z"),
+        backup=backups.BackupBrief(501, BackupType.AUTOMATIC, "2025-01-16T03:00:00Z"),
     ),
     "snapshot_list": _page(backups.SnapshotList, *_SNAPSHOTS),
     "snapshot_create": _SNAPSHOT_CREATED,

@@ -9,24 +9,22 @@ from msgspec import UNSET, Meta, UnsetType
 from vpsd.accounts.models import Account, Person, Profile, Token
 from vpsd.accounts.permissions import KNOWN
 from vpsd.accounts.tokens import LONGEST_DAYS
-from vpsd.api.http.forms import Listing
+from vpsd.api.http.forms import NO_LINE_END, Listing
+from vpsd.api.http.schemas import as_format, one_of
 from vpsd.api.vps_org.schemas.amounts import Amount, amount, amount_or_none
 from vpsd.billing.credit import BalanceSummary
 from vpsd.billing.models import Entry
 from vpsd.billing.usage import MonthUsage, ServerUsage
 from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.context import ACTORS
 from vpsd.core.units import GIB, HOUR_MS
 from vpsd.events.models import Event
 from vpsd.lifecycle import Status
 
 Permission = Annotated[
     str,
-    Meta(
-        description=f"One of {', '.join(KNOWN)}",
-        max_length=32,
-        examples=["servers:read"],
-        extra={"message": "Give a list of permissions."},
-    ),
+    Meta(max_length=32, examples=["servers:read"], extra={"message": "Give a list of permissions."}),
+    one_of("Permission", KNOWN),  # which of them are not known, the service says
 ]
 
 
@@ -48,7 +46,7 @@ class AccountView(msgspec.Struct):
     first_name: str
     last_name: str
     company_name: str
-    created_at: Annotated[str, Meta(description="A date", examples=["2024-06-15"])]
+    created_at: Annotated[str, Meta(description="A date", examples=["2024-06-15"]), as_format("date")]
 
     @classmethod
     def of(cls, account: Account, person: Person | None) -> "AccountView":
@@ -68,7 +66,7 @@ class TokenView(msgspec.Struct):
     id: int
     uuid: str
     name: str
-    permissions: list[str]
+    permissions: list[Annotated[str, one_of("Permission", KNOWN)]]
     person: Annotated[str | None, Meta(description="E-mail of the person whose role bounds it")]
     created_at: str
     expires_at: Annotated[str | None, Meta(description="Null: never")]
@@ -140,8 +138,8 @@ class EventView(msgspec.Struct):
 
     id: int
     at: str
-    action: Annotated[str, Meta(examples=["server.create"])]
-    actor: Annotated[str, Meta(description="token, operator, or vpsd itself")]
+    action: Annotated[str, Meta(description="What was done; more kinds may come", examples=["server.create"])]
+    actor: Annotated[str, one_of("EventActor", ACTORS), Meta(description="Who did it; vpsd: nobody had to ask for it")]
     token: EventToken | None
     address: Annotated[str | None, Meta(description="From where it was asked for")]
     request_id: Annotated[str | None, Meta(description="X-Request-ID of the request")]
@@ -202,7 +200,7 @@ class Transaction(msgspec.Struct):
 
     id: int
     uuid: str
-    kind: Annotated[str, Meta(description="credit or usage")]
+    kind: Annotated[str, one_of("TransactionKind", ("credit", "usage"))]
     amount: Annotated[Amount, Meta(description="What the balance gained")]
     balance: Annotated[Amount, Meta(description="After it")]
     description: str
@@ -230,7 +228,7 @@ class UsageQuery(msgspec.Struct):
     month: Annotated[
         Annotated[
             str,
-            Meta(pattern=r"^2[01]\d\d-(0[1-9]|1[0-2])$(?!\n)", extra={"message": "Give a month like 2026-11."}),
+            Meta(pattern=rf"^2[01]\d\d-(0[1-9]|1[0-2])${NO_LINE_END}", extra={"message": "Give a month like 2026-11."}),
         ]
         | UnsetType,
         Meta(description="Like 2026-11; by default the present month"),

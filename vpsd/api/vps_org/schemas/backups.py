@@ -6,14 +6,16 @@ from typing import Annotated, Any, Self
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from vpsd.api.http.forms import Listing, PageQuery
+from vpsd.api.http.forms import NO_LINE_END, Listing, PageQuery
 from vpsd.api.vps_org.schemas.operations import OperationBrief
 from vpsd.api.vps_org.schemas.server_forms import an_id
 from vpsd.api.vps_org.schemas.servers import ActionAccepted
 from vpsd.backups.commands import CreatedBackup
+from vpsd.backups.models import BackupStatus, Kind
 from vpsd.backups.queries import NamedBackup
 from vpsd.core.clock import iso_utc, iso_utc_or_none
 from vpsd.core.units import MIB
+from vpsd.images.clones import CloudInit
 from vpsd.servers.commands import Accepted
 
 _MadeBy = Annotated[OperationBrief | None, Meta(description="The work that makes it")]
@@ -24,11 +26,18 @@ SnapshotName = Annotated[
     str,
     Meta(
         description="Letters, digits, hyphens and underscores; at most 63",
-        pattern=r"^[A-Za-z0-9_-]{1,63}$(?!\n)",
+        pattern=rf"^[A-Za-z0-9_-]{{1,63}}${NO_LINE_END}",
         examples=["before-update-snapshot"],
         extra={"message": "Use letters, digits, hyphens and underscores, at most 63."},
     ),
 ]
+
+
+class BackupType(StrEnum):
+    """Who asked for a backup: somebody, or the clock."""
+
+    MANUAL = Kind.MANUAL
+    AUTOMATIC = Kind.AUTOMATIC
 
 
 class SnapshotQuery(PageQuery):
@@ -43,7 +52,7 @@ class BackupQuery(SnapshotQuery):
     """What a list of backups can be narrowed to."""
 
     backup_type: Annotated[
-        Annotated[str, Meta(pattern="^(manual|automatic)$(?!\\n)")] | UnsetType,
+        BackupType | UnsetType,
         Meta(description="Only manual or only automatic ones", extra={"message": "Give manual or automatic."}),
     ] = UNSET
 
@@ -71,14 +80,6 @@ class CopyLabel(msgspec.Struct, forbid_unknown_fields=True):
     ] = None
 
 
-class State(StrEnum):
-    """How far it is."""
-
-    IN_PROGRESS = "in_progress"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-
 class OfServer(msgspec.Struct):
     """The server that something belongs to; it may be deleted by now."""
 
@@ -91,7 +92,7 @@ class CopyView(msgspec.Struct):
 
     id: int
     server: OfServer
-    status: Annotated[State, Meta(description="in_progress, completed or failed")]
+    status: BackupStatus
     size_mb: Annotated[int | None, Meta(description="What is on the disk, in MB; null until it is completed")]
     created_at: str
     description: str | None
@@ -116,10 +117,10 @@ class CopyView(msgspec.Struct):
         ),
     ]
     cloud_init: Annotated[
-        str | None,
+        CloudInit | None,
         Meta(
-            description="Whether cloud-init sets up a new server made from it: enabled, disabled (or told to leave the "
-            "network alone) or missing; then vpsd does, through the guest's agent. Null where the agent could not be "
+            description="Whether cloud-init sets up a new server made from it. Where it is disabled (or told to leave "
+            "the network alone) or missing, vpsd does, through the guest's agent. Null where the agent could not be "
             "asked"
         ),
     ]
@@ -131,11 +132,11 @@ class CopyView(msgspec.Struct):
     @classmethod
     def of(cls, backup: NamedBackup, **more: Any) -> Self:
         """From a row, and what the subclass has more."""
-        completed = backup.status == State.COMPLETED
+        completed = backup.status == BackupStatus.COMPLETED
         return cls(
             id=backup.id,
             server=OfServer(backup.server_id, backup.server_name),
-            status=State(backup.status),
+            status=BackupStatus(backup.status),
             size_mb=None if backup.size_bytes is None or not completed else -(-backup.size_bytes // MIB),
             created_at=iso_utc(backup.created_at_ms),
             description=backup.description,
@@ -144,7 +145,7 @@ class CopyView(msgspec.Struct):
             consistent=backup.frozen,
             consistency_detail=backup.consistency_detail,
             paused_ms=backup.frozen_ms,
-            cloud_init=backup.cloud_init,
+            cloud_init=None if backup.cloud_init is None else CloudInit(backup.cloud_init),
             incremental=backup.incremental,
             sent_mb=None if backup.sent_bytes is None or not completed else round(backup.sent_bytes / MIB, 2),
             encrypted=None if backup.target is None else backup.key_id is not None,
@@ -161,14 +162,14 @@ class CopyView(msgspec.Struct):
 class BackupView(CopyView):
     """A backup."""
 
-    backup_type: Annotated[str, Meta(description="manual or automatic")]
+    backup_type: BackupType
     expires_at: Annotated[str | None, Meta(description="When it is deleted by itself; null: never")]
 
     @classmethod
     def of(cls, backup: NamedBackup, **more: Any) -> Self:
         """From a row."""
         expires_at = iso_utc_or_none(backup.expires_at_ms)
-        return super().of(backup, backup_type=backup.kind, expires_at=expires_at, **more)
+        return super().of(backup, backup_type=BackupType(backup.kind), expires_at=expires_at, **more)
 
 
 class SnapshotView(CopyView):
@@ -212,7 +213,7 @@ class BackupBrief(msgspec.Struct):
     """The backup that a server is restored from."""
 
     id: int
-    backup_type: str
+    backup_type: BackupType
     created_at: str
 
 
@@ -232,7 +233,7 @@ class BackupRestore(ActionAccepted):
     @classmethod
     def of_backup(cls, backup: NamedBackup, accepted: Accepted) -> Self:
         """As the service answers."""
-        return cls.of(accepted, backup=BackupBrief(backup.id, backup.kind, iso_utc(backup.created_at_ms)))
+        return cls.of(accepted, backup=BackupBrief(backup.id, BackupType(backup.kind), iso_utc(backup.created_at_ms)))
 
 
 class SnapshotRestore(ActionAccepted):

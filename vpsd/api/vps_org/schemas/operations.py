@@ -7,21 +7,20 @@ from msgspec import Meta
 
 from vpsd.api.http.forms import Listing
 from vpsd.core.clock import iso_utc, iso_utc_or_none
-from vpsd.operations.models import Operation
-
-_STATUS = Meta(description="queued, running, succeeded, failed or cancelled")
+from vpsd.lifecycle import Command
+from vpsd.operations.models import Operation, OperationStatus
 
 
 class OperationBrief(msgspec.Struct):
     """The operation that a request has queued: the list of the server's operations tells how far it is."""
 
     id: int
-    status: Annotated[str, _STATUS]
+    status: OperationStatus
 
     @classmethod
     def of(cls, operation: Operation | None) -> "OperationBrief | None":
         """From a row, if there is one."""
-        return None if operation is None else cls(operation.id, operation.status)
+        return None if operation is None else cls(operation.id, OperationStatus(operation.status))
 
 
 class OperationView(msgspec.Struct):
@@ -29,8 +28,8 @@ class OperationView(msgspec.Struct):
 
     id: int
     uuid: str
-    command: Annotated[str, Meta(examples=["create"])]
-    status: Annotated[str, _STATUS]
+    command: Command
+    status: OperationStatus
     step: Annotated[str | None, Meta(description="The step that is being done or was done last")]
     progress: Annotated[float, Meta(description="From 0 to 1")]
     detail: Annotated[str | None, Meta(description="What is being done, or how it ended")]
@@ -46,8 +45,8 @@ class OperationView(msgspec.Struct):
         return cls(
             operation.id,
             operation.uuid,
-            operation.command,
-            operation.status,
+            Command(operation.command),
+            OperationStatus(operation.status),
             operation.step,
             round(operation.progress, 3),
             operation.detail,

@@ -1,18 +1,19 @@
 """What is sent about servers."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from vpsd.api.http.forms import PageQuery
+from vpsd.api.http.forms import NO_LINE_END, PageQuery
+from vpsd.api.http.schemas import as_format, one_of
 from vpsd.lifecycle import Status
 from vpsd.servers.listing import SORTS
 from vpsd.servers.user_data import LARGEST_BYTES
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_END = "$(?!\\n)"  # a bare $ would let a line end through
+_END = f"${NO_LINE_END}"
 _LABELS = rf"^{_LABEL}(\.{_LABEL})*{_END}"
 
 Name = Annotated[
@@ -42,6 +43,7 @@ Hostname = Annotated[
     ),
 ]
 
+_ORDERS = (*SORTS, *(f"-{sort}" for sort in SORTS))
 _TAG = "a lower-case letter or digit, then at most 62 of these and of . _ : -"
 Tag = Annotated[str, Meta(pattern=f"^[a-z0-9][a-z0-9._:-]{{0,62}}{_END}", examples=["env:prod"])]
 Tags = Annotated[
@@ -50,6 +52,7 @@ Tags = Annotated[
         max_length=20,
         description=f"At most 20, none twice; each {_TAG}",
         extra={"message": f"Give at most 20 tags, each {_TAG}."},
+        extra_json_schema={"uniqueItems": True},
     ),
 ]
 FreezeFlag = Annotated[
@@ -95,7 +98,7 @@ class ServerQuery(PageQuery):
         ),
     ] = UNSET
     sort: Annotated[
-        Annotated[str, Meta(pattern=f"^-?({'|'.join(SORTS)}){_END}")] | UnsetType,
+        Annotated[str, Meta(pattern=f"^-?({'|'.join(SORTS)}){_END}"), one_of("ServerSort", _ORDERS)] | UnsetType,
         Meta(
             description=f"What to order them by: {', '.join(SORTS)}; backwards with - before it, like -created_at. "
             "By default id. While one goes on by cursor, a server whose place in the order changes may be missed or "
@@ -107,6 +110,12 @@ class ServerQuery(PageQuery):
 
 class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
     """A server to make."""
+
+    exactly_one_of: ClassVar = {
+        "os_id": "ServerFromOperatingSystem",
+        "backup_id": "ServerFromBackup",
+        "snapshot_id": "ServerFromSnapshot",
+    }
 
     name: Name
     plan_id: Annotated[int, an_id("/api/v1/plans/", 1)]
@@ -137,6 +146,7 @@ class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
             "answer shows it. Options of its own go before vpsd's; key and password work in any case. user_data_status "
             "of the server tells how it went. Tiny Linux runs scripts only",
             examples=["#!/bin/sh\necho hello > /root/hello\n"],
+            extra_json_schema={"minLength": 1, "maxLength": LARGEST_BYTES},
         ),
     ] = None
 
@@ -166,10 +176,13 @@ class ServerPatch(msgspec.Struct, forbid_unknown_fields=True):
 class ServerResize(msgspec.Struct, forbid_unknown_fields=True):
     """The plan that a server shall have; its disk may not be smaller than the present one."""
 
+    exactly_one_of: ClassVar = {"plan_id": "ResizeToPlan", "plan": "ResizeToPlanByUuid"}
+
     plan_id: Annotated[int, an_id("/api/v1/plans/", 2)] | UnsetType = UNSET
-    plan: Annotated[str, Meta(max_length=36, description="Its uuid, as the official client sends it")] | UnsetType = (
-        UNSET
-    )
+    plan: Annotated[
+        Annotated[str, Meta(max_length=36), as_format("uuid")] | UnsetType,
+        Meta(description="Its uuid, as the official client sends it"),
+    ] = UNSET
 
 
 class ServerRebuild(msgspec.Struct, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from vpsd.api.http.forms import Listing
+from vpsd.api.http.schemas import one_of
 from vpsd.api.vps_org.schemas.operations import OperationBrief
 from vpsd.core.clock import iso_utc, iso_utc_or_none
 from vpsd.core.units import GIB
@@ -258,7 +259,7 @@ class ServerState(msgspec.Struct):
 class ActionAccepted(msgspec.Struct):
     """An action was accepted; the server's status tells when it is done."""
 
-    status: Annotated[str, Meta(examples=["success"])]
+    status: Annotated[str, one_of("ActionStatus", ["success"])]
     message: Annotated[str, Meta(examples=["Server is starting"])]
     server: ServerState
     operation: Annotated[
