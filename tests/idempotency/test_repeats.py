@@ -140,6 +140,15 @@ async def test_after_a_day_the_key_is_free_and_forgotten(cloud: Cloud) -> None:
     assert await count(cloud, "idempotency_keys") == 1
 
 
+async def test_a_clock_that_is_years_ahead_for_a_moment_has_nothing_done_again(cloud: Cloud) -> None:
+    first = await cloud.post(SERVERS, WEB, headers=KEY)
+    cloud.clock.jump(900 * 86_400)
+    assert (await cloud.post(SERVERS, WEB, headers={"Idempotency-Key": "another"})).status_code == 201
+    cloud.clock.jump(-900 * 86_400)
+    assert (await cloud.post(SERVERS, WEB, headers=KEY)).content == first.content
+    assert await count(cloud, "servers") == 2
+
+
 async def test_a_refused_request_keeps_nothing_and_the_key_works_when_its_cause_is_mended(cloud: Cloud) -> None:
     await cloud.have_balance(0)
     for path, body, status_code in (

@@ -52,7 +52,7 @@ class Runner:
 
     async def _fill(self) -> None:
         workers = self._runtime.settings.workers
-        while len(self._tasks) < workers:
+        while len(self._tasks) < workers and not is_ending():
             # Backups may take hours, and a night has many: they never take the last worker slots from who wants to
             # start.
             operation = await self._claim(quick=len(self._moving) >= max(1, workers // 2))
@@ -132,6 +132,8 @@ class Runner:
         for index in range(first, len(flow)):
             if job.superseded:
                 raise Superseded
+            if is_ending():
+                raise asyncio.CancelledError
             async with self._runtime.write() as ctx:
                 await operations.save_step(ctx, job.lease, names[index], index / len(flow))
             log.debug("operation %s: %s of server %s, %s", operation.id, operation.command, job.server.id, names[index])

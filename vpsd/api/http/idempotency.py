@@ -39,8 +39,9 @@ async def execute(request: ApiRequest, key: str | None, handler: Handler, status
 async def _once(request: ApiRequest, key: str, handler: Handler, status_code: int) -> Answer:
     runtime, caller = request.runtime, request.user
     secret, asked = bearer_token(request.scope["headers"]), await _fingerprinted(request)
+    runtime.jumps.look()  # where no worker does
     async with runtime.write(caller) as ctx:
-        claim = await idempotency.claim(ctx, secret, key, asked)
+        claim = await idempotency.claim(ctx, secret, key, asked, forgets=not runtime.jumps.unsettled)
     if not isinstance(claim, Claim):
         return claim
     try:
