@@ -90,6 +90,9 @@ async def test_health_tells_of_a_data_folder_without_room(cloud: Cloud, monkeypa
     told = await cloud.get("/health", who=None)
     assert (told.status_code, told.json()["status"]) == (200, "degraded")
     assert told.json()["data_folder"] == {"status": "full"}
+    cloud.database.status.failed(DatabaseUnavailable(Problem.FULL, "no space"))
+    told = await cloud.get("/health", who=None)  # a small change would go through, and proves nothing
+    assert (told.status_code, told.json()["database"]) == (503, {"status": "full"})
 
 
 @pytest.mark.parametrize(

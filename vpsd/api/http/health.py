@@ -145,7 +145,8 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
         made, it is `degraded` and answers 200: requests are served.
         """
         await accounts.instance(ctx)
-        if runtime is not None and database.take_probe():
+        # On a full disk what is small may still fit into what SQLite has: that proves nothing.
+        if runtime is not None and not _is_full(folder) and database.take_probe():
             with suppress(DatabaseUnavailable):
                 async with runtime.write(wait_seconds=_PROBE_SECONDS) as probe:
                     await accounts.try_to_write(probe)
