@@ -36,6 +36,7 @@ class App:
         self.reads_late = False
         self.piece = b""  # of an answer without end
         self.sent = 0
+        self.answer = b""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -57,6 +58,7 @@ class App:
                 return
             body, more = body + message["body"], message["more_body"]
         await self.may_answer.wait()
+        body = self.answer or body
         length = [] if self.piece else [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": length})
         while self.piece:
@@ -251,6 +253,32 @@ async def test_who_reads_slowly_is_not_cut_off(served: Served, app: App) -> None
         left = connection.transport.get_write_buffer_size()
         served.advance(LIMITS.write_seconds - 0.1)
     assert (len(served.room), app.sent) == (1, 1)
+    client.close()
+
+
+async def test_the_last_answer_is_waited_for_as_long_as_it_is_read(served: Served, app: App) -> None:
+    app.answer = b"x" * 20_000_000
+    client = await served.client()
+    client.writer.write(request(b"GET / HTTP/1.1"))
+    await until(lambda: served.room.stalled)
+    for _ in range(3):
+        await client.reader.readexactly(4_000_000)
+        served.advance(LIMITS.write_seconds - 0.1)
+    assert len(await client.rest()) > 8_000_000
+    client.close()
+
+
+async def test_nor_is_who_does_not_read_the_little_that_is_left_of_it(served: Served, app: App) -> None:
+    app.answer = b"x" * 20_000_000
+    client = await served.client()
+    client.writer.write(request(b"GET / HTTP/1.1"))
+    await until(lambda: served.room.stalled)
+    (connection,) = served.server.server_state.connections
+    connection.resume_writing()  # as if it were less than what is watched
+    served.advance(LIMITS.linger_seconds)
+    assert served.room.stalled
+    served.advance(LIMITS.write_seconds)
+    await until(lambda: len(served.room) == 0)
     client.close()
 
 

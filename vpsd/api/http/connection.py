@@ -113,8 +113,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writing = self._room.now(), self.transport.get_write_buffer_size()
-        self._room.stalled.add(self)
+        self._watch_writing()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -151,7 +150,10 @@ class Connection(HttpToolsProtocol):
     # What `Connections` calls.
 
     def give_up(self) -> None:
-        if self._deaf:
+        if self._deaf and self.transport.get_write_buffer_size():
+            self._watch_writing()  # the last answer is still on its way
+            self._room.wait(self, self._room.limits.linger_seconds)
+        elif self._deaf:
             self.transport.abort()  # it was given time to go
         elif not self._in_head and self.flow.read_paused:
             self._room.wait(self, self._room.limits.body_seconds)  # vpsd is the slow one
@@ -173,6 +175,11 @@ class Connection(HttpToolsProtocol):
             self._writing = now, left
         elif now - since >= self._room.limits.write_seconds:
             self.transport.abort()
+
+    def _watch_writing(self) -> None:
+        if self not in self._room.stalled:
+            self._writing = self._room.now(), self.transport.get_write_buffer_size()
+            self._room.stalled.add(self)
 
     def shutdown(self) -> None:
         """Answer what is under way, then end; the server calls it when it stops."""
@@ -324,6 +331,8 @@ class Connection(HttpToolsProtocol):
 
     def _begin_anew(self) -> None:
         """The last request is answered: on to the next."""
+        if self.is_closing():
+            return
         self._in_head, self._answering = True, False
         self._head_bytes = self._body_bytes = 0
         self._room.wait(self, self._room.limits.idle_seconds)
