@@ -28,6 +28,7 @@ class App:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.fields: list[tuple[bytes, bytes]] = []
         self.under_way = 0
         self.most_at_once = 0
         self.may_answer = asyncio.Event()
@@ -46,6 +47,7 @@ class App:
             await send({"type": "lifespan.shutdown.complete"})
             return
         self.seen.append(scope["path"])
+        self.fields = scope["headers"]
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)
         if self.reads_late:
@@ -141,6 +143,26 @@ async def test_after_a_body_that_nobody_wanted_the_connection_goes_on(served: Se
     assert app.seen == ["/", "/"]
 
 
+async def test_a_body_that_is_too_large_to_be_thrown_away_is_the_last(served: Served, app: App) -> None:
+    app.reads = False
+    client = await served.client()
+    await client.send(POST.replace(b": 10\r", b": 300000\r") + b"x")
+    status, fields, _ = await client.answer()
+    assert (status, fields[b"connection"]) == (200, b"close")
+    assert await client.rest() == b""
+
+
+async def test_a_trailer_is_no_field(served: Served, app: App) -> None:
+    app.may_answer.clear()
+    client = await served.client()
+    await client.send(
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\n\r\n"
+    )
+    assert [name for name, _ in app.fields] == [b"host", b"transfer-encoding"]
+    app.may_answer.set()
+    assert (await client.answer())[0] == 200
+
+
 async def test_a_client_has_no_time_limit_while_vpsd_works_or_does_not_take_what_it_sends(
     served: Served, app: App
 ) -> None:
@@ -203,9 +225,12 @@ async def test_requests_that_are_sent_ahead_are_answered_one_after_the_other(ser
 
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
 async def test_it_does_not_matter_where_a_head_is_cut_that_others_follow(served: Served, app: App, place: int) -> None:
+    app.may_answer.clear()
     client = await served.client()
     await client.send(GET[:-place])
     await client.send(GET[-place:] + GET * 2)
+    assert app.seen == ["/"]
+    app.may_answer.set()
     assert [(await client.answer())[0] for _ in range(3)] == [200] * 3
     assert app.most_at_once == 1
 
