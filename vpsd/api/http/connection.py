@@ -216,14 +216,15 @@ class Connection(HttpToolsProtocol):
         """How much can be parsed at once, so that at most one request ends in it: heads and chunks end like this."""
         if not self._in_head and self._body_left is not None:
             return min(self._body_left, len(data))
-        found = (self._tail + data[:3]).find(_HEAD_END) - len(self._tail) if self._tail else -4
-        if found <= -4:
-            found = data.find(_HEAD_END)
-        if found == -1:
-            self._tail = (self._tail + data[-3:])[-3:]
-            return len(data)
-        self._tail = b""
-        return found + len(_HEAD_END)
+        tail, self._tail = self._tail, b""
+        begun = (tail + data[:3]).find(_HEAD_END) if tail else -1
+        if begun >= 0:
+            return begun + len(_HEAD_END) - len(tail)
+        found = data.find(_HEAD_END)
+        if found >= 0:
+            return found + len(_HEAD_END)
+        self._tail = (tail + data[-3:])[-3:]
+        return len(data)
 
     def _parse(self, part: bytes) -> None:
         if not self._in_head:
