@@ -178,3 +178,13 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_needed(
     assert raise_descriptor_limit(connections_wanted) == most
     assert kept[-1] == raised
     assert bool(caplog.records) == (most < connections_wanted)
+
+
+def test_who_got_no_room_makes_none() -> None:
+    door = Door(16)
+    door.fill(15, busy=True)
+    refused = Member()
+    assert not door.room.admit(refused, THERE)
+    door.room.wait(refused, 2)  # it is being told
+    assert door.enter() is None
+    assert refused.asked == []
