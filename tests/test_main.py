@@ -87,7 +87,8 @@ def test_a_vpsd_that_stops_resets_nobody(vpsd: Vpsd) -> None:
     vpsd.environment |= {"VPSD_RATE_LIMIT": "0", "VPSD_ADDRESS_RATE_LIMIT": "0"}
     vpsd.start()
     request = f"GET /api/v1/servers/ HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {vpsd.token}\r\n\r\n".encode()
-    clients = [socket.create_connection(vpsd.listen.split(":"), timeout=30) for _ in range(40)]
+    host, port = vpsd.listen.split(":")
+    clients = [socket.create_connection((host, int(port)), timeout=30) for _ in range(40)]
     asked = threading.Barrier(len(clients) + 1)
 
     def ask_until_the_end(client: socket.socket) -> bytes:

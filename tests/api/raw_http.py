@@ -56,6 +56,8 @@ CASES = [
     Case("another protocol", b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n", 400),
     Case("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     Case("HTTP/0.9", b"GET /health\r\n\r\n", 400),
+    Case("HTTP/0.9 by name", request(b"GET /health HTTP/0.9"), 400),
+    Case("HTTP/2.0 by name", request(b"GET /health HTTP/2.0"), 400),
     Case("a version that is none", request(b"GET /health HTTP/1.x"), 400),
     Case("a version to come", request(b"GET /health HTTP/3.0"), 400),
     Case("a method that is none", request(b"GOT /health HTTP/1.1"), 400),

@@ -39,7 +39,8 @@ class Served:
         """A new connection, which the server knows of."""
         client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
         me = client.writer.get_extra_info("sockname")
-        await until(lambda: any(known.client == me for known in self.server.server_state.connections))
+        connections: set[Any] = self.server.server_state.connections
+        await until(lambda: any(known.client == me for known in connections))
         return client
 
 

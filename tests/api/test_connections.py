@@ -5,7 +5,6 @@ import resource
 
 import pytest
 
-from vpsd.api.http import connections
 from vpsd.api.http.connections import Connections, raise_descriptor_limit
 from vpsd.settings import Settings
 
@@ -174,8 +173,18 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_needed(
     most: int,
 ) -> None:
     kept = [limits]
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: kept[-1])
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, pair: kept.append(pair))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: kept[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: kept.append(pair))
     assert raise_descriptor_limit(connections_wanted) == most
     assert kept[-1] == raised
     assert bool(caplog.records) == (most < connections_wanted)
+
+
+def test_who_got_no_room_makes_none() -> None:
+    door = Door(16)
+    door.fill(15, busy=True)
+    refused = Member()
+    assert not door.room.admit(refused, THERE)
+    door.room.wait(refused, 2)  # it is being told
+    assert door.enter() is None
+    assert refused.asked == []

@@ -28,6 +28,7 @@ class App:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.fields: list[tuple[bytes, bytes]] = []
         self.under_way = 0
         self.most_at_once = 0
         self.may_answer = asyncio.Event()
@@ -36,6 +37,7 @@ class App:
         self.reads_late = False
         self.piece = b""  # of an answer without end
         self.sent = 0
+        self.answer = b""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -45,6 +47,7 @@ class App:
             await send({"type": "lifespan.shutdown.complete"})
             return
         self.seen.append(scope["path"])
+        self.fields = scope["headers"]
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)
         if self.reads_late:
@@ -57,6 +60,7 @@ class App:
                 return
             body, more = body + message["body"], message["more_body"]
         await self.may_answer.wait()
+        body = self.answer or body
         length = [] if self.piece else [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": length})
         while self.piece:
@@ -139,6 +143,26 @@ async def test_after_a_body_that_nobody_wanted_the_connection_goes_on(served: Se
     assert app.seen == ["/", "/"]
 
 
+async def test_a_body_that_is_too_large_to_be_thrown_away_is_the_last(served: Served, app: App) -> None:
+    app.reads = False
+    client = await served.client()
+    await client.send(POST.replace(b": 10\r", b": 300000\r") + b"x")
+    status, fields, _ = await client.answer()
+    assert (status, fields[b"connection"]) == (200, b"close")
+    assert await client.rest() == b""
+
+
+async def test_a_trailer_is_no_field(served: Served, app: App) -> None:
+    app.may_answer.clear()
+    client = await served.client()
+    await client.send(
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\n\r\n"
+    )
+    assert [name for name, _ in app.fields] == [b"host", b"transfer-encoding"]
+    app.may_answer.set()
+    assert (await client.answer())[0] == 200
+
+
 async def test_a_client_has_no_time_limit_while_vpsd_works_or_does_not_take_what_it_sends(
     served: Served, app: App
 ) -> None:
@@ -201,9 +225,12 @@ async def test_requests_that_are_sent_ahead_are_answered_one_after_the_other(ser
 
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
 async def test_it_does_not_matter_where_a_head_is_cut_that_others_follow(served: Served, app: App, place: int) -> None:
+    app.may_answer.clear()
     client = await served.client()
     await client.send(GET[:-place])
     await client.send(GET[-place:] + GET * 2)
+    assert app.seen == ["/"]
+    app.may_answer.set()
     assert [(await client.answer())[0] for _ in range(3)] == [200] * 3
     assert app.most_at_once == 1
 
@@ -251,6 +278,32 @@ async def test_who_reads_slowly_is_not_cut_off(served: Served, app: App) -> None
         left = connection.transport.get_write_buffer_size()
         served.advance(LIMITS.write_seconds - 0.1)
     assert (len(served.room), app.sent) == (1, 1)
+    client.close()
+
+
+async def test_the_last_answer_is_waited_for_as_long_as_it_is_read(served: Served, app: App) -> None:
+    app.answer = b"x" * 20_000_000
+    client = await served.client()
+    client.writer.write(request(b"GET / HTTP/1.1"))
+    await until(lambda: served.room.stalled)
+    for _ in range(3):
+        await client.reader.readexactly(4_000_000)
+        served.advance(LIMITS.write_seconds - 0.1)
+    assert len(await client.rest()) > 8_000_000
+    client.close()
+
+
+async def test_nor_is_who_does_not_read_the_little_that_is_left_of_it(served: Served, app: App) -> None:
+    app.answer = b"x" * 20_000_000
+    client = await served.client()
+    client.writer.write(request(b"GET / HTTP/1.1"))
+    await until(lambda: served.room.stalled)
+    (connection,) = served.server.server_state.connections
+    connection.resume_writing()  # as if it were less than what is watched
+    served.advance(LIMITS.linger_seconds)
+    assert served.room.stalled
+    served.advance(LIMITS.write_seconds)
+    await until(lambda: len(served.room) == 0)
     client.close()
 
 

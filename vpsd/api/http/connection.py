@@ -113,8 +113,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writing = self._room.now(), self.transport.get_write_buffer_size()
-        self._room.stalled.add(self)
+        self._watch_writing()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -151,7 +150,10 @@ class Connection(HttpToolsProtocol):
     # What `Connections` calls.
 
     def give_up(self) -> None:
-        if self._deaf:
+        if self._deaf and self.transport.get_write_buffer_size():
+            self._watch_writing()  # the last answer is still on its way
+            self._room.wait(self, self._room.limits.linger_seconds)
+        elif self._deaf:
             self.transport.abort()  # it was given time to go
         elif not self._in_head and self.flow.read_paused:
             self._room.wait(self, self._room.limits.body_seconds)  # vpsd is the slow one
@@ -173,6 +175,11 @@ class Connection(HttpToolsProtocol):
             self._writing = now, left
         elif now - since >= self._room.limits.write_seconds:
             self.transport.abort()
+
+    def _watch_writing(self) -> None:
+        if self not in self._room.stalled:
+            self._writing = self._room.now(), self.transport.get_write_buffer_size()
+            self._room.stalled.add(self)
 
     def shutdown(self) -> None:
         """Answer what is under way, then end; the server calls it when it stops."""
@@ -209,14 +216,15 @@ class Connection(HttpToolsProtocol):
         """How much can be parsed at once, so that at most one request ends in it: heads and chunks end like this."""
         if not self._in_head and self._body_left is not None:
             return min(self._body_left, len(data))
-        found = (self._tail + data[:3]).find(_HEAD_END) - len(self._tail) if self._tail else -4
-        if found <= -4:
-            found = data.find(_HEAD_END)
-        if found == -1:
-            self._tail = (self._tail + data[-3:])[-3:]
-            return len(data)
-        self._tail = b""
-        return found + len(_HEAD_END)
+        tail, self._tail = self._tail, b""
+        begun = (tail + data[:3]).find(_HEAD_END) if tail else -1
+        if begun >= 0:
+            return begun + len(_HEAD_END) - len(tail)
+        found = data.find(_HEAD_END)
+        if found >= 0:
+            return found + len(_HEAD_END)
+        self._tail = (tail + data[-3:])[-3:]
+        return len(data)
 
     def _parse(self, part: bytes) -> None:
         if not self._in_head:
@@ -324,6 +332,8 @@ class Connection(HttpToolsProtocol):
 
     def _begin_anew(self) -> None:
         """The last request is answered: on to the next."""
+        if self.is_closing():
+            return
         self._in_head, self._answering = True, False
         self._head_bytes = self._body_bytes = 0
         self._room.wait(self, self._room.limits.idle_seconds)

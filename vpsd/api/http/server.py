@@ -25,11 +25,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Asgi, room: Connections, **config: Any) -> None:
         self.room = room
-        self._protocol: Any = partial(Connection, room=room)
+        protocol: Any = partial(Connection, room=room)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=self._protocol,
+                http=protocol,
                 log_config=None,
                 access_log=False,  # vpsd writes its own
                 lifespan="on",
@@ -37,6 +37,7 @@ class Server(uvicorn.Server):
                 **config,
             )
         )
+        self._protocol: Any = protocol
         self._spare: list[socket.socket] = []  # keep the queue of a listener open that is being closed
 
     @classmethod
