@@ -135,8 +135,7 @@ class Storm:
 
     def _set_clock(self, seconds: float) -> None:
         self._ahead_seconds += seconds
-        clock = self.cloud.clock
-        getattr(clock, "jump", clock.advance)(seconds)
+        self.cloud.clock.jump(seconds)
 
     async def _pass_time(self) -> None:
         self.cloud.clock.advance(self._random.choice((1, LEASE_SECONDS + 1, 60, 600)))

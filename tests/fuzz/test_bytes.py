@@ -1,14 +1,13 @@
 """Requests with random damage, as bytes: each is answered or hung up on, and none meets an error of vpsd's own."""
 
 import asyncio
-import importlib
 import random
 import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 
+from tests.api.raw_http import CASES
 from tests.fuzz.effort import LONG, SEED, again
 from tests.running import Vpsd
 
@@ -55,7 +54,7 @@ def vpsd() -> Iterator[Vpsd]:
 
 def test_no_bytes_bring_vpsd_out_of_step(vpsd: Vpsd) -> None:
     chosen = random.Random(SEED)
-    whole = [*_WHOLE, *_cases()]
+    whole = [*_WHOLE, *(case.data for case in CASES if len(case.data) < 10_000)]
     token = f"Bearer {vpsd.token}".encode()
     sent = [_damaged(chosen.choice(whole), chosen).replace(b"TOKEN", token) for _ in range(_REQUESTS)]
     answers = asyncio.run(_send_all(int(vpsd.listen.rpartition(":")[2]), sent))
@@ -64,14 +63,6 @@ def test_no_bytes_bring_vpsd_out_of_step(vpsd: Vpsd) -> None:
     assert sum(map(bool, answers)) > len(answers) / 2
     assert vpsd.is_well(), again("test_bytes.py")
     assert not re.search("Traceback|unexpected error", vpsd.said()), f"{vpsd.said()}\n{again('test_bytes.py')}"
-
-
-def _cases() -> list[bytes]:
-    """The requests of tests/api/raw_http.py, all but the longest."""
-    if find_spec("tests.api.raw_http") is None:
-        return []
-    cases = importlib.import_module("tests.api.raw_http").CASES
-    return [case.data for case in cases if len(case.data) < 10_000]
 
 
 def _damaged(data: bytes, chosen: random.Random) -> bytes:

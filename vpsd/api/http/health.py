@@ -33,7 +33,7 @@ class DatabaseHealth(msgspec.Struct):
     status: Annotated[
         Literal["ok", "unavailable", "locked", "read_only", "full", "failing"],
         named("DatabaseState"),
-        Meta(description="ok; unavailable: nothing is answered; otherwise reads are, and changes are not"),
+        Meta(description="unavailable: nothing is answered; otherwise reads are, and changes are not"),
     ]
 
 
@@ -41,7 +41,7 @@ class DataFolderHealth(msgspec.Struct):
     """The disk of the data folder."""
 
     status: Annotated[
-        Literal["ok", "full"], named("DataFolderState"), Meta(description="ok, or full where less than 32 MiB are free")
+        Literal["ok", "full"], named("DataFolderState"), Meta(description="full: less than 32 MiB are free")
     ]
 
 
@@ -86,7 +86,7 @@ class ClockHealth(msgspec.Struct):
         Literal["ok", "set"],
         named("ClockState"),
         Meta(
-            description="ok, or set within the last hour (by somebody, or because the machine slept); for 15 minutes "
+            description="set: within the last hour (by somebody, or because the machine slept); for 15 minutes "
             "after that nothing is charged, suspended or deleted by the clock"
         ),
     ]
