@@ -19,6 +19,7 @@ from vpsd.migrations import HEAD, heal, shape
 T = TypeVar("T")
 
 _LOCK_KEY = 0x76707364  # "vpsd"
+_COMPANIONS = {"_litestream_lock", "_litestream_seq", "spatial_ref_sys"}  # Litestream's and PostGIS's: in an empty one
 
 
 async def prepare(url: str) -> str | None:
@@ -27,7 +28,7 @@ async def prepare(url: str) -> str | None:
     That is "nothing", a version, or "an unfinished" one (see `heal`).
 
     Raises `Misconfigured`, having changed nothing, for a database of another program or of a later vpsd, and for one
-    that differs from what its version says.
+    whose tables differ from what its version says. Tables of other programs beside vpsd's are left alone.
     """
     return await run(url, _prepare)
 
@@ -65,8 +66,8 @@ def _run_sqlite(path: str, work: Callable[[Connection], T]) -> T:
 
 
 def _prepare(connection: Connection) -> str | None:
-    found, released = shape.describe(connection), shape.released()
-    present = _version(connection, found)
+    everything, released = shape.describe(connection), shape.released()
+    present, found = _version(connection, everything), shape.ours(everything)
     came_from = "nothing"
     if present is not None:
         if present not in released:
@@ -84,7 +85,7 @@ def _prepare(connection: Connection) -> str | None:
         from alembic import command  # slow to import, and mostly not needed
 
         command.upgrade(alembic_config(connection), "head")
-    _compare(HEAD, released[HEAD], shape.describe(connection))
+    _compare(HEAD, released[HEAD], shape.ours(shape.describe(connection)))
     return came_from
 
 
@@ -93,9 +94,10 @@ def _version(connection: Connection, found: shape.Shape) -> str | None:
         version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         if version is not None:
             return str(version)
-    if found:
+    others = shape.tables(found) - _COMPANIONS
+    if others:
         raise Misconfigured(
-            f"the database holds tables that are not vpsd's ({', '.join(sorted(shape.tables(found))[:5])}). Nothing "
+            f"the database holds tables that are not vpsd's ({', '.join(sorted(others)[:5])}). Nothing "
             "was changed; point VPSD_DATABASE_URL or VPSD_DATA_DIR to an empty one."
         )
     return None
