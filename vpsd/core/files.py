@@ -1,5 +1,6 @@
 """Writes files so that they are whole or not there, also after a power cut, and private from their first moment."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,6 +16,20 @@ def write_private(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     new.rename(path)
     sync_folder(path.parent)
+
+
+def create_private(path: Path) -> None:
+    """Have a file that only its owner may read, where there is none; raises `OSError`.
+
+    One that is there is not even opened: closing a database would take away the locks that this process has of it.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE))
+
+
+def open_private(path: Path) -> int:
+    """Open a file that others can neither read nor lock, made where there is none; raises `OSError`."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
 
 
 def sync_folder(folder: Path) -> None:
