@@ -22,7 +22,8 @@ from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.api.app import make_app
 from vpsd.api.vps_org.welcome import first_server
-from vpsd.backups.repository import Repository, read_key
+from vpsd.backups.keys import read_key
+from vpsd.backups.repository import Repository
 from vpsd.backups.targets import open_target
 from vpsd.catalog import service as catalog
 from vpsd.core import db, folder

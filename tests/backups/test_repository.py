@@ -19,7 +19,8 @@ from tests.backups.recording_target import (
     restored,
 )
 from tests.killed import Killed
-from vpsd.backups.repository import BackupRef, Damaged, Manifest, Repository, WrongKey, new_key, read_key
+from vpsd.backups.keys import new_key, read_key
+from vpsd.backups.repository import BackupRef, Damaged, Manifest, Repository, WrongKey
 from vpsd.backups.targets import Missing
 from vpsd.errors import Misconfigured, Unusable
 

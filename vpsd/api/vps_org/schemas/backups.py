@@ -77,6 +77,7 @@ class State(StrEnum):
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
     FAILED = "failed"
+    DAMAGED = "damaged"
 
 
 class OfServer(msgspec.Struct):
@@ -91,7 +92,9 @@ class CopyView(msgspec.Struct):
 
     id: int
     server: OfServer
-    status: Annotated[State, Meta(description="in_progress, completed or failed")]
+    status: Annotated[
+        State, Meta(description="in_progress, completed, failed, or damaged: parts of it were lost later")
+    ]
     size_mb: Annotated[int | None, Meta(description="What is on the disk, in MB; null until it is completed")]
     created_at: str
     description: str | None
@@ -126,12 +129,12 @@ class CopyView(msgspec.Struct):
     incremental: Annotated[bool | None, Meta(description="Only what was written since the one before was copied")]
     sent_mb: Annotated[float | None, Meta(description="What had to be sent for it, compressed, in MB")]
     encrypted: bool | None
-    error: Annotated[str | None, Meta(description="Why it failed")]
+    error: Annotated[str | None, Meta(description="Why it failed, or what became of it")]
 
     @classmethod
     def of(cls, backup: NamedBackup, **more: Any) -> Self:
         """From a row, and what the subclass has more."""
-        completed = backup.status == State.COMPLETED
+        completed = backup.status in (State.COMPLETED, State.DAMAGED)
         return cls(
             id=backup.id,
             server=OfServer(backup.server_id, backup.server_name),
