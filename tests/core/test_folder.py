@@ -57,6 +57,7 @@ def test_what_others_could_read_is_hidden_and_what_they_have_to_pass_stays_passa
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (tmp_path / name).touch()
+    (tmp_path / "token.gone").symlink_to(tmp_path / "nowhere")  # as what another process takes away meanwhile
     modes = FOLDERS | FILES
     for name, (mode, _) in modes.items():
         (tmp_path / name).chmod(mode)

@@ -4,6 +4,7 @@ Others than its owner may pass through the folder and list nothing: QEMU may be 
 whatever nobody else may read is private by itself (docs/decisions/0014).
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -55,13 +56,13 @@ def _exposed(settings: Settings) -> Iterator[tuple[Path, int]]:
     data = settings.data_dir
     private = [path for pattern in _PRIVATE for path in data.glob(pattern)]
     if (database := _sqlite_file(settings)) is not None:
-        private += [path for end in ("", "-wal", "-shm", ".lock") if (path := Path(f"{database}{end}")).exists()]
-    passable = [path for name in _PASSABLE if (path := data / name).exists()]
-    for paths, kept in ((private, 0), (passable, _PASS)):
+        private += [Path(f"{database}{end}") for end in ("", "-wal", "-shm", ".lock")]
+    for paths, kept in ((private, 0), ([data / name for name in _PASSABLE], _PASS)):
         for path in sorted(set(paths)):
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & _OTHERS & ~kept:
-                yield path, mode & ~(_OTHERS & ~kept)
+            with contextlib.suppress(OSError):  # it is not there, or not any more
+                mode = stat.S_IMODE(path.stat().st_mode)
+                if mode & _OTHERS & ~kept:
+                    yield path, mode & ~(_OTHERS & ~kept)
 
 
 def refuse_traces(settings: Settings) -> None:

@@ -122,10 +122,16 @@ def running_pid(data: Path, name: str = "libvirtd") -> int | None:
     """The process id of libvirtd (or virtlogd) of this data folder, if it is running."""
     try:
         pid = int((state_dir(data) / _DAEMONS[name].pid_file).read_text())
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if os.fsencode(state_dir(data) / f"{name}.conf") in command:
+            return pid
+        # Started before the data folder was moved: what is bound over libvirt's folder is ours all the same.
+        if os.fsencode(name) in (part.rpartition(b"/")[2] for part in command):
+            ours, theirs = state_dir(data) / "etc", Path(f"/proc/{pid}/root") / _FOLDERS["etc"].lstrip("/")
+            return pid if ours.samefile(theirs) else None
     except (OSError, ValueError):
-        return None
-    return pid if os.fsencode(state_dir(data) / f"{name}.conf") in command.split(b"\0") else None
+        pass
+    return None
 
 
 @contextlib.contextmanager
