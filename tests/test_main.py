@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import threading
 import time
@@ -21,6 +22,8 @@ import pytest
 from tests import running
 from tests.api.test_access import PUBLIC_KEY
 from tests.running import PROGRAM, Vpsd, run, until
+from vpsd.core import folder
+from vpsd.settings import Settings
 
 
 @pytest.fixture
@@ -33,13 +36,22 @@ def vpsd() -> Iterator[Vpsd]:
 
 def test_the_next_start_finds_the_servers_and_the_token(vpsd: Vpsd) -> None:
     vpsd.start()
-    assert vpsd.token in vpsd.said()
+    until(lambda: "Your first server" in vpsd.said(), "the lines to paste")
+    assert vpsd.said().count(vpsd.token) == 1
     server = vpsd.create("web")["id"]
     detail = vpsd.until_status(server, "active")
     history = vpsd.operations(server)
     assert vpsd.interrupt() == 0
     assert "stopping; servers go on running" in vpsd.said()
+    database = vpsd.data / "vpsd.sqlite"
+    assert not folder.exposed(Settings(data_dir=vpsd.data))
+    vpsd.data.chmod(0o755)  # as an earlier vpsd had it
+    database.chmod(0o644)
+    (problem,) = vpsd.run_json("doctor")["problems"]
+    assert problem.startswith(f"other users can read or change {database}, {vpsd.data}: ")
     vpsd.start()
+    assert f"other users could read or change {database}, {vpsd.data}: not any more\n" in vpsd.said()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (vpsd.data, database)] == [0o711, 0o600]
     assert vpsd.token not in vpsd.said()
     assert vpsd.get(f"servers/{server}/") == detail
     assert vpsd.operations(server) == history

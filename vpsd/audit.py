@@ -10,6 +10,8 @@ from functools import partial
 import msgspec
 
 from vpsd.backups import marks
+from vpsd.backups import queries as backups
+from vpsd.backups.models import BackupStatus
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.errors import DatabaseUnavailable, VpsdError
@@ -120,6 +122,11 @@ class Audit:
             raise
         except VpsdError as error:
             await self._report("target", repository.location, f"backups cannot be made: {error}")
+        async with self._runtime.read() as ctx:
+            damaged = [one for one in await backups.stored(ctx) if one.status == BackupStatus.DAMAGED]
+        for one in damaged:
+            text = f"({one.kind}) of server {one.server_id} is damaged; vpsd backup verify {one.id} says where"
+            await self._report("backup", str(one.id), text)
 
     async def _check_left_behind(self, server: Server, volumes: Volumes) -> None:
         """What a backup or restore that could not clean up has left."""

@@ -4,6 +4,7 @@ The only file that knows everyone.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -21,18 +22,20 @@ from vpsd.accounts import tokens
 from vpsd.api.app import make_app
 from vpsd.api.http.server import Server
 from vpsd.api.vps_org.welcome import first_server
-from vpsd.backups.repository import Repository, read_key
+from vpsd.backups.keys import read_key
+from vpsd.backups.repository import Repository
 from vpsd.backups.targets import open_target
 from vpsd.catalog import service as catalog
-from vpsd.core import db
+from vpsd.core import db, folder
 from vpsd.core.clock import Clock, SystemClock, every
 from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.database_clock import PERIOD_SECONDS, DatabaseClock
 from vpsd.core.ending import end_all, exit_after
+from vpsd.core.files import open_private, sync_folder, write_private
 from vpsd.core.ids import Ids
 from vpsd.core.jumps import ClockJumps
 from vpsd.core.units import GIB
-from vpsd.errors import Misconfigured
+from vpsd.errors import Misconfigured, Unauthenticated
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
@@ -64,10 +67,15 @@ Say = Callable[[str], None]
 _END_SECONDS = 15  # for answers that are under way, 5 s, and for workers to put down what they have
 
 
-async def serve(settings: Settings, say: Say) -> None:
-    """Run API, worker or both until SIGINT or SIGTERM; servers go on running."""
+async def serve(settings: Settings, say: Say, *, new_cloud: bool = False) -> None:
+    """Run API, worker or both until SIGINT or SIGTERM; servers go on running.
+
+    `new_cloud`: with a new database also beside what an earlier cloud has left, which stays.
+    """
     with sole_user(settings), _listening(settings) as listener:
-        async with open_runtime(settings, say) as runtime:
+        if hidden := folder.hide(settings):
+            log.warning("other users could read or change %s: not any more", ", ".join(map(str, hidden)))
+        async with open_runtime(settings, say, new_cloud=new_cloud) as runtime:
             for change in await apply_catalog(runtime, catalog_file(settings)):
                 log.info("catalogue: %s", change)
             if settings.hypervisor != "simulator":
@@ -82,23 +90,23 @@ async def serve(settings: Settings, say: Say) -> None:
                 say(f"catalogue: no price_monthly, so free: {', '.join(free)}")
             token = await first_token(runtime) if settings.role != "worker" else None
             if token is not None:
-                say(f"token (also in {settings.data_dir / 'token'}): {token}")
+                say(f"token (also in {settings.data_dir / folder.TOKEN}; it is not shown again): {token}")
             await clock_jumps.look_at_start(runtime)
             if settings.role == "api":
                 runtime.host.status = runtime.repository.status.status = "elsewhere"
-            workers = _start_workers(runtime, token, say) if settings.role != "api" else []
+            workers = _start_workers(runtime, token is not None, say) if settings.role != "api" else []
             if isinstance(runtime.clock, DatabaseClock):
                 keep_right = every(runtime.clock, PERIOD_SECONDS, runtime.clock.set_right)
                 workers.append(asyncio.create_task(keep_right, name="DatabaseClock"))
             await _until_stopped(settings, make_app(runtime), listener, workers, say)
 
 
-def _start_workers(runtime: Runtime, token: str | None, say: Say) -> list[asyncio.Task[None]]:
+def _start_workers(runtime: Runtime, first_start: bool, say: Say) -> list[asyncio.Task[None]]:
     owner = f"{socket.gethostname()}:{os.getpid()}:{runtime.ids.uuid()[:8]}"
 
     def greet(facts: HostFacts) -> None:
-        if token is not None:
-            say(first_server(runtime.settings, token, facts.low_ports))
+        if first_start:
+            say(first_server(runtime.settings, facts.low_ports))
 
     workers = (
         HostWatcher(runtime, say, greet),
@@ -115,9 +123,11 @@ def _start_workers(runtime: Runtime, token: str | None, say: Say) -> list[asynci
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[Runtime]:
+async def open_runtime(
+    settings: Settings, say: Say = lambda _: None, *, new_cloud: bool = False
+) -> AsyncIterator[Runtime]:
     """Everything that API and worker work with, and the operator's commands that need the host."""
-    async with open_transactions(settings, say) as transactions:
+    async with open_transactions(settings, say, new_cloud=new_cloud) as transactions:
         async with transactions.write() as ctx:
             instance = await accounts.instance(ctx)
         hypervisor = make_hypervisor(settings, instance, transactions.clock)
@@ -139,10 +149,18 @@ async def open_runtime(settings: Settings, say: Say = lambda _: None) -> AsyncIt
 
 
 @asynccontextmanager
-async def open_transactions(settings: Settings, say: Say = lambda _: None) -> AsyncIterator[Transactions]:
-    """The database, migrated; a new one with the catalogue that vpsd starts with."""
-    prepare_folder(settings)
-    came_from = await schema.prepare(settings.url)
+async def open_transactions(
+    settings: Settings, say: Say = lambda _: None, *, new_cloud: bool = False
+) -> AsyncIterator[Transactions]:
+    """The database, migrated; a new one with the catalogue that vpsd starts with.
+
+    Raises `Misconfigured` where a new one would stand beside what an earlier cloud has left (`new_cloud`: where there
+    is no new one).
+    """
+    folder.prepare(settings)
+    came_from = await schema.prepare(settings.url, partial(_before_new, settings, new_cloud))
+    if new_cloud and came_from != "nothing":
+        raise Misconfigured("there is a cloud with this database already: leave --new-cloud out")
     if came_from is not None:
         say(f"database: migrated from {came_from} to {HEAD}")
     database = await db.connect(settings.url)
@@ -159,6 +177,14 @@ async def open_transactions(settings: Settings, say: Say = lambda _: None) -> As
 
 def _clock(settings: Settings, database: db.Database) -> Clock:
     return SystemClock() if settings.database_url is None else DatabaseClock(SystemClock(), database)
+
+
+def _before_new(settings: Settings, new_cloud: bool) -> None:
+    token = settings.data_dir / folder.TOKEN
+    if not new_cloud:
+        folder.refuse_traces(settings)
+    elif token.exists():
+        log.warning("%s is of an earlier cloud: it is called %s now", token, folder.set_aside(token).name)
 
 
 def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervisor:
@@ -211,27 +237,17 @@ def catalog_file(settings: Settings) -> Path:
     return path
 
 
-def prepare_folder(settings: Settings) -> None:
-    """Have the data folder; raises `Misconfigured` where there can be none."""
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Misconfigured(f"VPSD_DATA_DIR={settings.data_dir} cannot be used: {error.strerror}") from error
-    if not os.access(settings.data_dir, os.W_OK | os.X_OK):
-        raise Misconfigured(f"VPSD_DATA_DIR={settings.data_dir} cannot be used: this user may not write to it")
-
-
 @contextmanager
 def sole_user(settings: Settings) -> Iterator[None]:
     """Keep a second vpsd off this data folder's SQLite; raises `Misconfigured` when there is one.
 
     On PostgreSQL any number of processes may share a folder: what they share is leased row by row.
     """
-    prepare_folder(settings)
+    folder.prepare(settings)
     if settings.database_url is not None:
         yield
         return
-    with (settings.data_dir / "vpsd.lock").open("w") as file:
+    with os.fdopen(open_private(settings.data_dir / "vpsd.lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -242,17 +258,36 @@ def sole_user(settings: Settings) -> Iterator[None]:
 
 
 async def first_token(transactions: Transactions) -> str | None:
-    """At the very first start: an account and a token, kept in the data folder; None ever after."""
-    path = transactions.settings.data_dir / "token"
+    """At the very first start: an account and a token, kept in the data folder; None ever after.
+
+    Raises `Misconfigured` rather than write over a token that is there. The file gets its name after the commit: what
+    has that name is valid, or was.
+    """
+    path = transactions.settings.data_dir / folder.TOKEN
+    made = path.with_name(f".{path.name}.made")
     async with transactions.write(OPERATOR) as ctx:
-        if await tokens.any_token(ctx):
+        if not await tokens.any_token(ctx):
+            if path.exists():
+                raise Misconfigured(
+                    f"the database has no token, and {path} is one of another cloud. Is it the right database? Put the "
+                    "right one in its place; or, if that token is of no use any more, move its file away"
+                )
+            account = await accounts.add_account(ctx, "default", credit_limit_micros=None)  # the operator's own
+            token = (await tokens.add(ctx.in_account(account.id), "first")).value
+            # Written before the commit: a token that nobody can read would be worse than one that is not valid yet.
+            write_private(made, f"{token}\n")
+        elif not made.exists():
             return None
-        account = await accounts.add_account(ctx, "default", credit_limit_micros=None)  # the operator's own
-        token = (await tokens.add(ctx.in_account(account.id), "first")).value
-        path.unlink(missing_ok=True)
-        # Written before the commit: a token that nobody can read would be worse than one that is not valid yet.
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(token + "\n")
+        else:
+            token = made.read_text().strip()
+            try:
+                await tokens.authenticate(ctx, token, None, None)
+            except Unauthenticated:
+                made.unlink()  # of a first start that ended before its commit; by now there is another
+                return None
+    with contextlib.suppress(FileNotFoundError):  # another process that shares the folder was faster
+        made.rename(path)
+    sync_folder(path.parent)
     return token
 
 

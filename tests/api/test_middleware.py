@@ -77,3 +77,13 @@ async def test_the_id_of_a_request_is_found_in_its_event(cloud: Cloud) -> None:
     events = (await cloud.get("/api/v1/account/events/")).json()["results"]
     assert [event["request_id"] for event in events[:2]] == [_id(made), "mine"]
     assert _id(kept) == "mine"
+
+
+async def test_what_is_answered_to_a_token_is_kept_by_no_proxy_and_no_browser(cloud: Cloud) -> None:
+    order, key = {"name": "web", **TINY}, {"Idempotency-Key": "one"}
+    answers = [await cloud.post(SERVERS, order, headers=key) for _ in range(2)]  # the second is a kept one
+    answers += [await cloud.get(path) for path in (SERVERS, f"{SERVERS}4711/", "/api/v1/account/tokens/")]
+    answers += [await cloud.post(SERVERS, {}), await cloud.ask("HEAD", SERVERS)]
+    assert [answer.status_code for answer in answers] == [201, 201, 200, 404, 200, 400, 200]
+    assert {answer.headers.get("Cache-Control") for answer in answers} == {"no-store"}
+    assert "Cache-Control" not in (await cloud.get("/health", who=None)).headers

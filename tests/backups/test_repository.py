@@ -21,7 +21,8 @@ from tests.backups.recording_target import (
 from tests.killed import Killed
 from vpsd.backups import repository as repositories
 from vpsd.backups import targets
-from vpsd.backups.repository import BackupRef, Damaged, Manifest, Repository, WrongKey, new_key, read_key
+from vpsd.backups.keys import new_key, read_key
+from vpsd.backups.repository import BackupRef, Damaged, Manifest, Repository, WrongKey
 from vpsd.backups.targets import Directory, Missing
 from vpsd.errors import Misconfigured, Unusable
 

@@ -24,9 +24,9 @@ from tests.backups.recording_target import (
 )
 from tests.killed import Killed
 from vpsd.backups.concurrency import MAX_IN_FLIGHT, map_ordered, run_in_thread
-from vpsd.backups.repository import CHUNK_BYTES, Repository
+from vpsd.backups.repository import CHUNK_BYTES, Damaged, Repository
 from vpsd.backups.targets import MARK, Missing, TargetFull, TargetNotThere
-from vpsd.backups.transfer import chunk_numbers, fill_gaps, store, stream_contents
+from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import BlockMap, Extent
 
@@ -482,3 +482,29 @@ async def test_little_is_written_beside_a_target_that_goes_away(target: Recordin
     await repository.put_mark(mark)
     await store(repository, backup_ref(0), copy.block_map, copy.read, None, {}, 1, quiet, mark)
     assert await restored(repository, backup_ref(0)) == copy.content
+
+
+async def test_what_is_damaged_is_stored_anew_where_it_is_or_nothing_is_completed(
+    repository: Repository, target: RecordingTarget
+) -> None:
+    disk = Disk(CHUNK * 3)
+    for number in range(3):
+        disk.write(CHUNK * number, bytes([number + 1]) * CHUNK)
+    await keep(repository, backup_ref(0), disk.copy(whole=True))
+    chunks = (await repository.read_manifest(backup_ref(0))).chunks
+    damaged = [(backup_ref(0).backup, chunk[1]) for chunk in chunks[:2] if chunk is not None]
+    key = next(key for key in target.objects if key.endswith(damaged[1][1]))
+    target.objects[key] = b""
+    disk.write(0, b"new")  # the first of the two is not on the disk any more
+
+    async def again(number: int, *, whole: bool) -> StoreResult:
+        copy, parent = disk.copy(whole=whole), backup_ref(0)
+        args = (repository, backup_ref(number), copy.block_map, copy.read, parent)
+        return await store(*args, {}, 0, quiet, damaged=frozenset(damaged))
+
+    with pytest.raises(Damaged, match="in what was not copied again"):
+        await again(1, whole=False)
+    assert target.manifests() == {backup_ref(0).backup}
+    assert (await again(2, whole=True)).stored_anew == {damaged[1]}
+    assert await restored(repository, backup_ref(2)) == bytes(disk.content)
+    assert (await repository.verify(backup_ref(0))).chunks == 3

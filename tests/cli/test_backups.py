@@ -25,7 +25,12 @@ def test_a_backup_is_listed_and_verified_and_damage_is_found(vpsd: Vpsd, command
     chunk.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     done = command("backup", "verify", str(made["id"]))
     assert (done.returncode, made["uuid"] in done.stdout) == (1, True)
+    (listed,) = [one for one in command.json("backup", "list") if one["id"] == made["id"]]
+    assert (listed["status"], listed["error"]) == ("damaged", "Parts of it were lost or changed where it is kept.")
+    assert f"vpsd backup verify {made['id']} says where" in command("check").stdout
     chunk.write_bytes(good)
+    assert command("backup", "verify", str(made["id"])).returncode == 0
+    assert vpsd.get(f"backups/{made['id']}/")["status"] == "completed"
     assert "backup list" in command.refused("backup", "verify", "4711")
 
 

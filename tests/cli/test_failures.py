@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Command
 from tests.running import PROGRAM, environment, run
+from vpsd.core.files import write_private
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *texts: str) -> None:
@@ -79,3 +81,15 @@ def test_without_libvirt_the_doctor_tells_and_the_simulator_plays(tmp_path: Path
     assert "guests can pretend to be the proxy" in done.stdout
     assert "no servers can be created: There is no usable libvirt" in done.stdout
     assert run_without_libvirt("doctor", data=tmp_path, hypervisor="simulator").returncode == 0
+
+
+def test_no_command_makes_a_new_cloud_beside_an_earlier_one(command: Command, tmp_path: Path) -> None:
+    write_private(tmp_path / "token", "vps_of-an-earlier-cloud\n")
+    tmp_path.chmod(0o711)
+    own = {"data_dir": tmp_path, "listen": "127.0.0.1:0"}
+    for arguments in (("up",), ("account", "list"), ("check",), ("token", "add", "default"), ("catalog", "apply")):
+        assert f"an earlier cloud's token {tmp_path}/token" in command.refused(*arguments, **own)
+    assert not (tmp_path / "vpsd.sqlite").exists()
+    (tmp_path / "token").rename(tmp_path / "kept")
+    assert command("account", "list", **own).returncode == 0
+    assert "leave --new-cloud out" in command.refused("up", "--new-cloud", **own)

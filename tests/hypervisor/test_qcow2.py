@@ -99,3 +99,33 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, path)
     with pytest.raises(Unusable, match="compressed"):
         qcow2.read_map(reader(path))
+
+
+def _with_backing(name: bytes, at: int = 512) -> bytes:
+    header = qcow2._HEADER.pack(qcow2.MAGIC, 3, at, len(name), 16, 1 << 20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 4, 104)
+    return (header.ljust(at, b"e") + name).ljust(qcow2.CLUSTER_BYTES, b"t")
+
+
+def test_a_backing_file_is_named_without_its_path_and_nothing_else_changes() -> None:
+    before = _with_backing(b"/srv/pool/base-tiny-1.qcow2")
+    after = qcow2.with_relative_backing(before)
+    assert after is not None
+    assert len(after) == 512 + len(b"/srv/pool/base-tiny-1.qcow2")
+    assert after[512:].rstrip(b"\0") == b"base-tiny-1.qcow2"
+    assert int.from_bytes(after[16:20]) == len(b"base-tiny-1.qcow2")
+    assert (after[:16], after[20:512]) == (before[:16], before[20:512])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"not a disk".ljust(qcow2.CLUSTER_BYTES),
+        _with_backing(b"base-tiny-1.qcow2"),
+        _with_backing(b"", 0),
+        _with_backing(b"/srv/pool/"),
+        _with_backing(b"/srv/pool/base-tiny-1.qcow2")[:520],
+    ],
+)
+def test_a_start_in_which_nothing_is_to_be_changed_is_left(start: bytes) -> None:
+    assert qcow2.with_relative_backing(start) is None

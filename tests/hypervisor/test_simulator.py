@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -217,7 +218,7 @@ def _lines_before_kill(program: str) -> list[str]:
 async def test_a_journal_that_has_grown_is_replaced_by_a_shorter_one_that_others_notice(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = Simulator(path), Simulator(path)
+    one, two = Simulator(path, boot_seconds=0.0), Simulator(path)  # so its state does not depend on when one looks
     await _fill(one)
     before = await _describe(two)
     inode = path.stat().st_ino
@@ -436,3 +437,50 @@ def test_without_a_file_there_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     asyncio.run(_fill(Simulator()))
     assert list(tmp_path.iterdir()) == []
+
+
+class _Disk:
+    """What of a journal's folder is on the disk: what a power cut leaves."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path, self._fsync = path, os.fsync
+        self.named, self.bytes, self.syncs = 0, 0, 0  # the inode that the folder knows, and what is there of it
+        monkeypatch.setattr(os, "fsync", self.sync)
+        monkeypatch.setattr(os, "fdatasync", self.sync)
+
+    def sync(self, file: int) -> None:
+        found = os.fstat(file)
+        if stat.S_ISDIR(found.st_mode):
+            self.named = self._path.stat().st_ino
+        else:
+            self.bytes, self.syncs = found.st_size, self.syncs + 1
+        self._fsync(file)
+
+    def cut(self) -> None:
+        """Leave what was synced."""
+        assert self._path.stat().st_ino == self.named, "the journal's name would be lost"
+        os.truncate(self._path, self.bytes)
+
+
+async def test_what_was_answered_survives_a_power_cut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = _Disk(path, monkeypatch)
+    empty = Simulator(path)
+    disk.cut()
+    await empty.close()
+    simulator = Simulator(path, boot_seconds=0.0)
+    await _fill(simulator)
+    before = await _describe(simulator)
+    disk.cut()
+    simulator = await _reopened(simulator, path)
+    assert await _describe(simulator) == before
+    for _ in range(60):  # until it is replaced by a shorter one
+        simulator.writes(_name(1), 0, os.urandom(1 << 16))
+    assert path.stat().st_size < 3 << 20
+    before, syncs = await _describe(simulator), disk.syncs
+    await simulator.guests()
+    await simulator.volumes()
+    assert disk.syncs == syncs  # to read costs none
+    disk.cut()
+    simulator = await _reopened(simulator, path)
+    assert await _describe(simulator) == before
+    await simulator.close()

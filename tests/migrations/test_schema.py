@@ -89,7 +89,7 @@ def test_a_later_vpsds_database_is_refused_and_unchanged(database_url: str) -> N
 
 
 TAMPERED = [
-    (HEAD, "CREATE TABLE notes (id INTEGER)", "besides: table notes"),
+    ("0005", "CREATE TABLE backup_targets (id INTEGER)", "besides: table backup_targets"),
     ("0002", "DROP TABLE traffic", "lacks: table traffic"),
     (HEAD, "ALTER TABLE servers ADD COLUMN colour TEXT", "besides: servers: column colour text"),
     (
@@ -132,6 +132,40 @@ def test_a_schema_that_differs_from_its_revision_is_refused_and_unchanged(
     with pytest.raises(Misconfigured, match=f"schema {revision}, and differs.*{said}.*Nothing was changed"):
         asyncio.run(schema.prepare(empty_url))
     assert asyncio.run(schema.run(empty_url, _state)) == before
+
+
+OTHERS = {
+    "sqlite": (
+        "CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER)",
+        "CREATE TABLE _litestream_lock (id INTEGER)",
+    ),
+    "postgresql": (
+        "CREATE TABLE spatial_ref_sys (srid INTEGER PRIMARY KEY, srtext VARCHAR(2048) CHECK (srid > 0))",
+        "CREATE INDEX by_text ON spatial_ref_sys (srtext)",
+        "CREATE VIEW geography_columns AS SELECT srid FROM spatial_ref_sys",
+        "CREATE SEQUENCE counted",
+    ),
+}
+BESIDE = "CREATE TABLE notes (id INTEGER REFERENCES servers (id))"
+
+
+def _run(url: str, *statements: str) -> None:
+    def work(connection: Connection) -> None:
+        for statement in statements:
+            connection.execute(text(statement))
+
+    asyncio.run(schema.run(url, work))
+
+
+def test_tables_of_other_programs_may_stand_beside_and_stay(empty_url: str) -> None:
+    others = OTHERS["sqlite" if empty_url.startswith("sqlite") else "postgresql"]
+    _run(empty_url, *others)
+    assert asyncio.run(schema.prepare(empty_url)) == "nothing"
+    _run(empty_url, BESIDE, "INSERT INTO notes VALUES (NULL)")
+    assert asyncio.run(schema.prepare(empty_url)) is None
+    found = asyncio.run(schema.run(empty_url, shape.describe))
+    assert "notes" in shape.tables(found)
+    assert shape.tables(shape.ours(found)) == shape.tables(shape.released()[HEAD])
 
 
 def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str) -> None:

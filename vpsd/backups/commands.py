@@ -14,6 +14,7 @@ from vpsd.backups import queries, retention
 from vpsd.backups.faults import (
     BackupInUse,
     BackupsNotEnabled,
+    IsDamaged,
     NoDiskYet,
     NotRestorable,
     ServerIsDeleted,
@@ -188,6 +189,8 @@ async def restore(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> tuple[Name
     except NotFound:
         raise ServerIsDeleted(what, backup_id, backup.server_id) from None
     backup = await queries.lock(ctx, kinds, backup_id)  # after the server, as everywhere
+    if backup.status == BackupStatus.DAMAGED:
+        raise IsDamaged(what, backup_id)
     if backup.status != BackupStatus.COMPLETED:
         raise NotRestorable(what, backup_id, backup.error)
     check_unprotected(server)

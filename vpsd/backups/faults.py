@@ -77,6 +77,13 @@ class NotRestorable(WrongStatus):
         )
 
 
+class IsDamaged(WrongStatus):
+    """The target has lost or changed some of it since."""
+
+    def __init__(self, noun: str, backup_id: int) -> None:
+        super().__init__(f"The {noun} {backup_id} is damaged: parts of it cannot be read any more. Choose another.")
+
+
 class BackupInUse(Busy):
     """It is being made of a server, or a server is being restored or made from it."""
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import msgspec
 from sqlalchemy import bindparam, func, insert, select, update
 
-from vpsd.backups.models import BackupStatus, backup_targets, backups
+from vpsd.backups.models import backup_targets, backups
+from vpsd.backups.queries import IS_STORED
 from vpsd.backups.repository import BackupRef, Repository
 from vpsd.backups.targets import MARK, TargetNotThere
 from vpsd.core.context import Ctx, Transactions
@@ -53,14 +54,14 @@ _SET_NAME = Statement(_ONE, ("name",))
 _STORED = Statement(
     select(_b.target, servers.c.uuid.label("server_uuid"), _b.uuid)
     .join_from(backups, servers)
-    .where(_b.target.is_not(None), _b.purged_at_ms.is_(None), _b.status == BackupStatus.COMPLETED)
+    .where(_b.target.is_not(None), _b.purged_at_ms.is_(None), IS_STORED)
     .order_by(_b.id.desc()),
     into=_Stored,
 )
 _COUNT = Statement(
     select(func.count())
     .select_from(backups)
-    .where(_b.target == bindparam("target"), _b.purged_at_ms.is_(None), _b.status == BackupStatus.COMPLETED),
+    .where(_b.target == bindparam("target"), _b.purged_at_ms.is_(None), IS_STORED),
     into=int,
 )
 _SET_TARGET = Statement(update(backups).where(_b.target == bindparam("before")), ("target",))

@@ -26,6 +26,7 @@ class BackupStatus(StrEnum):
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
     FAILED = "failed"
+    DAMAGED = "damaged"  # it was completed, and by now its target has lost or changed some of it
 
 
 backups = Table(
@@ -89,6 +90,16 @@ backup_targets = Table(
     Column("location", Text, nullable=False),  # where it was seen, the last place first, one a line
     Column("created_at_ms", BigInteger, nullable=False),
     Column("seen_at_ms", BigInteger, nullable=False),
+)
+
+
+damaged_chunks = Table(  # what no new backup refers to, until it is stored anew or found whole
+    "damaged_chunks",
+    metadata,
+    Column("server_id", BigInteger, ForeignKey("servers.id"), primary_key=True, autoincrement=False),
+    Column("owner", String(36), primary_key=True),  # the backup in whose folder it is
+    Column("digest", String(64), primary_key=True),
+    Column("found_at_ms", BigInteger, nullable=False),
 )
 
 

@@ -31,7 +31,7 @@ class NamedBackup(Backup, frozen=True):
 
 
 class StoredBackup(Backup, frozen=True):
-    """A completed backup and the UUID of its server."""
+    """A completed backup, damaged by now or not, and the UUID of its server."""
 
     server_uuid: str
 
@@ -50,6 +50,7 @@ _c = backups.c
 _BACKUP = _c.id == bindparam("backup_id")
 _SHOWN = _c.deleted_at_ms.is_(None)
 _COMPLETED = and_(_SHOWN, _c.status == BackupStatus.COMPLETED)
+IS_STORED = or_(_c.status == BackupStatus.COMPLETED, _c.status == BackupStatus.DAMAGED)
 _OF_SERVER = _c.server_id == bindparam("server_id")
 _OWN = and_(
     _c.account_id == bindparam("account_id"),
@@ -66,7 +67,8 @@ _LATEST = Statement(
     select(backups)
     .where(
         _OF_SERVER,
-        _COMPLETED,
+        _SHOWN,
+        IS_STORED,  # what is damaged of it is stored anew
         _c.target == bindparam("target"),
         _c.key_id.is_not_distinct_from(bindparam("key_id")),
     )
@@ -109,13 +111,16 @@ _OTHERS = Statement(
         _OF_SERVER,
         _c.id != bindparam("backup_id"),
         _c.purged_at_ms.is_(None),
-        _c.status == BackupStatus.COMPLETED,
+        IS_STORED,
     )
     .order_by(_c.id),
     into=Backup,
 )
 _STORED = Statement(
-    select(backups, servers.c.uuid.label("server_uuid")).join_from(backups, servers).where(_COMPLETED).order_by(_c.id),
+    select(backups, servers.c.uuid.label("server_uuid"))
+    .join_from(backups, servers)
+    .where(_SHOWN, IS_STORED)
+    .order_by(_c.id),
     into=StoredBackup,
 )
 _PRESENT = Statement(select(backups).where(_c.purged_at_ms.is_(None)).order_by(_c.id), into=Backup)
@@ -226,7 +231,7 @@ async def get_any(ctx: Ctx, backup_id: int) -> Backup:
 
 
 async def stored(ctx: Ctx) -> list[StoredBackup]:
-    """For the operator: the completed ones of all accounts, oldest first."""
+    """For the operator: the completed and the damaged ones of all accounts, oldest first."""
     return await ctx.tx.all(_STORED)
 
 
@@ -238,7 +243,7 @@ async def row(ctx: Ctx, backup_id: int) -> Backup:
 
 
 async def latest(ctx: Ctx, server_id: int, target: str, key_id: str | None) -> Backup | None:
-    """The one that a server's next one can build on: the last completed one on the same target, under the same key."""
+    """The one that a server's next one can build on: the last one on the same target, under the same key."""
     return await ctx.tx.first(_LATEST, server_id=server_id, target=target, key_id=key_id)
 
 
@@ -263,7 +268,7 @@ async def garbage(ctx: Ctx) -> list[Backup]:
 
 
 async def others(ctx: Ctx, backup: Backup) -> list[Backup]:
-    """The server's other completed ones, deleted or not, that are not purged yet."""
+    """The server's other completed and damaged ones, deleted or not, that are not purged yet."""
     return await ctx.tx.all(_OTHERS, server_id=backup.server_id, backup_id=backup.id)
 
 

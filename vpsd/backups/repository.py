@@ -19,27 +19,24 @@ import hmac
 import logging
 import os
 import re
-import secrets
-import stat
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from vpsd.backups.concurrency import map_ordered, run_in_thread
+from vpsd.backups.keys import derive_key
 from vpsd.backups.targets import Missing, Target, TargetNotThere, TargetStatus, TooLarge, put_mark, read_mark
 from vpsd.core.units import MIB
-from vpsd.errors import DatabaseUnavailable, Misconfigured, Unusable, VpsdError
+from vpsd.errors import DatabaseUnavailable, Unusable, VpsdError
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = MIB
-KEY_BYTES = 32
 
 _FORMAT = 1  # of manifests
 _MANIFEST_BYTES = 256 * MIB  # enough for a disk of 3 TB; a larger one is neither written nor read
@@ -55,8 +52,19 @@ _NO_KEY = bytes(4)
 _NONCE_BYTES = 12
 
 
+ChunkRef = tuple[str, str]
+"""The backup in whose folder a chunk is, and its digest."""
+
+
 class Damaged(Unusable):
-    """An object on the target is not what was stored; the message names the backup and the chunk."""
+    """An object on the target is not what was stored; the message names the backup and the chunk.
+
+    `chunks` are those that it is about; none where it is a manifest.
+    """
+
+    def __init__(self, text: str, chunks: Collection[ChunkRef] = ()) -> None:
+        super().__init__(text)
+        self.chunks = frozenset(chunks)
 
 
 class WrongKey(Unusable):
@@ -92,8 +100,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """The backup that this is the manifest of."""
         return BackupRef(self.server, self.backup)
 
-    def referenced_chunks(self) -> set[tuple[str, str]]:
-        """The chunks that the backup needs: owner and digest of each."""
+    def referenced_chunks(self) -> set[ChunkRef]:
+        """The chunks that the backup needs."""
         return {(self.owners[chunk[0]], chunk[1]) for chunk in self.chunks if chunk is not None}
 
 
@@ -118,7 +126,7 @@ class Repository:
         self._folder = f"vpsd-{instance}/servers"
         self._key = key
         self.chunk_bytes = chunk_bytes
-        self._key_id = _NO_KEY if key is None else _derive_key(key, b"key id")[:4]
+        self._key_id = _NO_KEY if key is None else derive_key(key, b"key id")[:4]
 
     @property
     def location(self) -> str:
@@ -168,7 +176,7 @@ class Repository:
         """The name of a chunk of that server, in hex digits."""
         if self._key is None:
             return hashlib.sha256(content).hexdigest()
-        return hmac.digest(_derive_key(self._key, b"names " + server.encode()), content, "sha256").hex()
+        return hmac.digest(derive_key(self._key, b"names " + server.encode()), content, "sha256").hex()
 
     async def own_chunks(self, ref: BackupRef) -> set[str]:
         """The digests of the chunks in the folder of a backup, complete or not."""
@@ -190,21 +198,23 @@ class Repository:
             return bytes(manifest.chunk_bytes)
         owner, digest = BackupRef(manifest.server, manifest.owners[chunk[0]]), chunk[1]
         what = f"backup {manifest.backup}: chunk {number} ({self._path(owner, digest)} on {self._target.name})"
+        this = [(owner.backup, digest)]
         try:
             data = await self._target.get(self._path(owner, digest))
-        except Missing:
-            raise Damaged(f"{what} is missing") from None
-        except TooLarge as error:
-            raise Damaged(f"{what} is damaged: {error}") from error
-        try:
             found, content = await run_in_thread(self._decode, owner, digest, data, manifest.chunk_bytes)
-        except WrongKey as error:  # the manifest had the right key
-            raise Damaged(f"{what} is damaged: {error}") from error
-        except Damaged as error:
-            raise Damaged(f"{what} is damaged: {error}") from error
+        except Missing:
+            raise Damaged(f"{what} is missing", this) from None
+        except (WrongKey, Damaged, TooLarge) as error:  # the manifest had the right key
+            raise Damaged(f"{what} is damaged: {error}", this) from error
         if found != digest or len(content) != manifest.chunk_bytes:
-            raise Damaged(f"{what} is damaged: it is a different chunk")
+            raise Damaged(f"{what} is damaged: it is a different chunk", this)
         return content
+
+    async def missing_chunks(self, manifest: Manifest) -> set[ChunkRef]:
+        """The chunks that the backup needs and that are not there; whether the others can be read is not looked at."""
+        keys = await self._target.keys(f"{self._folder}/{manifest.server}/")
+        present = {(owner, digest) for owner, digest in (key.split("/")[-2:] for key in keys)}
+        return manifest.referenced_chunks() - present
 
     async def put_manifest(self, manifest: Manifest) -> None:
         """Complete a backup; all chunks that the manifest references have to be stored."""
@@ -215,25 +225,25 @@ class Repository:
         return await self._read_manifest(ref, _MANIFEST)
 
     async def verify(self, ref: BackupRef) -> VerifyResult:
-        """Read everything that the backup needs; raises `Damaged` with a list of the problems."""
+        """Read everything that the backup needs; raises `Damaged` with a list of the problems, and all those chunks."""
         manifest = await self.read_manifest(ref)
         numbers: dict[tuple[int, str], int] = {}
         for number, chunk in enumerate(manifest.chunks):
             if chunk is not None:
                 numbers.setdefault(chunk, number)
 
-        async def problem(number: int) -> str | None:
+        async def problem(number: int) -> Damaged | None:
             try:
                 await self.read_chunk(manifest, number)
             except Damaged as error:
-                return str(error)
+                return error
             return None
 
         async with aclosing(map_ordered(numbers.values(), problem)) as results:
-            found = [text async for text in results if text is not None]
+            found = [error async for error in results if error is not None]
         if found:
             more = f" (and {len(found) - 20} more)" if len(found) > 20 else ""
-            raise Damaged("\n".join(found[:20]) + more)
+            raise Damaged("\n".join(map(str, found[:20])) + more, {chunk for error in found for chunk in error.chunks})
         return VerifyResult(len(numbers), len(numbers) * manifest.chunk_bytes)
 
     async def discard(self, ref: BackupRef, others: Sequence[BackupRef]) -> None:
@@ -242,7 +252,7 @@ class Repository:
         `others` are all other backups of the server that have a manifest; raises, and deletes nothing, if one of those
         cannot be read. No backup of the server may be in progress. Idempotent; resumes where it stopped.
         """
-        kept: set[tuple[str, str]] = set()
+        kept: set[ChunkRef] = set()
         for other in others:
             kept |= (await self.read_manifest(other)).referenced_chunks()
         own = {(ref.backup, digest) for digest in await self.own_chunks(ref)}
@@ -253,7 +263,7 @@ class Repository:
         await self._target.delete(chunks)
         await self._target.delete([self._path(ref, _DELETED)])
 
-    async def _noted_chunks(self, ref: BackupRef) -> set[tuple[str, str]]:
+    async def _noted_chunks(self, ref: BackupRef) -> set[ChunkRef]:
         """The chunks of a backup that is about to lose its manifest, noted next to it; none if it never had one."""
         try:
             try:
@@ -329,7 +339,7 @@ class Repository:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # slow to import, and rarely needed
 
             nonce = os.urandom(_NONCE_BYTES)
-            cipher = AESGCM(_derive_key(self._key, b"contents " + ref.backup.encode()))
+            cipher = AESGCM(derive_key(self._key, b"contents " + ref.backup.encode()))
             body = nonce + cipher.encrypt(nonce, body, self._path(ref, name).encode())
         return header + body
 
@@ -348,7 +358,7 @@ class Repository:
             from cryptography.exceptions import InvalidTag
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-            cipher = AESGCM(_derive_key(self._key, b"contents " + ref.backup.encode()))
+            cipher = AESGCM(derive_key(self._key, b"contents " + ref.backup.encode()))
             nonce, body = body[:_NONCE_BYTES], body[_NONCE_BYTES:]
             try:
                 body = cipher.decrypt(nonce, body, self._path(ref, name).encode())
@@ -359,33 +369,6 @@ class Repository:
         if self.digest(ref.server, body) != digest.hex():
             raise Damaged("its content does not match its digest")
         return digest.hex(), body
-
-
-def new_key() -> str:
-    """A new key for a key file: 64 hex digits."""
-    return secrets.token_hex(KEY_BYTES)
-
-
-def read_key(path: Path) -> bytes:
-    """Read a key file; raises `Misconfigured` if it is unusable or others than its owner can access it."""
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            text = file.read(1024).strip()
-    except OSError as error:
-        raise Misconfigured(f"VPSD_BACKUP_KEY_FILE={path}: {error.strerror}") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Misconfigured(f"VPSD_BACKUP_KEY_FILE={path}: others than its owner can access it; chmod 600 {path}")
-    if not re.fullmatch(rb"[0-9A-Fa-f]{64}", text):
-        raise Misconfigured(f"VPSD_BACKUP_KEY_FILE={path}: it must contain exactly 64 hex digits")
-    return bytes.fromhex(text.decode())
-
-
-def _derive_key(key: bytes, purpose: bytes) -> bytes:
-    from cryptography.hazmat.primitives.hashes import SHA256  # slow to import, and rarely needed
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=b"vpsd backups " + purpose).derive(key)
 
 
 def _decompress(body: bytes, limit_bytes: int) -> bytes:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from vpsd.backups.concurrency import run_in_thread
+from vpsd.core.files import sync_folder
 from vpsd.core.units import MIB
 from vpsd.errors import Unavailable, Unusable, VpsdError
 from vpsd.settings import Settings
@@ -160,7 +161,7 @@ class Directory:
             return
         self._make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
 
     def _write(self, path: Path, data: bytes, replace: bool) -> None:
         temporary = path.with_name(f".{path.name}")
@@ -183,7 +184,7 @@ class Directory:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        _sync(path.parent)
+        sync_folder(path.parent)
 
     def _get(self, key: str) -> bytes:
         with self._translated_errors():
@@ -232,7 +233,7 @@ class Directory:
                 break  # somebody is writing there
             folder = folder.parent
         if folder.is_dir():
-            _sync(folder)
+            sync_folder(folder)
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -246,14 +247,6 @@ class Directory:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise Unusable(f"{self.name}: no access to {where}: {error.strerror}") from error
             raise Unavailable(f"{self.name}: {where}: {error.strerror}") from error
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Every S3 service has its own codes: AWS, Ceph (QuotaExceeded), MinIO (XMinio…)

@@ -8,7 +8,7 @@ from operator import itemgetter
 import msgspec
 
 from vpsd.backups.concurrency import map_ordered, run_in_thread
-from vpsd.backups.repository import BackupRef, Manifest, Repository
+from vpsd.backups.repository import BackupRef, ChunkRef, Damaged, Manifest, Repository
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.protocol import BlockMap, Extent, Progress
 
@@ -17,8 +17,6 @@ Read = Callable[[int, int], Awaitable[bytes]]
 
 _CHUNKS_PER_LOOK = 64  # so much may end up beside a target that is unmounted meanwhile, and no more
 
-_ChunkRef = tuple[str, str]  # the owner of a chunk and its digest
-
 
 class StoreResult(msgspec.Struct, frozen=True):
     """What a backup holds, and what was sent for it."""
@@ -26,6 +24,7 @@ class StoreResult(msgspec.Struct, frozen=True):
     chunks: int  # that are not all zeros
     data_bytes: int  # of the disk, in those
     sent_bytes: int  # that this call put on the target, compressed and encrypted
+    stored_anew: frozenset[ChunkRef] = frozenset()  # of those that were damaged
 
 
 class _ChunkUpdate(msgspec.Struct, frozen=True):
@@ -46,12 +45,15 @@ async def store(
     created_at_ms: int,
     progress: Progress,
     mark: str | None = None,
+    damaged: frozenset[ChunkRef] = frozenset(),
 ) -> StoreResult:
     """Store a complete export of a disk: what is in none of its extents is as in the parent, or zeros.
 
     Resumes where an earlier attempt stopped: chunks on the target are not sent again. Raises `TargetFull`, and for the
     parent `Missing`, `WrongKey` or `Damaged`; until it returns the backup is incomplete, and `discard` deletes it.
     `mark` is the target's: it is looked for now and then, and when all is said to be there (`TargetNotThere`).
+    `damaged` chunks of the parent are stored anew where they are, as far as the export covers them and they are still
+    on the disk; `Damaged` where it does not cover one that is needed.
     """
     before = None if parent is None else await repository.read_manifest(parent)
     if before is not None and (
@@ -70,7 +72,7 @@ async def store(
             refs[update.number] = None  # most of a new disk, so do not read it
         else:
             updates.append(update)
-    uploader = _ChunkUploader(repository, backup, read, before, refs, await repository.own_chunks(backup))
+    uploader = _ChunkUploader(repository, backup, read, before, refs, await repository.own_chunks(backup), damaged)
     stored_before = set(uploader.stored)
     async with aclosing(map_ordered(updates, uploader.upload)) as results:
         done = 0
@@ -80,6 +82,8 @@ async def store(
             if mark is not None and done % _CHUNKS_PER_LOOK == 0:
                 await repository.check_mark(mark)
             progress(done / len(updates), "storing the backup")
+    if lost := {ref for ref in refs if ref in damaged} - uploader.stored_anew:
+        raise Damaged("a backup before this one is damaged, in what was not copied again", lost)
     if mark is not None:
         await repository.check_mark(mark)
     await repository.put_manifest(_manifest(repository, backup, block_map.size_bytes, refs, facts, created_at_ms))
@@ -90,7 +94,7 @@ async def store(
     await repository.delete_chunks(backup, sorted(stored_before - own))
     numbers = [number for number, ref in enumerate(refs) if ref]
     sizes = (min(repository.chunk_bytes, block_map.size_bytes - n * repository.chunk_bytes) for n in numbers)
-    return StoreResult(len(numbers), sum(sizes), uploader.sent_bytes)
+    return StoreResult(len(numbers), sum(sizes), uploader.sent_bytes, frozenset(uploader.stored_anew))
 
 
 def fill_gaps(block_map: BlockMap) -> BlockMap:
@@ -140,8 +144,9 @@ class _ChunkUploader:
         backup: BackupRef,
         read: Read,
         before: Manifest | None,
-        refs: list[_ChunkRef | None],
+        refs: list[ChunkRef | None],
         stored: set[str],
+        damaged: frozenset[ChunkRef],
     ) -> None:
         self._repository = repository
         self._backup = backup
@@ -149,15 +154,23 @@ class _ChunkUploader:
         self._before = before
         self._refs = refs
         self.stored = stored
+        self._damaged = damaged
+        self.stored_anew: set[ChunkRef] = set()
         self.sent_bytes = 0
 
-    async def upload(self, update: _ChunkUpdate) -> tuple[int, _ChunkRef | None]:
+    async def upload(self, update: _ChunkUpdate) -> tuple[int, ChunkRef | None]:
         """Have a chunk on the target; returns its number and where it is."""
         content = await self._merge(update)
         digest = await run_in_thread(self._digest, content)
         old = self._refs[update.number]
-        if digest is None or (old is not None and old[1] == digest):
-            return update.number, None if digest is None else old
+        if digest is None:
+            return update.number, None
+        if old is not None and old[1] == digest:
+            if old in self._damaged and old not in self.stored_anew:  # so the backups that share it are whole again
+                self.stored_anew.add(old)
+                owner = BackupRef(self._backup.server, old[0])
+                self.sent_bytes += await self._repository.put_chunk(owner, digest, content)
+            return update.number, old
         if digest not in self.stored:
             self.stored.add(digest)  # in advance, so that an equal chunk is not sent too; a failure ends everything
             sent = await self._repository.put_chunk(self._backup, digest, content)
@@ -189,7 +202,7 @@ class _ChunkUploader:
         return self._repository.digest(self._backup.server, content)
 
 
-def _chunk_refs(before: Manifest | None, count: int) -> list[_ChunkRef | None]:
+def _chunk_refs(before: Manifest | None, count: int) -> list[ChunkRef | None]:
     """Where the chunks of the parent are; a disk that grew has only zeros after them."""
     if before is None:
         return [None] * count
@@ -221,7 +234,7 @@ def _manifest(
     repository: Repository,
     backup: BackupRef,
     size_bytes: int,
-    refs: list[_ChunkRef | None],
+    refs: list[ChunkRef | None],
     facts: Mapping[str, str],
     created_at_ms: int,
 ) -> Manifest:

@@ -8,10 +8,11 @@ import typer
 
 from vpsd import main
 from vpsd.accounts import service as accounts
-from vpsd.backups import commands, marks, queries
+from vpsd.backups import commands, damage, marks, queries
+from vpsd.backups.keys import new_key
 from vpsd.backups.marks import BackupTarget
 from vpsd.backups.models import Backup, Kind
-from vpsd.backups.repository import Repository, VerifyResult, new_key
+from vpsd.backups.repository import Repository, VerifyResult
 from vpsd.backups.targets import TargetNotThere
 from vpsd.cli.output import print_json, print_list, print_result, print_rows
 from vpsd.cli.run import Json, reading, run_async, transactions, writing
@@ -70,8 +71,9 @@ async def verify(
 ) -> None:
     """Read backups from the target in full, and compare them with their checksums.
 
-    Exit status 1 if one is damaged. Example: `vpsd backup verify 12`. The only complete test is to create a server
-    from a backup.
+    One that is damaged is marked, and not restored any more; the next backup stores anew what it can, and one that is
+    found whole again loses the mark. Exit status 1 if one is damaged. Example: `vpsd backup verify 12`. The only
+    complete test is to create a server from a backup.
     """
     async with transactions() as opened:
         repository = await _repository(opened)
@@ -79,20 +81,20 @@ async def verify(
         async with opened.read() as ctx:
             names = {target.mark: target.name for target in await marks.list_targets(ctx)}
             found = [backup for backup in await queries.stored(ctx) if backup_id in (None, backup.id)]
-    if backup_id is not None and not found:
-        raise NotFound("completed backup or snapshot", backup_id)
-    results = []
-    for backup in found:
-        read, error = VerifyResult(0, 0), None
-        try:
-            read = await _verify(repository, backup, mark, names)
-        except TargetNotThere:
-            raise
-        except (Unavailable, Unusable) as damage:
-            error = str(damage)
-        results.append(
-            {"id": backup.id, "kind": backup.kind, "chunks": read.chunks, "bytes": read.size_bytes, "error": error}
-        )
+        if backup_id is not None and not found:
+            raise NotFound("completed backup or snapshot", backup_id)
+        results = []
+        for backup in found:
+            read, error = VerifyResult(0, 0), None
+            try:
+                read = await _verify(opened, repository, backup, mark, names)
+            except TargetNotThere:
+                raise
+            except (Unavailable, Unusable) as damage:
+                error = str(damage)
+            results.append(
+                {"id": backup.id, "kind": backup.kind, "chunks": read.chunks, "bytes": read.size_bytes, "error": error}
+            )
     if json:
         print_json(results)
     else:
@@ -108,7 +110,7 @@ async def _repository(opened: Transactions) -> Repository:
 
 
 async def _verify(
-    repository: Repository, backup: queries.StoredBackup, mark: str | None, names: dict[str, str]
+    opened: Transactions, repository: Repository, backup: queries.StoredBackup, mark: str | None, names: dict[str, str]
 ) -> VerifyResult:
     if backup.target != mark:
         raise Unusable(
@@ -116,9 +118,9 @@ async def _verify(
             f"{repository.location}"
         )
     try:
-        return await repository.verify(backup.ref)
+        return await damage.verify(opened, repository, backup)
     except Unusable:
-        await repository.check_mark(mark)  # what is not mounted is not damaged
+        await repository.check_mark(mark)  # what is not mounted is nothing else
         raise
 
 

@@ -14,7 +14,7 @@ from vpsd.backups import marks
 from vpsd.backups.marks import BackupTarget
 from vpsd.cli.output import console, print_json
 from vpsd.cli.run import Json, read_settings
-from vpsd.core import db
+from vpsd.core import db, folder
 from vpsd.core.clock import SystemClock
 from vpsd.errors import VpsdError
 from vpsd.hypervisor.protocol import HostFacts
@@ -43,6 +43,9 @@ def doctor(json: Json = False) -> None:
     settings = read_settings()
     report = Report(__version__, _values(settings), None, [], [])
     report.images = [image.key for image in ImageStore(main.image_folder(settings)).available()]
+    if open_to_others := folder.exposed(settings):
+        names = ", ".join(map(str, open_to_others))
+        report.problems.append(f"other users can read or change {names}: the next `vpsd up` makes them private")
     try:
         report.host = asyncio.run(_facts(settings))
     except VpsdError as error:
@@ -68,7 +71,7 @@ def doctor(json: Json = False) -> None:
 
 
 async def _facts(settings: Settings) -> HostFacts:
-    main.prepare_folder(settings)
+    folder.prepare(settings)
     hypervisor = main.make_hypervisor(settings, "00000000", SystemClock())
     try:
         return await hypervisor.facts()

@@ -38,7 +38,11 @@ app.add_typer(backups.app, name="backup")
 
 
 @app.command()
-def up() -> None:
+def up(
+    new_cloud: bool = typer.Option(
+        False, "--new-cloud", help="Begin with a new database beside what an earlier cloud has left, which stays."
+    ),
+) -> None:
     """Serve the API and run servers, until Ctrl-C. Servers keep running, and the next start finds them.
 
     Prepares the database, finds libvirt (or starts its own if root has none), and at the first start creates an account
@@ -48,7 +52,7 @@ def up() -> None:
 
     found = read_settings()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(composition.serve(found, lambda line: print(line, flush=True)))
+        runner.run(composition.serve(found, lambda line: print(line, flush=True), new_cloud=new_cloud))
 
 
 @app.command()

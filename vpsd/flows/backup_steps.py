@@ -4,10 +4,12 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
-from vpsd.backups import commands, marks, queries
-from vpsd.backups.models import Backup, BackupStatus
-from vpsd.backups.repository import BackupRef
-from vpsd.backups.targets import TargetNotThere
+from vpsd.backups import commands, damage, marks, queries
+from vpsd.backups.faults import IsDamaged
+from vpsd.backups.models import Backup, BackupStatus, Kind
+from vpsd.backups.queries import noun
+from vpsd.backups.repository import BackupRef, Damaged
+from vpsd.backups.targets import Missing, TargetNotThere
 from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.catalog import service as catalog
 from vpsd.errors import Unavailable, Unusable, waiting_for
@@ -35,8 +37,8 @@ async def copy_disk(job: Job) -> None:
         raise Unusable("The guest is not running. It is brought back first; ask again then.")
     found = await cloud_init.ask(job)  # before anything is frozen
     with _without_location(job):
-        parent = await _choose_parent(job, backup, mark)
-    since = parent.uuid if parent is not None and parent.disk == job.server.disk else None
+        parent, is_whole = await _choose_parent(job, backup, mark)
+    since = parent.uuid if parent is not None and is_whole and parent.disk == job.server.disk else None
     refusal = None if guest is None or guest.power is not PowerState.RUNNING else await freezing.refusal(job, backup)
     export = await hypervisor.export_disk(job.name, backup.uuid, since, freeze=refusal is None)
     try:
@@ -73,22 +75,33 @@ async def _target_of(job: Job) -> str:
     return mark
 
 
-async def _choose_parent(job: Job, backup: Backup, mark: str) -> Backup | None:
-    """The backup that this one builds on, recorded as such; none where it cannot be read any more."""
+async def _choose_parent(job: Job, backup: Backup, mark: str) -> tuple[Backup | None, bool]:
+    """The backup that this one builds on, recorded as such, and whether it is whole: else everything is copied again.
+
+    None where its manifest cannot be read any more.
+    """
     repository = job.runtime.repository
     async with job.write() as ctx:
         parent = await queries.latest(ctx, job.server.id, mark, repository.key_id)
         await commands.set_parent(ctx, backup.id, None if parent is None else parent.id)
     if parent is None:
-        return None
+        return None, True
     try:
-        await repository.read_manifest(BackupRef(job.server.uuid, parent.uuid))
+        manifest = await repository.read_manifest(BackupRef(job.server.uuid, parent.uuid))
     except Unusable as error:
         log.warning("backup %s stands alone, the one before cannot be read: %s", backup.id, error)
         async with job.write() as ctx:
             await commands.set_parent(ctx, backup.id, None)
-        return None
-    return parent
+        if isinstance(error, Damaged | Missing):
+            await damage.note(job.runtime, repository, job.server.id, mark, error)
+        return None, True
+    if missing := await repository.missing_chunks(manifest):
+        lost = Damaged(f"backup {parent.uuid}: {len(missing)} chunks are missing on {repository.location}", missing)
+        await repository.check_mark(mark)
+        await damage.note(job.runtime, repository, job.server.id, mark, lost)
+    async with job.runtime.read() as ctx:
+        damaged = await damage.chunks(ctx, job.server.id)
+    return parent, not manifest.referenced_chunks() & damaged
 
 
 async def _await_export(job: Job) -> None:
@@ -115,6 +128,7 @@ async def store_copy(job: Job) -> None:
     async with runtime.read() as ctx:
         parent = None if backup.parent_id is None else await queries.row(ctx, backup.parent_id)
         system = await servers.operating_system(ctx, job.server.id)
+        damaged = await damage.chunks(ctx, job.server.id)
     blocks = await runtime.hypervisor.block_map(job.name)
     if not backup.incremental:
         blocks = fill_gaps(blocks)
@@ -135,10 +149,15 @@ async def store_copy(job: Job) -> None:
             backup.created_at_ms,
             progress,
             backup.target,
+            damaged,
         )
 
-    async with _on_target(job, backup):
+    async with _on_target(job, backup, "A backup before this one is damaged; the next one copies everything again."):
         stored = await job.watched(send)
+        if stored.stored_anew:
+            await damage.record(
+                *(job.runtime, runtime.repository, job.server.id, backup.target), whole=stored.stored_anew
+            )
     async with job.write() as ctx:
         await commands.set_stored(
             ctx,
@@ -176,6 +195,8 @@ async def completed_backup(job: Job, backup_id: int) -> Backup:
         mark = await marks.identify(job.runtime, job.runtime.repository)
     async with job.runtime.read() as ctx:
         backup = await queries.find(ctx, backup_id)
+    if backup is not None and backup.deleted_at_ms is None and backup.status == BackupStatus.DAMAGED:
+        raise Unusable(str(IsDamaged(noun((Kind(backup.kind),)), backup_id)))
     if backup is None or backup.status != BackupStatus.COMPLETED or backup.deleted_at_ms is not None:
         raise Unusable(f"The backup {backup_id} no longer exists.")
     if backup.target != mark:
@@ -185,13 +206,17 @@ async def completed_backup(job: Job, backup_id: int) -> Backup:
 
 
 @asynccontextmanager
-async def _on_target(job: Job, backup: Backup) -> AsyncIterator[None]:
-    """What goes wrong because the target is gone is said to be that, and not that backups are damaged."""
+async def _on_target(job: Job, backup: Backup, if_damaged: str) -> AsyncIterator[None]:
+    """What goes wrong because the target is gone is said to be that; else a damage that is met is remembered."""
+    repository = job.runtime.repository
     with _without_location(job):
         try:
             yield
-        except Unusable:
-            await job.runtime.repository.check_mark(backup.target)
+        except Unusable as error:
+            await repository.check_mark(backup.target)
+            if isinstance(error, Damaged | Missing):
+                await damage.note(job.runtime, repository, backup.server_id, backup.target, error)
+                raise Unusable(if_damaged) from error
             raise
 
 
@@ -224,7 +249,8 @@ async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:
                 disk, manifest.size_bytes, manifest.chunk_bytes, chunk_numbers(manifest), content
             )
 
-    async with _on_target(job, backup):
+    what = noun((Kind(backup.kind),))
+    async with _on_target(job, backup, str(IsDamaged(what, backup.id))):
         await job.watched(write)
 
 

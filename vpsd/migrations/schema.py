@@ -2,8 +2,10 @@
 
 import asyncio
 import fcntl
+import os
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,29 +15,36 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import vpsd
 from vpsd.core.db import metadata, sqlite_path
+from vpsd.core.files import create_private, open_private
 from vpsd.errors import Misconfigured
 from vpsd.migrations import HEAD, heal, shape
 
 T = TypeVar("T")
 
 _LOCK_KEY = 0x76707364  # "vpsd"
+_COMPANIONS = {"_litestream_lock", "_litestream_seq", "spatial_ref_sys"}  # Litestream's and PostGIS's: in an empty one
 
 
-async def prepare(url: str) -> str | None:
+def _nothing_in_the_way() -> None:
+    """A new database may be made."""
+
+
+async def prepare(url: str, before_new: Callable[[], None] = _nothing_in_the_way) -> str | None:
     """Migrate the database of a URL where needed; returns what it came from, None when nothing was to do.
 
-    That is "nothing", a version, or "an unfinished" one (see `heal`).
+    That is "nothing", a version, or "an unfinished" one (see `heal`). `before_new` is called before anything is made or
+    changed where there is no database yet, or an empty one; what it raises is raised.
 
     Raises `Misconfigured`, having changed nothing, for a database of another program or of a later vpsd, and for one
-    that differs from what its version says.
+    whose tables differ from what its version says. Tables of other programs beside vpsd's are left alone.
     """
-    return await run(url, _prepare)
+    return await run(url, partial(_prepare, before_new), before_new)
 
 
-async def run(url: str, work: Callable[[Connection], T]) -> T:
+async def run(url: str, work: Callable[[Connection], T], before_new: Callable[[], None] = _nothing_in_the_way) -> T:
     """Do something in one transaction that keeps other migrations out."""
     if url.startswith("sqlite"):
-        return await asyncio.to_thread(_run_sqlite, sqlite_path(url), work)
+        return await asyncio.to_thread(_run_sqlite, sqlite_path(url), work, before_new)
     from sqlalchemy.ext.asyncio import create_async_engine  # brings the ORM with it, which nobody else needs
 
     engine = create_async_engine("postgresql+asyncpg" + url[url.index("://") :])
@@ -49,13 +58,16 @@ async def run(url: str, work: Callable[[Connection], T]) -> T:
         await engine.dispose()
 
 
-def _run_sqlite(path: str, work: Callable[[Connection], T]) -> T:
+def _run_sqlite(path: str, work: Callable[[Connection], T], before_new: Callable[[], None]) -> T:
     # The driver of its own would commit before each DDL statement; so it is told not to meddle.
     engine = create_engine(f"sqlite:///{path}", connect_args={"isolation_level": None})
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     try:
-        with Path(path + ".lock").open("w") as file:
+        with os.fdopen(open_private(Path(path + ".lock")), "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            if not Path(path).exists() or not Path(path).stat().st_size:
+                before_new()  # before it is opened: SQLite deletes the log that may lie beside it
+            create_private(Path(path))
             with engine.begin() as connection:
                 return work(connection)
     except SQLAlchemyError as error:
@@ -64,11 +76,13 @@ def _run_sqlite(path: str, work: Callable[[Connection], T]) -> T:
         engine.dispose()
 
 
-def _prepare(connection: Connection) -> str | None:
-    found, released = shape.describe(connection), shape.released()
-    present = _version(connection, found)
+def _prepare(before_new: Callable[[], None], connection: Connection) -> str | None:
+    everything, released = shape.describe(connection), shape.released()
+    present, found = _version(connection, everything), shape.ours(everything)
     came_from = "nothing"
-    if present is not None:
+    if present is None:
+        before_new()
+    else:
         if present not in released:
             raise Misconfigured(
                 f"the database has schema {present}, which this vpsd does not know: it was written by a later version. "
@@ -84,7 +98,7 @@ def _prepare(connection: Connection) -> str | None:
         from alembic import command  # slow to import, and mostly not needed
 
         command.upgrade(alembic_config(connection), "head")
-    _compare(HEAD, released[HEAD], shape.describe(connection))
+    _compare(HEAD, released[HEAD], shape.ours(shape.describe(connection)))
     return came_from
 
 
@@ -93,9 +107,10 @@ def _version(connection: Connection, found: shape.Shape) -> str | None:
         version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         if version is not None:
             return str(version)
-    if found:
+    others = shape.tables(found) - _COMPANIONS
+    if others:
         raise Misconfigured(
-            f"the database holds tables that are not vpsd's ({', '.join(sorted(shape.tables(found))[:5])}). Nothing "
+            f"the database holds tables that are not vpsd's ({', '.join(sorted(others)[:5])}). Nothing "
             "was changed; point VPSD_DATABASE_URL or VPSD_DATA_DIR to an empty one."
         )
     return None

@@ -77,6 +77,12 @@ def released() -> dict[str, Shape]:
     return shapes
 
 
+def ours(found: Shape) -> Shape:
+    """What is found of tables that vpsd has, or has had: other programs may have theirs beside them."""
+    known = {table for each in released().values() for table in tables(each)}
+    return frozenset(line for line in found if line.partition(":")[0] in known)
+
+
 def differences(wanted: Shape, found: Shape) -> str:
     """In words for a person, the first few; nothing when there are none."""
     return "; ".join(

@@ -52,7 +52,7 @@ class BackupScheduler:
             except Busy:
                 log.debug("server %s is busy; its backup waits", server_id)
         for backup in expired:
-            if backup.status == BackupStatus.COMPLETED and self._said is not None:
+            if backup.status != BackupStatus.FAILED and self._said is not None:
                 continue  # while no new ones can be made, the old ones are all there is
             async with self._runtime.write() as ctx:
                 await commands.expire(ctx, backup)

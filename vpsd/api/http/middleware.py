@@ -64,6 +64,8 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if context.caller is not None:
+                    context.headers["Cache-Control"] = "no-store"  # it may hold a secret: no proxy or browser keeps it
                 ours = [(name.lower().encode(), value.encode()) for name, value in context.headers.items()]
                 message = {**message, "headers": [*message["headers"], *ours]}
             await send(message)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from vpsd.core.files import write_private
 from vpsd.errors import Misconfigured
 from vpsd.hypervisor.libvirt import daemon
 
@@ -98,9 +99,9 @@ def choose(uri: str | None, data: Path, machine: Machine) -> Choice:
 
 def remember(choice: Choice, data: Path) -> None:
     """Record which kind was used, once it has answered."""
-    if choice.kind != "given":
-        _kind_file(data).parent.mkdir(parents=True, exist_ok=True)
-        _kind_file(data).write_text(f"{choice.kind}\n")
+    if choice.kind != "given" and LocalMachine().used_before(data) != choice.kind:
+        _kind_file(data).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        write_private(_kind_file(data), f"{choice.kind}\n")
 
 
 def make_ready(choice: Choice, data: Path) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from vpsd.core.files import write_private
 from vpsd.errors import Misconfigured, Unavailable
 from vpsd.hypervisor.libvirt import reaper
 
@@ -121,16 +122,22 @@ def running_pid(data: Path, name: str = "libvirtd") -> int | None:
     """The process id of libvirtd (or virtlogd) of this data folder, if it is running."""
     try:
         pid = int((state_dir(data) / _DAEMONS[name].pid_file).read_text())
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if os.fsencode(state_dir(data) / f"{name}.conf") in command:
+            return pid
+        # Started before the data folder was moved: what is bound over libvirt's folder is ours all the same.
+        if os.fsencode(name) in (part.rpartition(b"/")[2] for part in command):
+            ours, theirs = state_dir(data) / "etc", Path(f"/proc/{pid}/root") / _FOLDERS["etc"].lstrip("/")
+            return pid if ours.samefile(theirs) else None
     except (OSError, ValueError):
-        return None
-    return pid if os.fsencode(state_dir(data) / f"{name}.conf") in command.split(b"\0") else None
+        pass
+    return None
 
 
 @contextlib.contextmanager
 def _locked(data: Path) -> Iterator[None]:
     """Make sure that two vpsd with one data folder start only one daemon."""
-    state_dir(data).mkdir(parents=True, exist_ok=True)
+    state_dir(data).mkdir(mode=0o711, parents=True, exist_ok=True)
     with (state_dir(data) / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -218,12 +225,13 @@ def _write_files(data: Path) -> None:
         raise Misconfigured(f"The data folder's path must not contain quotation marks: {data}. Set VPSD_DATA_DIR.")
     for name in (*_FOLDERS, "sock"):
         (folder / name).mkdir(mode=0o755, parents=True, exist_ok=True)
-    (folder / "sock").chmod(0o700)
+    for name in ("sock", "etc", "log"):  # what guests are made of, and what they said, is nobody else's
+        (folder / name).chmod(0o700)
     (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF)
     _write_accounts(folder)
     identity = folder / "uuid"
     if not identity.exists():
-        identity.write_text(f"{uuid.uuid4()}\n")
+        write_private(identity, f"{uuid.uuid4()}\n")
     settings = {
         "unix_sock_dir": socket_path(data).parent,
         "unix_sock_rw_perms": "0700",

@@ -245,8 +245,8 @@ class LibvirtHypervisor:
         self._require_own(spec.name)
 
         def ask(host: libvirt.virConnect) -> None:
-            files = self._files(host, spec)
-            domains.define(host, spec, build(spec, files, self._virtualization(host)[0]))
+            domains.define(host, spec, build(spec, self._files(host, spec), self._virtualization(host)[0]))
+            self._pool.make_portable(host, spec.name, spec.disk)
             self._networks.forget(spec.name)
 
         await self._host.call(ask, f"define the guest {spec.name}", _QUICK_SECONDS)

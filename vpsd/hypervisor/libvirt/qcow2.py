@@ -18,6 +18,7 @@ CLUSTER_BYTES = 1 << 16  # of the files that vpsd writes
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")  # up to header_length, version 3
 _HEADER_BYTES = 104
+_BACKING_LENGTH_AT = 16
 _OFFSET = 0x00FFFFFFFFFFFE00
 _COMPRESSED = 1 << 62
 _COPIED = 1 << 63
@@ -117,6 +118,24 @@ def _continues(last: MapEntry, entry: MapEntry) -> bool:
     if last.file_offset is None or entry.file_offset is None:
         return last.file_offset is entry.file_offset
     return last.file_offset + last.length == entry.file_offset
+
+
+def with_relative_backing(start: bytes) -> bytes | None:
+    """The start of a file, given its first cluster, with the name of its backing file without the path.
+
+    None where there is nothing to change: no backing file, or no path in front of its name.
+    """
+    if len(start) < _HEADER_BYTES or start[:4] != MAGIC:
+        return None
+    _, _, at, length, *_ = _HEADER.unpack(start[:_HEADER_BYTES])
+    name = start[at : at + length]
+    last = name.rpartition(b"/")[2]
+    if not at or len(name) < length or not last or last == name:
+        return None
+    head = bytearray(start[: at + length])
+    head[at:] = last.ljust(length, b"\0")
+    struct.pack_into(">I", head, _BACKING_LENGTH_AT, len(last))
+    return bytes(head)
 
 
 class FileLayout(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ import threading
 
 import libvirt
 
+from vpsd.hypervisor.libvirt.moves import redefine, target
 from vpsd.hypervisor.libvirt.storage import SERIAL_FOLDER, Pool
 from vpsd.hypervisor.libvirt.volumes import delete, find, open_pool, receive, refresh, volume_xml
 
@@ -75,5 +76,10 @@ class SerialLogs:
         return [match for match in (self._file.fullmatch(volume.name()) for volume in volumes) if match]
 
     def _open(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
+        folder = self._pool.path(host) / SERIAL_FOLDER
         with self._lock:
-            return open_pool(host, self._name, self._pool.path(host) / SERIAL_FOLDER)
+            pool = open_pool(host, self._name, folder)
+            if target(pool) == str(folder):
+                return pool
+            redefine(pool, folder)  # it has moved with the other
+            return open_pool(host, self._name, folder)

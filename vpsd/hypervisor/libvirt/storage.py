@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree as Xml
 
 import libvirt
 
 from vpsd.core.units import GIB, MIB
 from vpsd.errors import Misconfigured, Unusable
+from vpsd.hypervisor.libvirt import domains, moves
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.volumes import (
     backing_path,
@@ -59,25 +59,30 @@ class Pool:
         self._path = path
         self._path_is_explicit = path_is_explicit
         self._reserve_mb = reserve_mb
+        self._followed = False
         self._lock = threading.Lock()
         guest = rf"vpsd-{re.escape(instance)}-\d+"
         self._disk = re.compile(rf"({guest}(?:\.\d+)?)\.qcow2")
         self._seed = re.compile(rf"({guest})-seed\.iso")
         self._export = re.compile(rf"({guest})-copy")
+        self._own = re.compile(rf"{guest}[.-].+|base-.+\.qcow2")
         self._nvram = re.compile(rf"{guest}-nvram\.fd")
 
     def open(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
         """The active pool."""
         with self._lock:
+            if not self._followed:
+                moves.follow(host, self._name, self._path, self._own)
+                self._followed = True
             return open_pool(host, self._name, self._path)
 
     def path(self, host: libvirt.virConnect) -> Path:
         """The pool's folder on the host; raises `Misconfigured` if it is not the configured one."""
-        present = Path(_target(self.open(host)) or self._path)
+        present = Path(moves.target(self.open(host)) or self._path)
         if self._path_is_explicit and present != self._path:
             raise Misconfigured(
                 f"The disks of this vpsd are in {present} on the host, but VPSD_POOL_DIR is {self._path}. "
-                f"Set it to {present}, or unset it."
+                f"Set it to {present}, or stop vpsd and move that folder to {self._path} while no server runs."
             )
         return present
 
@@ -100,7 +105,7 @@ class Pool:
                 return None
             if local:  # a refresh reads every volume, and this is asked often
                 with contextlib.suppress(OSError):
-                    found = os.statvfs(_target(pool) or self._path)
+                    found = os.statvfs(moves.target(pool) or self._path)
                     return found.f_bavail * found.f_frsize // MIB
             refresh(pool)
             free: int = pool.info()[3]
@@ -129,8 +134,8 @@ class Pool:
         for volume in pool.listAllVolumes(0):
             match = self._disk.fullmatch(volume.name())
             if match and match[1].partition(".")[0] == name:
-                backing = backing_path(volume)
-                needed += volume.info()[2] + (host.storageVolLookupByPath(backing).info()[2] if backing else 0)
+                base = find(pool, Path(backing_path(volume) or "none").name)
+                needed += volume.info()[2] + (0 if base is None else base.info()[2])
         return needed
 
     def list(self, host: libvirt.virConnect) -> Volumes:
@@ -195,7 +200,7 @@ class Pool:
         pool = self.open(host)
         disk = find(pool, f"base-{check_key(key)}.qcow2")
         if disk is not None:
-            self._require_unused(pool, key, disk.path())
+            self._require_unused(pool, key)
         for part in ("whole", "qcow2", "initrd", "kernel"):
             delete(pool, f"base-{key}.{part}")
 
@@ -227,7 +232,7 @@ class Pool:
                 f"The base image {base} is larger than the disk: {backing.info()[1]} bytes, not {size_bytes}."
             )
         self.require_space(host, 0)
-        pool.createXML(volume_xml(f"{name}.qcow2", size_bytes, "qcow2", backing=backing.path()), 0)
+        pool.createXML(volume_xml(f"{name}.qcow2", size_bytes, "qcow2", backing=backing.name()), 0)
 
     def begin_disk(self, host: libvirt.virConnect, disk: str, file_bytes: int) -> libvirt.virStorageVol | None:
         """Create an empty file for a disk whose content is uploaded; None if the disk exists and is complete."""
@@ -306,18 +311,20 @@ class Pool:
         for volume in (f"{name}.qcow2", *restored, f"{name}-copy", f"{name}-seed.iso", f"{name}-nvram.fd"):
             delete(pool, volume)
 
-    def _require_unused(self, pool: libvirt.virStoragePool, key: str, path: str) -> None:
+    def make_portable(self, host: libvirt.virConnect, name: str, disk: str) -> None:
+        """Have the disk of a guest that is off, if any, name its base without a path, which earlier vpsd did not."""
+        volume, domain = find(self.open(host), f"{disk}.qcow2"), domains.find(host, name)
+        if volume is not None and domain is not None and not domain.isActive():
+            moves.make_portable(volume)
+
+    def _require_unused(self, pool: libvirt.virStoragePool, key: str) -> None:
         users = [
             volume.name()
             for volume in pool.listAllVolumes(0)
-            if self._disk.fullmatch(volume.name()) and backing_path(volume) == path
+            if self._disk.fullmatch(volume.name()) and Path(backing_path(volume) or "").name == f"base-{key}.qcow2"
         ]
         if users:
             raise Unusable(f"The base image {key} is in use by the disks {', '.join(sorted(users)[:5])}.")
-
-
-def _target(pool: libvirt.virStoragePool) -> str | None:
-    return Xml.fromstring(pool.XMLDesc(0)).findtext("target/path")  # noqa: S314
 
 
 def check_key(key: str) -> str:

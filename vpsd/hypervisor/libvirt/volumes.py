@@ -164,6 +164,7 @@ def backing_path(volume: libvirt.virStorageVol) -> str | None:
 
 
 def volume_xml(name: str, capacity_bytes: int, format: str, backing: str | None = None) -> str:  # noqa: A002
+    """The XML of a new volume; `backing` is the name of a volume beside it, so that they may move together."""
     root = Xml.Element("volume")
     Xml.SubElement(root, "name").text = name
     Xml.SubElement(root, "capacity", unit="bytes").text = str(capacity_bytes)

@@ -92,7 +92,7 @@ class CopyView(msgspec.Struct):
 
     id: int
     server: OfServer
-    status: BackupStatus
+    status: Annotated[BackupStatus, Meta(description="damaged: completed, and parts of it were lost later")]
     size_mb: Annotated[int | None, Meta(description="What is on the disk, in MB; null until it is completed")]
     created_at: str
     description: str | None
@@ -127,12 +127,12 @@ class CopyView(msgspec.Struct):
     incremental: Annotated[bool | None, Meta(description="Only what was written since the one before was copied")]
     sent_mb: Annotated[float | None, Meta(description="What had to be sent for it, compressed, in MB")]
     encrypted: bool | None
-    error: Annotated[str | None, Meta(description="Why it failed")]
+    error: Annotated[str | None, Meta(description="Why it failed, or what became of it")]
 
     @classmethod
     def of(cls, backup: NamedBackup, **more: Any) -> Self:
         """From a row, and what the subclass has more."""
-        completed = backup.status == BackupStatus.COMPLETED
+        completed = backup.status in (BackupStatus.COMPLETED, BackupStatus.DAMAGED)
         return cls(
             id=backup.id,
             server=OfServer(backup.server_id, backup.server_name),
