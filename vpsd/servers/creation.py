@@ -9,7 +9,7 @@ from sqlalchemy import insert
 from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
-from vpsd.core.context import Ctx, Transactions
+from vpsd.core.context import Actor, Ctx, Transactions
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.events import service as events
@@ -106,15 +106,15 @@ class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
     operation: Operation
 
 
-async def check_user_data(transactions: Transactions, new: NewServer, faults: Faults) -> None:
+async def check_user_data(transactions: Transactions, actor: Actor, new: NewServer, faults: Faults) -> None:
     """Add what is wrong with the user data; before `create`, because no transaction may be open that long."""
     if new.user_data is None:
         return
     async with transactions.read() as ctx:
         schema = await catalog.find_cloud_config_schema(ctx, None if new.os_id is UNSET else new.os_id)
-    refused = await user_data.check(
-        new.user_data, schema or user_data.installed_schema(), has_password=new.ssh_key_id is None
-    )
+    schema = schema or user_data.installed_schema()
+    has_password = new.ssh_key_id is None
+    refused = await user_data.check(new.user_data, schema, has_password=has_password, account_id=actor.account_id)
     if refused is not None:
         faults.add("user_data", refused)
 
