@@ -1,6 +1,5 @@
 """What creating and changing servers check in the same way. Faults are added, and raised together by the caller."""
 
-import msgspec
 from msgspec import UNSET, UnsetType
 from passlib.hash import sha256_crypt
 
@@ -13,7 +12,6 @@ from vpsd.servers.faults import (
     DiskTooSmall,
     IsProtected,
     NoCapacity,
-    RepeatedTag,
     StorageFull,
     UnknownPlan,
     UnknownSystem,
@@ -82,15 +80,3 @@ async def check_disk(
     least = min(fitting, key=lambda other: (other.storage_gb, other.price_monthly_micros, other.id), default=None)
     smallest = None if least is None else (least.id, least.name, least.storage_gb)
     faults.add(field, DiskTooSmall(source, -(-needed_bytes // GIB), plan.name, plan.storage_gb, smallest))
-
-
-def check_tags(tags: list[str], faults: Faults) -> None:
-    """No tag stands twice."""
-    for place, tag in enumerate(tags):
-        if tag in tags[:place]:
-            faults.add("tags", RepeatedTag(place + 1, tag))
-
-
-def tags_text(tags: list[str]) -> str:
-    """Tags as the column holds them."""
-    return msgspec.json.encode(tags).decode()

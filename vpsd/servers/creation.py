@@ -21,16 +21,15 @@ from vpsd.servers import hostnames, user_data
 from vpsd.servers.checks import (
     check_capacity,
     check_disk,
-    check_tags,
     offered_plan,
     offered_system,
     password_hash,
-    tags_text,
 )
 from vpsd.servers.faults import NobodyRunsUserData, UnknownLocation, UnknownSshKey
 from vpsd.servers.hostnames import NotAsHostname
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
+from vpsd.servers.tags import check_tags, set_tags
 from vpsd.servers.user_data import UserDataStatus
 from vpsd.ssh_keys import service as ssh_keys
 
@@ -38,7 +37,7 @@ _ADD = Statement(
     insert(servers).returning(servers.c.id),
     ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
     + ("freeze_for_backups", "authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
-    + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data", "user_data_status"),
+    + ("created_at_ms", "updated_at_ms", "protected", "user_data", "user_data_status"),
     into=int,
 )
 _WITHOUT_CLOUD_INIT = (CloudInit.DISABLED, CloudInit.MISSING)
@@ -174,7 +173,6 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         account_id=ctx.account_id,
         plan_id=plan.id,
         os_id=system.id,
-        tags=tags_text(new.tags),
         user_data=new.user_data,
         user_data_status=None if new.user_data is None else UserDataStatus.RUNNING,
         authorized_key=None if key is None else key.public_key,
@@ -183,6 +181,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         updated_at_ms=ctx.now_ms,
     )
     assert server_id is not None
+    await set_tags(ctx, server_id, new.tags)
     await rentals.open_rental(ctx, server_id, plan)
     operation = await operations.add(ctx, server_id, Command.CREATE)
     detail = f"{new.name}: {plan.name}, {system.name}"

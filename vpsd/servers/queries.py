@@ -24,6 +24,7 @@ from vpsd.operations.models import Operation
 from vpsd.servers.faults import UnknownLocation
 from vpsd.servers.guest_report import HostKey
 from vpsd.servers.models import LockedServer, Server, servers
+from vpsd.servers.tags import TAGS, tag_list
 
 _FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
 
@@ -34,7 +35,7 @@ WITH_CATALOG = servers.join(plans, plans.c.id == _c.plan_id).join(operating_syst
 SUMMARY = (
     *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.status_detail, _c.ip_address, _c.location, _c.plan_id),
     *(plans.c.name.label("plan_name"), plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb),
-    *(_c.os_id, operating_systems.c.name.label("os_name"), _c.tags, _c.protected, _c.purge_due_at_ms),
+    *(_c.os_id, operating_systems.c.name.label("os_name"), TAGS.label("tags"), _c.protected, _c.purge_due_at_ms),
     *(_c.created_at_ms, _c.updated_at_ms),
 )
 
@@ -65,9 +66,8 @@ class ListedServer(msgspec.Struct, frozen=True):
 
     @property
     def tag_list(self) -> list[str]:
-        """The tags; the column is their JSON."""
-        found: list[str] = msgspec.json.decode(self.tags)
-        return found
+        """The tags, in their order."""
+        return tag_list(self.tags)
 
 
 class DetailedServer(ListedServer, frozen=True):
