@@ -44,6 +44,7 @@ from vpsd.servers.models import Server, servers
 from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
+from vpsd.worker.event_pruner import EventPruner
 from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
@@ -214,6 +215,9 @@ class Cloud:
 
     def backup_scheduler(self) -> BackupScheduler:
         return BackupScheduler(self.runtime)
+
+    def event_pruner(self) -> EventPruner:
+        return EventPruner(self.runtime)
 
     def thaw_checker(self) -> ThawChecker:
         return ThawChecker(self.runtime)

@@ -43,6 +43,7 @@ from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
 from vpsd.worker.boot_watcher import BootWatcher
+from vpsd.worker.event_pruner import EventPruner
 from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.reconcile import Reconciler
@@ -95,6 +96,7 @@ def _start_workers(runtime: Runtime, token: str | None, say: Say) -> list[asynci
         Sampler(runtime),
         GuestReader(runtime),
         Biller(runtime),
+        EventPruner(runtime),
         BackupScheduler(runtime),
         ThawChecker(runtime),
     )

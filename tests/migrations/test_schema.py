@@ -142,6 +142,10 @@ def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str)
     waiting += "created_at_ms) VALUES ('o-{0}', 1, 'stop', 'queued', {1}, 0, 0, 0, 1, 1)"
     changed = "INSERT INTO events (account_id, at_ms, actor, action, status_before, status_after) VALUES "
     changed += "(1, 1, 'vpsd', 'server.status', 'active', 'stopped')"
+    child = "INSERT INTO tokens (id, uuid, account_id, name, lookup, hash, permissions, created_at_ms) VALUES "
+    child += "(77, 't-77', 1, 'child', 'x', 'x', '*:*', 1)"
+    made = "INSERT INTO events (account_id, at_ms, actor, action, target, target_id, token_id) VALUES "
+    made += "(1, 1, 'token', 'token.create', 'token', 77, 1)"
     tags = '["web", "env:prod", "a:"]'
 
     def make(connection: Connection) -> Any:
@@ -151,7 +155,7 @@ def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str)
         command.upgrade(config, "0004")
         fill(connection)
         command.upgrade(config, "0005")
-        for statement in (waiting.format(2, "NULL"), waiting.format(3, 2), changed):
+        for statement in (waiting.format(2, "NULL"), waiting.format(3, 2), changed, child, made):
             connection.execute(text(statement))
         connection.execute(sa.update(sa.table("servers", *map(sa.column, ("id", "tags")))).values(tags=tags))
         return dump(connection)
@@ -170,6 +174,8 @@ def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str)
         for server in before["servers"]
         for tag in ((0, "web", ""), (1, "env", "prod"), (2, "a:", ""))
     ]
+    makers = {token["id"]: (token["created_by"], token["parent_id"]) for token in after["tokens"]}
+    assert (makers[1], makers[77]) == (("operator", None), ("token", 1))
     assert {server["freeze_for_backups"] for server in after["servers"]} == {True}
     asyncio.run(schema.run(empty_url, add_long_name))
 

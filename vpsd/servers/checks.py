@@ -13,11 +13,12 @@ from vpsd.servers.faults import (
     IsProtected,
     NoCapacity,
     StorageFull,
+    TooManyOperations,
     UnknownPlan,
     UnknownSystem,
 )
 from vpsd.servers.models import LockedServer
-from vpsd.servers.queries import free_capacity
+from vpsd.servers.queries import free_capacity, open_operations
 
 # The password has 116 random bits: rounds that slow down guessing would only slow down the request.
 password_hash = sha256_crypt.using(rounds=1000).hash
@@ -56,6 +57,13 @@ async def offered_system(ctx: Ctx, os_id: int | UnsetType, faults: Faults) -> Op
         offered = [(os.id, os.name) for os in await catalog.offered_operating_systems(ctx)]
         faults.add("os_id", UnknownSystem(os_id, offered))
     return system
+
+
+async def check_operations(ctx: Ctx) -> None:
+    """Make sure that the customer, whose account is locked, may have one more open; raises `TooManyOperations`."""
+    limit = ctx.settings.operations_per_account
+    if ctx.actor.kind == "token" and await open_operations(ctx) >= limit:
+        raise TooManyOperations(limit)
 
 
 async def check_storage(ctx: Ctx) -> None:

@@ -25,6 +25,7 @@ from vpsd.servers import hostnames
 from vpsd.servers.checks import (
     check_capacity,
     check_disk,
+    check_operations,
     check_unprotected,
     offered_system,
     password_hash,
@@ -132,12 +133,15 @@ async def enqueue(
 ) -> Operation:
     """Queue a command on a server whose row the caller has locked, and show that it is under way.
 
-    `event` is the request's own, which carries the change of status. Raises `PaymentRequired`, `WrongStatus` or `Busy`.
+    `event` is the request's own, which carries the change of status. Raises `PaymentRequired`,
+    `WrongStatus`, `TooManyOperations` or `Busy`.
     """
     runs, rule = server.status == Status.ACTIVE, RULES[command]
     if rule.needs_credit and (Status.ACTIVE in rule.begins_from if runs else rule.begins_from - {Status.ACTIVE}):
         await credit.check_start(ctx, runs=runs)
     check_status(server, command)
+    if command not in (Command.DELETE, Command.SOFT_DELETE):
+        await check_operations(ctx)
     operation = await operations.add(ctx, server.id, command, argument)
     if rule.working is not None:
         await transition(ctx, server, rule.working, given(command, event=event, detail=detail))

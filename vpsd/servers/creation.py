@@ -21,6 +21,7 @@ from vpsd.servers import hostnames, user_data
 from vpsd.servers.checks import (
     check_capacity,
     check_disk,
+    check_operations,
     offered_plan,
     offered_system,
     password_hash,
@@ -121,7 +122,8 @@ async def check_user_data(transactions: Transactions, actor: Actor, new: NewServ
 async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: Faults) -> CreatedServer:
     """Write a server down and queue its making; `check_user_data` has looked at its user data.
 
-    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `NoCapacity` or `StorageFull`.
+    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `TooManyOperations`, `NoCapacity`
+    or `StorageFull`.
     """
     plan = await offered_plan(ctx, new.plan_id, faults)
     if source is not None:
@@ -151,6 +153,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     assert new.name is not UNSET
     assert new.location is not UNSET
     await credit.check_create(ctx, plan)
+    await check_operations(ctx)
     await check_capacity(ctx, plan)
     password = None if key else ctx.ids.password()
     note = "" if source is None else source.note("SSH key" if key else "password")

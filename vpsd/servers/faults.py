@@ -1,7 +1,7 @@
 """What can be wrong with what is asked of a server: kinds with parameters, and plain words for each."""
 
 from vpsd.core.clock import iso_utc
-from vpsd.errors import Busy, Fault, Protected, Unavailable, WrongStatus
+from vpsd.errors import Busy, Fault, Protected, TooMany, Unavailable, WrongStatus
 from vpsd.lifecycle import RULES, Command, Status, allowed
 
 
@@ -155,6 +155,14 @@ class PlanChanged(Busy):
 
     def __init__(self) -> None:
         super().__init__("The server was given another plan at the same moment. Look at it, and ask again.")
+
+
+class TooManyOperations(TooMany):
+    """The account has as many operations open as it may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} operations of the account are open, and no more may be. Wait for some to end.", 5)
+        self.limit = limit
 
 
 class NoCapacity(Unavailable):

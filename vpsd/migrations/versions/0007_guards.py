@@ -11,6 +11,8 @@ down_revision = "0006"
 
 def upgrade() -> None:
     _tags()
+    _tokens()
+    _events()
 
 
 def _tags() -> None:
@@ -40,3 +42,52 @@ def _tags() -> None:
             row = (server_id, position, account_id, *halves)
             op.execute(sa.insert(server_tags).values(dict(zip(names, row, strict=True))))
     op.execute("ALTER TABLE servers DROP COLUMN tags")
+
+
+def _tokens() -> None:
+    """Tokens know who made them; the events have told of it so far."""
+    op.add_column("tokens", sa.Column("created_by", sa.String(length=16), server_default="operator", nullable=False))
+    # In words: SQLite takes a reference only together with its column.
+    op.execute("ALTER TABLE tokens ADD COLUMN parent_id BIGINT CONSTRAINT fk_tokens_parent_id REFERENCES tokens (id)")
+    op.create_index(op.f("ix_tokens_parent_id"), "tokens", ["parent_id"], unique=False)
+    tokens = sa.table("tokens", *map(sa.column, ("id", "created_by", "parent_id")))
+    events = sa.table("events", *map(sa.column, ("id", "action", "target_id", "actor", "token_id")))
+    made = sa.select(events).where(events.c.action == "token.create", events.c.target_id.is_not(None))
+    for event in op.get_bind().execute(made).all():
+        op.execute(
+            sa.update(tokens)
+            .where(tokens.c.id == event.target_id)
+            .values(created_by=event.actor, parent_id=event.token_id)
+        )
+
+
+def _events() -> None:
+    """Events may be deleted from before a time that a row says, and only from there."""
+    op.create_table(
+        "event_retention",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("kept_from_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_event_retention")),
+    )
+    op.create_index(op.f("ix_events_at_ms"), "events", ["at_ms"], unique=False)
+    kept = "OLD.at_ms >= (SELECT coalesce(max(kept_from_ms), 0) FROM event_retention)"
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute("DROP TRIGGER events_refuse_delete")
+        op.execute(
+            f"CREATE TRIGGER events_refuse_delete BEFORE DELETE ON events WHEN {kept} "
+            "BEGIN SELECT RAISE(ABORT, 'events is append-only'); END"
+        )
+        return
+    op.execute("DROP TRIGGER events_refuse ON events")
+    op.execute(
+        "CREATE TRIGGER events_refuse BEFORE UPDATE OR TRUNCATE ON events "
+        "FOR EACH STATEMENT EXECUTE FUNCTION events_refuse()"
+    )
+    op.execute(
+        "CREATE FUNCTION events_refuse_kept() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN IF {kept} THEN RAISE EXCEPTION 'events is append-only'; END IF; RETURN OLD; END $$"
+    )
+    op.execute(
+        "CREATE TRIGGER events_refuse_kept BEFORE DELETE ON events "
+        "FOR EACH ROW EXECUTE FUNCTION events_refuse_kept()"
+    )
