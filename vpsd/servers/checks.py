@@ -1,7 +1,6 @@
 """What creating and changing servers check in the same way. Faults are added, and raised together by the caller."""
 
 from msgspec import UNSET, UnsetType
-from passlib.hash import sha256_crypt
 
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
@@ -19,9 +18,6 @@ from vpsd.servers.faults import (
 )
 from vpsd.servers.models import LockedServer
 from vpsd.servers.queries import free_capacity, open_operations
-
-# The password has 116 random bits: rounds that slow down guessing would only slow down the request.
-password_hash = sha256_crypt.using(rounds=1000).hash
 
 
 async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -> None:

@@ -14,6 +14,7 @@ from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan, plans
 from vpsd.core.context import Ctx
+from vpsd.core.crypt import password_hash
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.errors import NotFound
@@ -28,7 +29,6 @@ from vpsd.servers.checks import (
     check_operations,
     check_unprotected,
     offered_system,
-    password_hash,
 )
 from vpsd.servers.faults import (
     CommandRefused,

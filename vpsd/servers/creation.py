@@ -10,6 +10,7 @@ from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
 from vpsd.core.context import Actor, Ctx, Transactions
+from vpsd.core.crypt import password_hash
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.events import service as events
@@ -24,7 +25,6 @@ from vpsd.servers.checks import (
     check_operations,
     offered_plan,
     offered_system,
-    password_hash,
 )
 from vpsd.servers.faults import NobodyRunsUserData, UnknownLocation, UnknownSshKey
 from vpsd.servers.hostnames import NotAsHostname
