@@ -297,6 +297,11 @@ class Cloud:
         results: list[dict[str, Any]] = answer.json()["results"]
         return results
 
+    async def causes(self, server_id: int) -> list[str | None]:
+        """What the operator reads of what went wrong, operation by operation, oldest first."""
+        async with self.reading() as ctx:
+            return [operation.cause for operation in await operations.latest(ctx, server_id)][::-1]
+
     async def addresses(self) -> list[Assignment]:
         async with self.reading() as ctx:
             return await addresses.assignments(ctx)

@@ -6,14 +6,33 @@ English without paths of any API.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import msgspec
 
 
 class VpsdError(Exception):
-    """Any failure that vpsd expects; its text is written for the person who caused it."""
+    """Any failure that vpsd expects; its text is written for the person who caused it.
+
+    Where the text may name what is the operator's (paths, hosts, programs), `public` is what customers are told.
+    """
 
     code = "error"
+    public: str | None = None
+
+
+class _FromOutside(VpsdError):
+    """A failure of what lies outside vpsd: customers are told its text only where that is said to be for them."""
+
+    def __init__(self, text: str, public: str | None = None) -> None:
+        super().__init__(text)
+        if public is not None:
+            self.public = public
+
+    @classmethod
+    def plain(cls, text: str) -> Self:
+        """One whose text is for everybody."""
+        return cls(text, text)
 
 
 class Unauthenticated(VpsdError):
@@ -111,19 +130,29 @@ class Busy(VpsdError):
     code = "busy"
 
 
-class Unavailable(VpsdError):
+class Unavailable(_FromOutside):
     """Something outside vpsd (host, mirror, disk) does not answer now; trying again later may help."""
 
     code = "unavailable"
+    public = "The host, or what it needs, does not answer as it should; the operator can see why."
 
 
-class Unusable(VpsdError):
+class Unusable(_FromOutside):
     """Something outside vpsd answered, and the answer is final: trying again changes nothing."""
 
     code = "unusable"
+    public = "The host could not do it; the operator can see why."
 
 
 class Misconfigured(VpsdError):
     """vpsd cannot start as it is set up; the text says what to change."""
 
     code = "misconfigured"
+    public = "vpsd is not set up for this; the operator can see what is missing."
+
+
+def public_text(error: Exception) -> str:
+    """What customers may be told of a failure."""
+    if not isinstance(error, VpsdError):
+        return "vpsd met an error of its own; the operator can see which."
+    return str(error) if error.public is None else error.public

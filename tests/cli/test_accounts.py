@@ -17,7 +17,8 @@ def test_a_new_token_speaks_for_its_account_until_it_is_revoked(vpsd: Vpsd) -> N
     assert (listed["name"], listed["revoked_at_ms"]) == ("laptop", None)
     assert token not in str(listed)
     assert vpsd.run_json("token", "revoke", str(listed["id"])) == {
-        "id": listed["id"], "revoked": True,
+        "id": listed["id"],
+        "revoked": True,
         "ids": [listed["id"]],
     }
     assert vpsd.ask("GET", "servers/", token=token).status_code == 401

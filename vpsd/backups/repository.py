@@ -58,9 +58,13 @@ _NONCE_BYTES = 12
 class Damaged(Unusable):
     """An object on the target is not what was stored; the message names the backup and the chunk."""
 
+    public = "The backup is damaged; choose another."
+
 
 class WrongKey(Unusable):
     """The backup was encrypted with another key than vpsd has now, or only one of the two has a key."""
+
+    public = "The backup was encrypted with another key than vpsd has now; the operator can help."
 
 
 class BackupRef(msgspec.Struct, frozen=True):

@@ -169,10 +169,9 @@ class NoCapacity(Unavailable):
     """No host has room for the plan."""
 
     def __init__(self, plan_name: str, lacking: list[str]) -> None:
-        super().__init__(
-            f"No host has room for a {plan_name} now: too little {', '.join(lacking)}. "
-            "Choose a smaller plan, or try later."
-        )
+        missing = ", ".join(lacking)
+        text = f"No host has room for a {plan_name} now: too little {missing}. Choose a smaller plan, or try later."
+        super().__init__(text, text)
         self.plan_name = plan_name
         self.lacking = lacking
 
@@ -181,6 +180,5 @@ class StorageFull(Unavailable):
     """What is left of the host's storage is for the servers that run."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "The host's storage is almost full: what is left is for the servers that run. Try again later."
-        )
+        text = "The host's storage is almost full: what is left is for the servers that run. Try again later."
+        super().__init__(text, text)

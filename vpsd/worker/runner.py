@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
-from vpsd.errors import Unavailable, Unusable, VpsdError
+from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.job import Job, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.service import LostLease
+from vpsd.operations.service import Failure, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers.transitions import ended, found, transition
@@ -109,19 +109,23 @@ class Runner:
         except LostLease:
             raise
         except Unusable as error:
-            await self._fail(job, str(error))
+            await self._fail(job, Failure.of(error))
         except Unavailable as error:
-            await self._try_again(job, str(error))
+            await self._try_again(job, Failure.of(error))
         except Exception as error:
             log.exception("operation %s: %s met an error of vpsd's own", job.operation.id, job.operation.command)
-            await self._try_again(job, str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}")
+            await self._try_again(job, Failure.of(error))
 
     async def _run_steps(self, job: Job) -> None:
         operation = job.operation
         if operation.deadline_at_ms is not None and (
             self._runtime.clock.now_ms() > operation.deadline_at_ms or operation.attempts > operations.MAX_ATTEMPTS
         ):
-            raise Unusable(f"Given up after {operation.attempts - 1} attempts: {operation.error or 'the worker died'}")
+            last = Failure(
+                operation.error or "the worker died", operation.cause or operation.error or "the worker died"
+            )
+            given_up = last.after(f"Given up after {operation.attempts - 1} attempts: ")
+            raise Unusable(given_up.cause, given_up.error)
         flow = FLOWS[Command(operation.command)]
         names = [step.__name__ for step in flow]
         first = names.index(operation.step) if operation.step in names else 0
@@ -156,17 +160,21 @@ class Runner:
             log.warning("operation %s: could not clean up behind it: %s", job.operation.id, error)
         return None
 
-    async def _fail(self, job: Job, error: str) -> None:
-        if RULES[Command(job.operation.command)].minutes is None:  # tried until it is done
-            await self._try_again(job, error)
+    async def _fail(self, job: Job, failure: Failure) -> None:
+        operation = job.operation
+        if RULES[Command(operation.command)].minutes is None:  # tried until it is done
+            await self._try_again(job, failure)
             return
         said = await self._clean_up(job)
-        error = error if said is None else f"{error} {said}"
-        log.warning("server %s: %s failed: %s", job.server.id, job.operation.command, error)
-        await self._end(job, error)
+        failure = failure if said is None else failure.then(said)
+        log.warning(
+            "operation %s: %s of server %s failed: %s", operation.id, operation.command, job.server.id, failure.cause
+        )
+        await self._end(job, failure)
 
-    async def _end(self, job: Job, error: str | None) -> None:
+    async def _end(self, job: Job, failure: Failure | None) -> None:
         """Close the operation, and bring the server's status to rest; the one that waits for it goes first."""
+        error = None if failure is None else failure.error
         command = Command(job.operation.command)
         rule, detail = RULES[command], job.result if error is None else error
         to = rule.success if error is None else rule.failure
@@ -174,7 +182,7 @@ class Runner:
             server = await servers.lock(ctx, job.server.id)  # before the operation, as requests do
             waiting = await operations.renew(ctx, job.lease)
             if waiting is None:
-                await operations.finish(ctx, job.lease, error, job.result if error is None else None)
+                await operations.finish(ctx, job.lease, failure, job.result if failure is None else None)
                 await _record_end(ctx, job, error)
                 if to is not None and to is not rule.working and server.status == rule.working:
                     reason = error if to is Status.ERROR else None
@@ -193,7 +201,7 @@ class Runner:
             await operations.hand_over(ctx, job.lease, waiting)
             await _record_end(ctx, job, f"It gave way to the server's {waiting.command}.")
 
-    async def _try_again(self, job: Job, error: str) -> None:
+    async def _try_again(self, job: Job, failure: Failure) -> None:
         operation = job.operation
         endless = RULES[Command(operation.command)].minutes is None
         longest = _LONGEST_ENDLESS_PAUSE_SECONDS if endless else _LONGEST_PAUSE_SECONDS
@@ -201,13 +209,13 @@ class Runner:
         run_at_ms = self._runtime.clock.now_ms() + pause_seconds * 1000
         late = operation.deadline_at_ms is not None and run_at_ms > operation.deadline_at_ms
         if not endless and (late or operation.attempts >= operations.MAX_ATTEMPTS):
-            await self._fail(job, f"Given up after {operation.attempts} attempts: {error}")
+            await self._fail(job, failure.after(f"Given up after {operation.attempts} attempts: "))
             return
-        log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, error)
+        log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, failure.cause)
         async with self._runtime.write() as ctx:
             waiting = await operations.waiting(ctx, operation.id)
             if waiting is None:
-                await operations.reschedule(ctx, job.lease, error, run_at_ms)
+                await operations.reschedule(ctx, job.lease, failure, run_at_ms)
         if waiting is not None:  # it goes first
             await self._clean_up(job)
             await self._hand_over(job)

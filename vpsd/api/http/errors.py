@@ -87,7 +87,8 @@ def answer_to(error: errors.VpsdError, text: Callable[[object], str]) -> Respons
     headers = {"WWW-Authenticate": CHALLENGE} if status_code == 401 else {}
     if isinstance(error, errors.TooMany):
         headers["Retry-After"] = str(error.retry_seconds)
-    return Response(Problem(text(error), error.code), status_code=status_code, headers=headers)
+    detail = text(error) if error.public is None else error.public
+    return Response(Problem(detail, error.code), status_code=status_code, headers=headers)
 
 
 def of_http(request: AnyRequest, error: HTTPException) -> Response[Any]:

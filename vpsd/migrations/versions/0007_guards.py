@@ -13,6 +13,7 @@ def upgrade() -> None:
     _tags()
     _tokens()
     _events()
+    _causes()
 
 
 def _tags() -> None:
@@ -91,3 +92,9 @@ def _events() -> None:
         "CREATE TRIGGER events_refuse_kept BEFORE DELETE ON events "
         "FOR EACH ROW EXECUTE FUNCTION events_refuse_kept()"
     )
+
+
+def _causes() -> None:
+    """What went wrong, in full, beside the words for customers. What old rows say was told to both."""
+    op.add_column("operations", sa.Column("cause", sa.Text(), nullable=True))
+    op.execute("UPDATE operations SET cause = error")
