@@ -236,6 +236,20 @@ def test_what_cloud_inits_schema_does_not_take_is_refused_by_its_place(text: str
     assert judged(f"#cloud-config\n{text}") == ""
 
 
+def test_of_very_many_errors_only_the_first_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    in_words = cloud_config._in_words
+
+    def counted(path: Any, error: Any) -> str:
+        said.append(path)
+        return in_words(path, error)
+
+    monkeypatch.setattr(cloud_config, "_in_words", counted)
+    text = "#cloud-config\npackages: [" + "1," * 5000 + "]\n"
+    assert judged(text, SCHEMA).startswith("Line 2, column 12: packages[0]: 1 is not of type 'string'.")
+    assert len(said) == 20
+
+
 def test_a_list_of_sudo_rules_is_taken_although_the_schema_forgot_it() -> None:
     assert judged("#cloud-config\nusers: [{name: ann, sudo: ['ALL=(ALL) ALL']}]\n", SCHEMA) == ""
     assert judged("#cloud-config\nusers: [{name: ann, sudo: 5}]\n", SCHEMA) != ""
