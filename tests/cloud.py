@@ -45,6 +45,7 @@ from vpsd.servers.models import Server, servers
 from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
+from vpsd.worker.event_pruner import EventPruner
 from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
@@ -217,6 +218,9 @@ class Cloud:
     def backup_scheduler(self) -> BackupScheduler:
         return BackupScheduler(self.runtime)
 
+    def event_pruner(self) -> EventPruner:
+        return EventPruner(self.runtime)
+
     def thaw_checker(self) -> ThawChecker:
         return ThawChecker(self.runtime)
 
@@ -294,6 +298,11 @@ class Cloud:
         answer = await self.get(f"/api/v1/servers/{server_id}/operations/", who=who)
         results: list[dict[str, Any]] = answer.json()["results"]
         return results
+
+    async def causes(self, server_id: int) -> list[str | None]:
+        """What the operator reads of what went wrong, operation by operation, oldest first."""
+        async with self.reading() as ctx:
+            return [operation.cause for operation in await operations.latest(ctx, server_id)][::-1]
 
     async def addresses(self) -> list[Assignment]:
         async with self.reading() as ctx:

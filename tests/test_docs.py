@@ -37,7 +37,7 @@ def _blocks(paper: str, language: str) -> list[str]:
 @pytest.mark.parametrize(
     ("paper", "count"),
     [
-        *(("README.md", 10), ("docs/money.md", 4), ("docs/permissions.md", 3), ("docs/backups.md", 7)),
+        *(("README.md", 10), ("docs/money.md", 4), ("docs/permissions.md", 4), ("docs/backups.md", 7)),
         ("docs/images.md", 3),
     ],
 )

@@ -8,6 +8,7 @@ English without paths of any API.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import msgspec
 
@@ -15,9 +16,27 @@ MOST_NAMED = 20  # fields in one error: an answer is not to be much larger than 
 
 
 class VpsdError(Exception):
-    """Any failure that vpsd expects; its text is written for the person who caused it."""
+    """Any failure that vpsd expects; its text is written for the person who caused it.
+
+    Where the text may name what is the operator's (paths, hosts, programs), `public` is what customers are told.
+    """
 
     code = "error"
+    public: str | None = None
+
+
+class _FromOutside(VpsdError):
+    """A failure of what lies outside vpsd: customers are told its text only where that is said to be for them."""
+
+    def __init__(self, text: str, public: str | None = None) -> None:
+        super().__init__(text)
+        if public is not None:
+            self.public = public
+
+    @classmethod
+    def plain(cls, text: str) -> Self:
+        """One whose text is for everybody."""
+        return cls(text, text)
 
 
 class Unauthenticated(VpsdError):
@@ -120,13 +139,14 @@ class Busy(VpsdError):
     code = "busy"
 
 
-class Unavailable(VpsdError):
+class Unavailable(_FromOutside):
     """Something outside vpsd (host, mirror, disk) does not answer now; trying again later may help.
 
     `waits_for` is what customers are told that a server waits for, without anything of the operator's; None: nothing.
     """
 
     code = "unavailable"
+    public = "The host, or what it needs, does not answer as it should; the operator can see why."
     waits_for: str | None = "its host, which does not answer as it should"
 
 
@@ -170,13 +190,22 @@ class OutcomeUnknown(DatabaseUnavailable):
         )
 
 
-class Unusable(VpsdError):
+class Unusable(_FromOutside):
     """Something outside vpsd answered, and the answer is final: trying again changes nothing."""
 
     code = "unusable"
+    public = "The host could not do it; the operator can see why."
 
 
 class Misconfigured(VpsdError):
     """vpsd cannot start as it is set up; the text says what to change."""
 
     code = "misconfigured"
+    public = "vpsd is not set up for this; the operator can see what is missing."
+
+
+def public_text(error: Exception) -> str:
+    """What customers may be told of a failure."""
+    if not isinstance(error, VpsdError):
+        return "vpsd met an error of its own; the operator can see which."
+    return str(error) if error.public is None else error.public

@@ -52,6 +52,7 @@ from vpsd.worker import clock_jumps
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
 from vpsd.worker.boot_watcher import BootWatcher
+from vpsd.worker.event_pruner import EventPruner
 from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.reconcile import Reconciler
@@ -116,6 +117,7 @@ def _start_workers(runtime: Runtime, first_start: bool, say: Say) -> list[asynci
         Sampler(runtime),
         GuestReader(runtime),
         Biller(runtime),
+        EventPruner(runtime),
         BackupScheduler(runtime),
         ThawChecker(runtime),
     )

@@ -105,6 +105,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "answer.",
         ),
     ] = 256
+    tokens_per_account: Annotated[
+        int, Meta(ge=1, le=100_000, description="Valid tokens that an account may have; the operator may add more.")
+    ] = 100
+    ssh_keys_per_account: Annotated[int, Meta(ge=0, le=100_000, description="SSH keys that an account may have.")] = 100
+    operations_per_account: Annotated[
+        int,
+        Meta(ge=1, le=100_000, description="Operations of an account that may be open at once; deletions always may."),
+    ] = 200
+    events_keep_days: Annotated[
+        Annotated[int, Meta(ge=1, le=36525)] | None,
+        Meta(description="Days after which events are deleted, once a day; unset: never, but by `vpsd event prune`."),
+    ] = None
     currency: Annotated[str, Meta(description="The currency of credit: an ISO 4217 code.")] = "USD"
     cover_hours: Annotated[
         int,

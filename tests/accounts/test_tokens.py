@@ -20,6 +20,7 @@ from vpsd.core.clock import iso_utc
 from vpsd.core.context import Actor
 from vpsd.core.faults import Faults
 from vpsd.core.ids import token_hash
+from vpsd.core.pages import Page
 from vpsd.errors import Invalid, NotFound, Unauthenticated
 
 TOKENS = "/api/v1/account/tokens/"
@@ -44,6 +45,7 @@ async def test_a_new_token_is_shown_once_and_works(cloud: Cloud) -> None:
         "name": "backup",
         "permissions": ["servers:read"],
         "person": None,
+        "created_by": {"actor": "token", "token": {"id": 1, "name": "test"}},
         "created_at": iso_utc(now),
         "expires_at": iso_utc(now + 30 * DAY * 1000),
         "last_used_at": None,
@@ -280,8 +282,8 @@ async def test_the_domain_refuses_what_the_form_lets_by(cloud: Cloud) -> None:
 async def _alices(cloud: Cloud) -> int:
     """The id of Alice's token."""
     async with cloud.reading("alice") as ctx:
-        ((token_id, _),) = (await tokens.names(ctx)).items()
-    return token_id
+        (token,) = (await tokens.list_tokens(ctx, Page())).rows
+    return token.id
 
 
 async def test_a_strangers_token_is_not_found_whatever_is_done_to_it(cloud: Cloud) -> None:
@@ -291,7 +293,7 @@ async def test_a_strangers_token_is_not_found_whatever_is_done_to_it(cloud: Clou
             async with cloud.writing("charlie") as ctx:
                 await touch(ctx, token_id)
     async with cloud.reading("charlie") as ctx:
-        assert token_id not in await tokens.names(ctx)
+        assert token_id not in [token.id for token in (await tokens.list_tokens(ctx, Page())).rows]
     assert (await cloud.get(ME)).status_code == 200
 
 

@@ -63,9 +63,12 @@ def test_a_kind_that_nobody_put_into_the_table_is_answered_like_the_one_above_it
     class Unheard(VpsdError):
         """A kind of its own."""
 
-    for kind, status_code, code in ((FarTooBusy, 503, "unavailable"), (Unheard, 500, "error")):
+    for kind, status_code, code, said in (
+        (FarTooBusy, 503, "unavailable", PortsTaken.public or ""),
+        (Unheard, 500, "error", "no"),
+    ):
         answer = answer_to(kind("no"), text)
-        assert (answer.status_code, answer.content) == (status_code, Problem("no", code))
+        assert (answer.status_code, answer.content) == (status_code, Problem(said, code))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ async def test_a_subclass_that_reaches_a_request_is_answered(
     database.at_the_end[1] = error
     async with api_on(cloud, database) as http:
         answer = await http.post(f"{SERVERS}{server_id}/stop/")
-    assert (answer.status_code, answer.json()) == (status_code, {"detail": "no", "code": code})
+    assert (answer.status_code, answer.json()) == (status_code, {"detail": error.public, "code": code})
     assert await cloud.status(server_id) == Status.ACTIVE
 
 

@@ -16,8 +16,36 @@ def test_a_new_token_speaks_for_its_account_until_it_is_revoked(vpsd: Vpsd) -> N
     (listed,) = [found for found in vpsd.run_json("token", "list") if found["account"] == "acme"]
     assert (listed["name"], listed["revoked_at_ms"]) == ("laptop", None)
     assert token not in str(listed)
-    assert vpsd.run_json("token", "revoke", str(listed["id"])) == {"id": listed["id"], "revoked": True}
+    assert vpsd.run_json("token", "revoke", str(listed["id"])) == {
+        "id": listed["id"],
+        "revoked": True,
+        "ids": [listed["id"]],
+    }
     assert vpsd.ask("GET", "servers/", token=token).status_code == 401
+
+
+def test_a_token_is_revoked_together_with_those_that_it_made(vpsd: Vpsd, command: Command) -> None:
+    command("account", "add", "tree")
+    root = command.json("token", "add", "tree")
+    child = {"name": "child", "permissions": ["*:*"]}
+    made = vpsd.ask("POST", "account/tokens/", token=root["token"], body=child).json()
+    made = vpsd.ask("POST", "account/tokens/", token=made["token"], body=child).json()
+    ids = [root["id"], made["id"] - 1, made["id"]]
+    listed = {token["id"]: token for token in command.json("token", "list")}
+    assert [(listed[one]["created_by"], listed[one]["parent_id"]) for one in ids] == [
+        ("operator", None),
+        ("token", ids[0]),
+        ("token", ids[1]),
+    ]
+    assert f"token {ids[0]}" in command("token", "list").stdout
+    said = command("token", "revoke", str(ids[0]), "--children").stdout
+    assert said == f"Token {ids[0]} is revoked. So are {ids[1]}, {ids[2]}.\n"
+
+
+def test_events_that_are_old_are_deleted_by_a_command(command: Command) -> None:
+    assert command.json("event", "prune", "30") == {"deleted": 0}
+    assert command("event", "prune", "30").stdout == "Deleted 0 events that were older than 30 days.\n"
+    assert command("event", "prune", "0").returncode == 2
 
 
 def test_for_people_a_token_is_one_line_to_copy_and_an_account_says_what_comes_next(vpsd: Vpsd) -> None:

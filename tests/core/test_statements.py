@@ -22,6 +22,7 @@ ANY_ACCOUNT = {
     "vpsd.backups.marks._SET_TARGET",
     "vpsd.backups.queries._LATEST",
     "vpsd.billing.meter._MOVE",
+    "vpsd.events.retention._PRUNE",
     "vpsd.servers.queries._LOCK_ANY",
 }
 # Modules that change rows which whoever calls them has locked: there is no other way in.

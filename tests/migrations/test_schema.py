@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from tests.migrations.old import dump, fill
@@ -175,6 +176,11 @@ def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str)
     waiting += "created_at_ms) VALUES ('o-{0}', 1, 'stop', 'queued', {1}, 0, 0, 0, 1, 1)"
     changed = "INSERT INTO events (account_id, at_ms, actor, action, status_before, status_after) VALUES "
     changed += "(1, 1, 'vpsd', 'server.status', 'active', 'stopped')"
+    child = "INSERT INTO tokens (id, uuid, account_id, name, lookup, hash, permissions, created_at_ms) VALUES "
+    child += "(77, 't-77', 1, 'child', 'x', 'x', '*:*', 1)"
+    made = "INSERT INTO events (account_id, at_ms, actor, action, target, target_id, token_id) VALUES "
+    made += "(1, 1, 'token', 'token.create', 'token', 77, 1)"
+    tags = '["web", "env:prod", "a:"]'
 
     def make(connection: Connection) -> Any:
         from alembic import command
@@ -183,8 +189,9 @@ def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str)
         command.upgrade(config, "0004")
         fill(connection)
         command.upgrade(config, "0005")
-        for statement in (waiting.format(2, "NULL"), waiting.format(3, 2), changed):
+        for statement in (waiting.format(2, "NULL"), waiting.format(3, 2), changed, child, made):
             connection.execute(text(statement))
+        connection.execute(sa.update(sa.table("servers", *map(sa.column, ("id", "tags")))).values(tags=tags))
         return dump(connection)
 
     def add_long_name(connection: Connection) -> None:
@@ -193,8 +200,16 @@ def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str)
     before = asyncio.run(schema.run(empty_url, make))
     assert asyncio.run(schema.prepare(empty_url)) == "0005"
     after = asyncio.run(schema.run(empty_url, dump))
+    assert {server.pop("tags") for server in before["servers"]} == {tags}
     for table, rows in before.items():
         assert [{name: new[name] for name in old} for old, new in zip(rows, after[table], strict=True)] == rows
+    assert [(tag["account_id"], tag["position"], tag["key"], tag["value"]) for tag in after["server_tags"]] == [
+        (server["account_id"], *tag)
+        for server in before["servers"]
+        for tag in ((0, "web", ""), (1, "env", "prod"), (2, "a:", ""))
+    ]
+    makers = {token["id"]: (token["created_by"], token["parent_id"]) for token in after["tokens"]}
+    assert (makers[1], makers[77]) == (("operator", None), ("token", 1))
     assert {server["freeze_for_backups"] for server in after["servers"]} == {True}
     asyncio.run(schema.run(empty_url, add_long_name))
 

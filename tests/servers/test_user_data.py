@@ -1,9 +1,11 @@
 """What user data may be: what it begins with, and the YAML of a cloud-config."""
 
+import asyncio
 import base64
 import gzip
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ import pytest
 from vpsd.servers import cloud_config, user_data
 from vpsd.servers.cloud_config import Task, judge
 from vpsd.servers.user_data import LARGEST_BYTES, check, installed_schema, refusal
+
+
+def judged(text: str, schema: dict[str, Any] | None = None, *, has_password: bool = True) -> str:
+    return judge(Task(text, None if schema is None else json.dumps(schema), has_password)) or ""
+
 
 MIME = (
     'Content-Type: multipart/mixed; boundary="=="\nMIME-Version: 1.0\n\n--==\nContent-Type: text/x-shellscript\n\n'
@@ -46,6 +53,7 @@ MIME = (
 )
 def test_what_cloud_init_understands_is_taken(text: str) -> None:
     assert refusal(text) is None
+    assert judged(text.replace("\r\n", "\n")) == ""
 
 
 @pytest.mark.parametrize(
@@ -101,11 +109,6 @@ def test_a_wrong_envelope_is_called_what_it_is(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("#cloud-config\na: [1\n", "Line 3, column 1: did not find expected ',' or ']'."),
-        ("#cloud-config\na: b\n  c: d\n", "Line 3, column 4: mapping values are not allowed in this context."),
-        ("#cloud-config\na:\n\t- b\n", "Line 3, column 1: found character that cannot start any token."),
-        ("#cloud-config\na: \x07\n", "This is not valid YAML: "),
-        ("#cloud-config\na: &a [*a]\n", "Line 2, column 8: *a is inside of what it stands for."),
         ("#!/bin/sh \ud800", "Character 11 is half of a surrogate pair."),
         ("#!/bin/sh\n".ljust(LARGEST_BYTES + 1, "#"), "65537 bytes of UTF-8 are too many; 65536 are the limit."),
         ("#!/bin/sh\n" + "\u00e4" * (LARGEST_BYTES // 2), "65546 bytes of UTF-8 are too many"),
@@ -142,20 +145,22 @@ def _bomb(levels: int, times: int, merged: bool = False) -> str:
 )
 def test_a_small_text_that_would_become_a_large_thing_is_refused(text: str) -> None:
     assert len(text) <= LARGEST_BYTES
-    assert "Here it becomes too much; the limits are 10000 values" in (refusal(text) or "")
+    assert "Here it becomes too much; the limits are 10000 values" in judged(text)
+    assert refusal(text) is None  # nothing of YAML is looked at in the process that answers
 
 
 def test_what_aliases_repeat_within_the_limits_is_taken() -> None:
-    assert refusal(_bomb(4, 10)) is None
-
-
-def judged(text: str, schema: dict[str, Any] | None = None, *, has_password: bool = True) -> str:
-    return judge(Task(text, None if schema is None else json.dumps(schema), has_password)) or ""
+    assert judged(_bomb(4, 10)) == ""
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("#cloud-config\na: [1\n", "Line 3, column 1: did not find expected ',' or ']'."),
+        ("#cloud-config\na: b\n  c: d\n", "Line 3, column 4: mapping values are not allowed in this context."),
+        ("#cloud-config\na:\n\t- b\n", "Line 3, column 1: found character that cannot start any token."),
+        ("#cloud-config\na: \x07\n", "This is not valid YAML: "),
+        ("#cloud-config\na: &a [*a]\n", "Line 2, column 8: *a is inside of what it stands for."),
         ("#cloud-config\n- a\n", "Line 2, column 1: below #cloud-config there have to be options, like packages:"),
         ("#cloud-config\n", "Line 2, column 1: below #cloud-config there have to be options"),
         ("#cloud-config # as you like it\n[]", "Line 2, column 1: below #cloud-config there have to be options"),
@@ -165,11 +170,44 @@ def judged(text: str, schema: dict[str, Any] | None = None, *, has_password: boo
         ("#cloud-config\na: *b\n", "Line 2, column 4: found undefined alias."),
         ("#cloud-config\na: !!python/object:os.system x\n", "Line 2, column 4: could not determine a constructor"),
         ("#cloud-config\n? [a]\n: b\n", "Line 2, column 3: found unhashable key."),
-        ("#cloud-config\na: 2001-99-99\n", "This is not valid YAML: "),
+        ("#cloud-config\na: 2001-99-99\n", "Line 2, column 4: this is no timestamp; put it in quotes if it is text."),
+        ("#cloud-config\na: 1" + ":59" * 20_000, "Line 2, column 4: this number is too long."),
+        ("#cloud-config\na: " + "1" * 5_000, "Line 2, column 4: this number is too long."),
+        ("#cloud-config\na: 1" + ":59" * 20_000 + ".5", "Line 2, column 4: this number is too long."),
     ],
+    ids=str,
 )
 def test_what_does_not_load_is_refused_by_its_place(text: str, said: str) -> None:
     assert judged(text).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!int x", "!!int ''", "!!float x", "!!float ''", "!!bool x", "!!timestamp x", "!!int 0x", "0x_"]
+    + [
+        "!!binary '\u00e4'",
+        "!!omap x",
+        "!!pairs [1]",
+        "!!merge x",
+        "!!str [1]",
+        "!!float {=: x}",
+        "!!python/name:os x",
+    ],
+)
+def test_a_value_that_its_tag_cannot_take_is_refused_by_its_place(value: str) -> None:
+    assert judged(f"#cloud-config\na: {value}\n").startswith("Line 2, column ")
+
+
+def test_what_is_quoted_back_is_cut_off() -> None:
+    for text in ("a: !<" + "x" * 60_000 + "> b", "a: &" + "x" * 60_000 + " [*" + "x" * 60_000 + "]"):
+        assert 0 < len(judged(f"#cloud-config\n{text}\n")) < 1000
+
+
+def test_an_archive_of_very_many_parts_is_refused_and_so_is_what_is_nested_without_end() -> None:
+    assert judged("#cloud-config-archive\n" + "- a\n" * 100) == ""
+    assert judged("#cloud-config-archive\n" + "- a\n" * 101) == "It has more than 100 parts. Put some of them together."
+    nested = "".join(f'Content-Type: multipart/mixed; boundary="a{i}"\n\n--a{i}\n' for i in range(1000))
+    assert judged(nested) == "Its parts are too deep inside of each other. Make it flatter."
 
 
 SCHEMA = {
@@ -196,6 +234,20 @@ SCHEMA = {
 def test_what_cloud_inits_schema_does_not_take_is_refused_by_its_place(text: str, said: str) -> None:
     assert judged(f"#cloud-config\n{text}", SCHEMA).startswith(said)
     assert judged(f"#cloud-config\n{text}") == ""
+
+
+def test_of_very_many_errors_only_the_first_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    in_words = cloud_config._in_words
+
+    def counted(path: Any, error: Any) -> str:
+        said.append(path)
+        return in_words(path, error)
+
+    monkeypatch.setattr(cloud_config, "_in_words", counted)
+    text = "#cloud-config\npackages: [" + "1," * 5000 + "]\n"
+    assert judged(text, SCHEMA).startswith("Line 2, column 12: packages[0]: 1 is not of type 'string'.")
+    assert len(said) == 20
 
 
 def test_a_list_of_sudo_rules_is_taken_although_the_schema_forgot_it() -> None:
@@ -272,14 +324,16 @@ def test_what_leaves_root_alone_is_taken(text: str) -> None:
 async def test_it_is_judged_in_another_process_with_limits_of_time_and_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert await check("#cloud-config\nusers:\n", json.dumps(SCHEMA), has_password=True) == (
+    assert await check("#cloud-config\nusers:\n", json.dumps(SCHEMA), has_password=True, account_id=1) == (
         "Line 2, column 1: users is empty. Give it a value, or leave it out."
     )
-    assert await check("#cloud-config\r\npackages: [a]\r\n", json.dumps(SCHEMA), has_password=True) is None
+    assert (
+        await check("#cloud-config\r\npackages: [a]\r\n", json.dumps(SCHEMA), has_password=True, account_id=1) is None
+    )
     hungry = {"properties": {"a": {"pattern": "^(x+x+)+y$"}}}
     text = "#cloud-config\na: " + "x" * 60
     monkeypatch.setattr(user_data, "_CHECK_SECONDS", 1)
-    assert "too long to check" in (await check(text, json.dumps(hungry), has_password=True) or "")
+    assert "too long to check" in (await check(text, json.dumps(hungry), has_password=True, account_id=1) or "")
     program = tmp_path / "python"
     program.write_text(
         f"#!/bin/sh\nexec {sys.executable} -c 'import vpsd.servers.cloud_config as c;"
@@ -288,8 +342,29 @@ async def test_it_is_judged_in_another_process_with_limits_of_time_and_memory(
     program.chmod(0o755)
     monkeypatch.setattr(user_data, "_CHECK_SECONDS", 30)
     monkeypatch.setattr(sys, "executable", str(program))
-    assert "too much time or memory" in (await check("#cloud-config\n{}", None, has_password=True) or "")
+    assert "too much time or memory" in (await check("#cloud-config\n{}", None, has_password=True, account_id=1) or "")
     assert cloud_config._MEMORY_BYTES < 10**9
+
+
+async def test_one_accounts_checks_wait_for_each_other_and_keep_nobody_else_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_go = threading.Event()
+
+    def judge_apart(task: bytes) -> str | None:
+        return str(let_go.wait(10)) if b"slow" in task else None
+
+    monkeypatch.setattr(user_data, "_judge_apart", judge_apart)
+    alices = [
+        asyncio.create_task(check("#cloud-config\nslow: 1", None, has_password=True, account_id=1)) for _ in range(3)
+    ]
+    await asyncio.sleep(0)
+    charlies = check("#cloud-config\nquick: 1", None, has_password=True, account_id=2)
+    try:
+        assert await asyncio.wait_for(charlies, 5) is None
+    finally:
+        let_go.set()
+    assert await asyncio.gather(*alices) == ["True"] * 3
 
 
 async def test_debians_own_schema_takes_what_people_write_and_refuses_what_would_be_skipped() -> None:

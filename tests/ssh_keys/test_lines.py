@@ -147,8 +147,8 @@ def test_a_point_that_verifies_anything_is_refused(y: int) -> None:
         (line("ssh-rsa", mpint(65537), b"\x80" + b"\x01" * 256), "damaged"),  # a negative number
         (line("ssh-rsa", mpint(65537), b""), "damaged"),
         (line("ssh-dss", b"x"), "'ssh-dss' is not accepted"),
-        (f"{ED25519} {'c' * 9000}", "at most|are the most"),
-        (f"{ED25519} {'ä' * 2040}", "are the most"),
+        (f"{ED25519} {'c' * 9000}", "has 9000 characters; 255 are the limit"),
+        (f"{ED25519} {'ä' * 256}", "has 256 characters; 255 are the limit"),
         (f"\ufeff{ED25519}", r"Character 1 is U\+FEFF \(BYTE ORDER MARK\), which one does not see"),
         (f"ssh-ed25519\u200b {ENCODED}", r"Character 12 is U\+200B \(ZERO WIDTH SPACE\)"),
         (f"{KIND} {ENCODED[:9]}\u200b{ENCODED[9:]}", r"Character 22 is U\+200B \(ZERO WIDTH SPACE\)"),
@@ -176,8 +176,8 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
 
 
 def test_a_comment_that_just_fits_is_kept_and_loses_what_nobody_sees() -> None:
-    comment = "c" * (4096 - len(ED25519) - 1)
-    assert len(parse(f"{ED25519} {comment}")[0]) == 4096
+    comment = "c" * 255
+    assert parse(f"{ED25519} {comment}")[0] == f"{ED25519} {comment}"
     refusal(f"{ED25519} {comment}c")
     assert parse(f"{ED25519} ana\u200b\ufeff@laptop")[0] == f"{ED25519} ana@laptop"
 

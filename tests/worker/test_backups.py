@@ -303,6 +303,7 @@ async def test_a_restore_whose_backup_cannot_be_read_leaves_the_server_as_it_was
     assert detail["status"] == "error"
     assert "before" in detail["error"]
     assert f"The backup {backup['id']} is damaged" in detail["error"]
+    assert backup["uuid"] in ((await cloud.causes(server))[-1] or "")
     assert await _read(cloud, server, MB) == "after"
     await cloud.settle()  # the guest never stopped: it is taken in again
     assert await cloud.status(server) == "active"

@@ -28,6 +28,7 @@ def _boot_watcher(cloud: Cloud) -> BootWatcher:
         Cloud.runner,
         Cloud.reconciler,
         Cloud.biller,
+        Cloud.event_pruner,
         Cloud.backup_scheduler,
         Cloud.sampler,
         Cloud.guest_reader,

@@ -10,10 +10,10 @@ import pytest
 from tests.cloud import Cloud
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, Tx
-from vpsd.errors import Busy, Unusable
+from vpsd.errors import Busy, Unavailable, Unusable
 from vpsd.lifecycle import Command, Status
 from vpsd.operations import service as operations
-from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Lease, LostLease
+from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Failure, Lease, LostLease
 
 
 async def test_an_operation_that_a_live_worker_has_is_not_taken(cloud: Cloud) -> None:
@@ -42,7 +42,7 @@ async def test_a_lease_that_ran_out_is_taken_over_and_its_old_holder_cannot_save
         lambda ctx: operations.report(ctx, stale, 0.5, "still here"),
         lambda ctx: operations.renew(ctx, stale),
         lambda ctx: operations.hold_lease(ctx, stale),
-        lambda ctx: operations.reschedule(ctx, stale, "sorry", 0),
+        lambda ctx: operations.reschedule(ctx, stale, Failure("sorry", "sorry"), 0),
         lambda ctx: operations.finish(ctx, stale, None, None),
     ]
     for save in saves:
@@ -127,7 +127,8 @@ async def test_a_host_that_does_not_answer_is_asked_again_with_growing_pauses(cl
     (operation,) = await cloud.operations(server)
     assert operation["status"] == "queued"
     assert operation["attempts"] == 7
-    assert operation["error"] == "The simulated host does not answer."
+    assert operation["error"] == Unavailable.public
+    assert await cloud.causes(server) == ["The simulated host does not answer."]
     cloud.hypervisor.broken = False
     await cloud.settle()
     assert await cloud.status(server) == "active"
@@ -148,7 +149,10 @@ async def test_attempts_come_to_an_end_and_the_server_rests_in_error_saying_why(
         cloud.clock.advance(31)
     detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
     assert detail["status"] == "error"
-    assert detail["error"] == f"Given up after {MAX_ATTEMPTS} attempts: The simulated host does not answer."
+    assert detail["error"] == f"Given up after {MAX_ATTEMPTS} attempts: {Unavailable.public}"
+    assert await cloud.causes(server) == [
+        f"Given up after {MAX_ATTEMPTS} attempts: The simulated host does not answer."
+    ]
     (operation,) = await cloud.operations(server)
     assert (operation["status"], operation["attempts"]) == ("failed", MAX_ATTEMPTS)
 
@@ -181,7 +185,8 @@ async def test_what_cannot_be_had_is_not_tried_again(cloud: Cloud) -> None:
 
     cloud.hypervisor.before_call = refuse
     await cloud.work()
-    assert (await cloud.row(server)).error == "The pool is full."
+    assert (await cloud.row(server)).error == Unusable.public
+    assert await cloud.causes(server) == ["The pool is full."]
     assert [o["attempts"] for o in await cloud.operations(server)] == [1]
 
 
@@ -312,7 +317,8 @@ async def test_an_error_of_vpsds_own_is_tried_again_and_told(cloud: Cloud) -> No
     await cloud.work()
     (operation,) = await cloud.operations(server)
     assert operation["status"] == "queued"
-    assert operation["error"] == "internal error: KeyError('bug')"
+    assert operation["error"] == "vpsd met an error of its own; the operator can see which."
+    assert await cloud.causes(server) == ["internal error: KeyError('bug')"]
     cloud.hypervisor.before_call = None
     await cloud.settle()
     assert await cloud.status(server) == "active"
@@ -388,7 +394,8 @@ async def test_a_used_up_address_pool_is_said_and_waits_for_an_address(cloud: Cl
     await cloud.work()
     assert await cloud.status(first) == "active"
     (operation,) = await cloud.operations(second)
-    assert "VPSD_ADDRESS_POOL" in operation["error"]
+    assert operation["error"] == "No address is left for the server; the operator can add some."
+    assert "VPSD_ADDRESS_POOL" in ((await cloud.causes(second))[0] or "")
     await cloud.ask("DELETE", f"/api/v1/servers/{first}/")
     await cloud.settle()
     assert await cloud.status(second) == "active"

@@ -2,7 +2,7 @@
 
 from vpsd.accounts.permissions import KNOWN
 from vpsd.core.clock import iso_utc
-from vpsd.errors import Fault, Forbidden
+from vpsd.errors import Fault, Forbidden, OverQuota
 
 
 class AccountTaken(Fault, frozen=True):
@@ -79,6 +79,14 @@ class Outlives(Fault, frozen=True):
     def __str__(self) -> str:
         ends_at = iso_utc(self.ends_at_ms)
         return f"This token expires at {ends_at}, and none that it creates can outlive it: at most {self.most_days}."
+
+
+class TooManyTokens(OverQuota):
+    """The account has as many valid tokens as it may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"An account may have {limit} valid tokens. Revoke one that is no longer used.")
+        self.limit = limit
 
 
 class CannotHandOn(Forbidden):

@@ -56,6 +56,8 @@ tokens = Table(
     Column("lookup", String(16), nullable=False, index=True),  # the hash's first digits; the rest is compared in Python
     Column("hash", String(64), nullable=False, unique=True),
     Column("permissions", String(1000), nullable=False),  # separated by spaces
+    Column("created_by", String(16), nullable=False, server_default="operator"),  # token | operator | vpsd
+    Column("parent_id", BigInteger, ForeignKey("tokens.id"), index=True),  # the token that created it
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger),
     Column("last_used_at_ms", BigInteger),  # to the minute
@@ -100,6 +102,9 @@ class Token(msgspec.Struct, frozen=True):
     person: str | None
     name: str
     permissions: list[str]
+    created_by: str
+    parent_id: int | None
+    parent: str | None  # its name
     created_at_ms: int
     expires_at_ms: int | None
     last_used_at_ms: int | None

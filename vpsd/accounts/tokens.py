@@ -1,13 +1,20 @@
 """API tokens. The value of a token is shown once; only its hash is stored."""
 
 import hmac
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 
-from vpsd.accounts.faults import CannotHandOn, DaysOutOfRange, NotPrintable, Outlives, UnknownPermissions
+from vpsd.accounts.faults import (
+    CannotHandOn,
+    DaysOutOfRange,
+    NotPrintable,
+    Outlives,
+    TooManyTokens,
+    UnknownPermissions,
+)
 from vpsd.accounts.models import Caller, Token, accounts, people, tokens
 from vpsd.accounts.permissions import Role, may, unknown
 from vpsd.core.context import Ctx
@@ -18,6 +25,8 @@ from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import DAY_MS, MINUTE_MS
 from vpsd.errors import Invalid, NotFound, Unauthenticated
 from vpsd.events import service as events
+from vpsd.events.models import Event
+from vpsd.events.models import events as event_table
 
 LONGEST_DAYS = 3660
 
@@ -75,6 +84,9 @@ class _Row(msgspec.Struct, frozen=True):
     person: str | None
     name: str
     permissions: str
+    created_by: str
+    parent_id: int | None
+    parent: str | None
     created_at_ms: int
     expires_at_ms: int | None
     last_used_at_ms: int | None
@@ -114,21 +126,48 @@ _USED = Statement(
     ),
     ("last_used_at_ms",),
 )
+_parent = tokens.alias()
 _ROWS = (
     select(
         *(_t.id, _t.uuid, accounts.c.name.label("account"), people.c.email.label("person"), _t.name, _t.permissions),
+        *(_t.created_by, _t.parent_id, _parent.c.name.label("parent")),
         *(_t.created_at_ms, _t.expires_at_ms, _t.last_used_at_ms, _t.revoked_at_ms),
     )
-    .select_from(tokens.join(accounts).outerjoin(people, people.c.id == _t.person_id))
+    .select_from(
+        tokens.join(accounts)
+        .outerjoin(people, people.c.id == _t.person_id)
+        .outerjoin(_parent, _parent.c.id == _t.parent_id)
+    )
     .order_by(_t.id)
 )
 _ALL = Statement(_ROWS, into=_Row)
-_LIST = PagedList(_ROWS.where(_VALID), _t.id, into=_Row)
+_COUNT = select(func.count()).select_from(tokens)
+_LIST = PagedList(_ROWS.where(_VALID), _t.id, into=_Row, count=_COUNT.where(_VALID))
+_IN_FORCE = Statement(
+    _COUNT.where(_VALID, or_(_t.expires_at_ms.is_(None), _t.expires_at_ms > bindparam("now_ms"))), into=int
+)
+_LOCK_ACCOUNT = Statement(
+    select(accounts.c.id).where(accounts.c.id == bindparam("account_id")).with_for_update(key_share=True), into=int
+)
 _ONE = Statement(_ROWS.where(_OWN, _ID), into=_Row)
-_NAMES = Statement(select(_t.id, _t.name).where(_OWN), into=_TokenName)
+_e = event_table.c
+_NAMES = Statement(  # of the tokens in a page of events
+    select(_t.id, _t.name)
+    .join_from(event_table, tokens, _e.token_id == _t.id)
+    .where(_e.account_id == bindparam("account_id"), _e.id >= bindparam("first_id"), _e.id <= bindparam("last_id"))
+    .distinct(),
+    into=_TokenName,
+)
+_family = select(_t.id).where(_OWN, _ID).cte("family", recursive=True)
+_child = tokens.alias()
+_family = _family.union(select(_child.c.id).join(_family, _child.c.parent_id == _family.c.id))
+_FAMILY = Statement(
+    select(_t.id).join(_family, _family.c.id == _t.id).where(_t.revoked_at_ms.is_(None)).order_by(_t.id), into=int
+)
 _ADD = Statement(
     insert(tokens).returning(_t.id),
-    ("uuid", "account_id", "person_id", "name", "lookup", "hash", "permissions", "created_at_ms", "expires_at_ms"),
+    ("uuid", "account_id", "person_id", "name", "lookup", "hash", "permissions")
+    + ("created_by", "parent_id", "created_at_ms", "expires_at_ms"),
     into=int,
 )
 _MAKER = Statement(
@@ -138,9 +177,9 @@ _MAKER = Statement(
     .with_for_update(key_share=True, of=tokens),
     into=_Maker,
 )
-_ACCOUNT_OF = Statement(select(_t.account_id).where(_ID, _t.revoked_at_ms.is_(None)), into=int)
+_ACCOUNT_OF = Statement(select(_t.account_id).where(_ID), into=int)
 _REVOKE = Statement(update(tokens).where(_VALID, _ID), ("revoked_at_ms",))
-_ANY = Statement(select(func.count()).select_from(tokens), into=int)
+_ANY = Statement(_COUNT, into=int)
 
 
 async def authenticate(ctx: Ctx, token: str, address: str | None, request_id: str | None) -> Login:
@@ -193,9 +232,11 @@ async def get(ctx: Ctx, token_id: int) -> Token:
     return row.token()
 
 
-async def names(ctx: Ctx) -> dict[int, str]:
-    """The names of the account's tokens by id, including revoked ones."""
-    return {token.id: token.name for token in await ctx.tx.all(_NAMES, account_id=ctx.account_id)}
+async def names(ctx: Ctx, page: Sequence[Event]) -> dict[int, str]:
+    """The names by id of the tokens that a page of the account's events speaks of, including revoked ones."""
+    ids = [event.id for event in page]
+    span = {"first_id": min(ids, default=0), "last_id": max(ids, default=0)}
+    return {token.id: token.name for token in await ctx.tx.all(_NAMES, account_id=ctx.account_id, **span)}
 
 
 async def add(
@@ -224,6 +265,8 @@ async def add(
         lookup=digest[:_LOOKUP_DIGITS],
         hash=digest,
         permissions=" ".join(dict.fromkeys(permissions)),
+        created_by=ctx.actor.kind,
+        parent_id=ctx.actor.token_id,
         created_at_ms=now,
         expires_at_ms=None if expires_in_days is None else now + expires_in_days * DAY_MS,
     )
@@ -235,12 +278,17 @@ async def add(
 async def create(ctx: Ctx, new: NewToken, faults: Faults) -> NewTokenValue:
     """Create a token that can do no more, and lasts no longer, than the caller's own.
 
-    Raises `Invalid`, `CannotHandOn`, or `Unauthenticated` if the caller's own token is no longer valid.
+    Raises `Invalid`, `CannotHandOn`, `TooManyTokens`, or `Unauthenticated` if the caller's own token is no longer
+    valid.
     """
     wanted = new.permissions or []
     if unknown(wanted):
         faults.add("permissions", UnknownPermissions(unknown(wanted)))
     faults.check()
+    await ctx.tx.first(_LOCK_ACCOUNT, account_id=ctx.account_id)  # so that two at once cannot take the last place
+    limit = ctx.settings.tokens_per_account
+    if (await ctx.tx.first(_IN_FORCE, account_id=ctx.account_id, now_ms=ctx.now_ms) or 0) >= limit:
+        raise TooManyTokens(limit)
     # Read again and locked: the token may have been revoked, or its person's role changed, since the request began.
     maker = await ctx.tx.first(_MAKER, account_id=ctx.account_id, id=ctx.actor.token_id)
     if maker is None:
@@ -257,15 +305,27 @@ async def create(ctx: Ctx, new: NewToken, faults: Faults) -> NewTokenValue:
     return await add(ctx, new.name, wanted, expires_in_days=days, person_id=maker.person_id)
 
 
-async def revoke(ctx: Ctx, token_id: int) -> None:
-    """Revoke a token of the account; raises `NotFound`."""
-    if not await ctx.tx.run(_REVOKE, account_id=ctx.account_id, id=token_id, revoked_at_ms=ctx.now_ms):
-        raise NotFound("token", token_id)
-    await events.record(ctx, "token.revoke", "token", token_id)
+async def revoke(ctx: Ctx, token_id: int, *, children: bool = False) -> list[int]:
+    """Revoke a token of the account; returns the ids of those that were. Raises `NotFound`.
+
+    With `children` those go with it that it created, those that they created, and so on; it may be revoked already.
+    """
+    revoked: list[int] = []
+    found = [token_id]
+    while found:
+        for one in found:
+            if await ctx.tx.run(_REVOKE, account_id=ctx.account_id, id=one, revoked_at_ms=ctx.now_ms):
+                await events.record(ctx, "token.revoke", "token", one)
+                revoked.append(one)
+        # Again until there are none: a token that was creating another at this moment has it by now.
+        found = await ctx.tx.all(_FAMILY, account_id=ctx.account_id, id=token_id) if children else []
+    if not revoked:
+        raise NotFound("valid token", token_id)
+    return revoked
 
 
 async def account_of(ctx: Ctx, token_id: int) -> int:
-    """For the operator: the account of a token that is not revoked; raises `NotFound`."""
+    """For the operator: the account of a token, revoked or not; raises `NotFound`."""
     found = await ctx.tx.first(_ACCOUNT_OF, id=token_id)
     if found is None:
         raise NotFound("valid token", token_id)

@@ -66,9 +66,13 @@ class Damaged(Unusable):
         super().__init__(text)
         self.chunks = frozenset(chunks)
 
+    public = "The backup is damaged; choose another."
+
 
 class WrongKey(Unusable):
     """The backup was encrypted with another key than vpsd has now, or only one of the two has a key."""
+
+    public = "The backup was encrypted with another key than vpsd has now; the operator can help."
 
 
 class BackupRef(msgspec.Struct, frozen=True):

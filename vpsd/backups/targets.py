@@ -24,9 +24,13 @@ from vpsd.settings import Settings
 class TargetFull(Unusable):
     """The target is full; the message names it."""
 
+    public = "The backups' store is full; the operator has to make room."
+
 
 class Missing(Unusable):
     """There is no such object on the target."""
+
+    public = "A part of the backup is missing from the backups' store."
 
 
 class TooLarge(Unusable):
@@ -35,6 +39,12 @@ class TooLarge(Unusable):
 
 class TargetNotThere(Unusable):
     """What is at the target's place is not that target: a folder that is not mounted, or another one."""
+
+    public = "The backups' store is not there now; try again when the operator has it back."
+
+
+_NO_ANSWER = "The backups' store does not answer as it should; the operator can see why."
+_REFUSES = "The backups' store refuses it; the operator can see why."
 
 
 class Target(Protocol):
@@ -169,7 +179,7 @@ class Directory:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Unavailable(f"{self.name}: {path.name} is being written by another process") from None
+                raise Unavailable(f"{self.name}: {path.name} is being written by another process", _NO_ANSWER) from None
             if not os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
                 raise FileNotFoundError(temporary)  # renamed since it was opened: it is an object by now
             try:
@@ -245,8 +255,8 @@ class Directory:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise TargetFull(f"{self.name} is full: free some space or delete backups") from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise Unusable(f"{self.name}: no access to {where}: {error.strerror}") from error
-            raise Unavailable(f"{self.name}: {where}: {error.strerror}") from error
+                raise Unusable(f"{self.name}: no access to {where}: {error.strerror}", _REFUSES) from error
+            raise Unavailable(f"{self.name}: {where}: {error.strerror}", _NO_ANSWER) from error
 
 
 # Every S3 service has its own codes: AWS, Ceph (QuotaExceeded), MinIO (XMinio…)
@@ -372,9 +382,9 @@ class S3:
             exceptions.CredentialRetrievalError,
             ResponseParserError,  # the answer of a proxy in between
         ) as error:
-            raise Unavailable(f"{self.name} does not answer: {error}") from error
+            raise Unavailable(f"{self.name} does not answer: {error}", _NO_ANSWER) from error
         except exceptions.BotoCoreError as error:
-            raise Unusable(f"{self.name}: {error}") from error
+            raise Unusable(f"{self.name}: {error}", _REFUSES) from error
 
     def _failure(self, error: Mapping[str, str], status: int) -> VpsdError:
         code = error.get("Code", "")
@@ -382,10 +392,10 @@ class S3:
         if code in _FULL or status == 507:
             return TargetFull(f"{text} (it is full: free some space or delete backups)")
         if code in _TRANSIENT or status >= 500 or status == 429:
-            return Unavailable(text)
+            return Unavailable(text, _NO_ANSWER)
         if code == "NoSuchKey":
             return Missing(text)
-        return Unusable(text)
+        return Unusable(text, _REFUSES)
 
 
 def _add_md5(params: dict[str, Any], **_: object) -> None:

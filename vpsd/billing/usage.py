@@ -1,6 +1,6 @@
 """What an account's servers cost in a month, so far and as a forecast."""
 
-from collections.abc import Mapping
+import asyncio
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -11,8 +11,11 @@ from vpsd.billing.models import Rental, charges, rentals
 from vpsd.billing.prices import Month
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
+from vpsd.core.pages import Page, Part, Position
 from vpsd.errors import Fault, Invalid
 from vpsd.metrics.models import traffic
+
+_AT_A_TIME = 200  # so many servers take milliseconds
 
 _r, _t = rentals.c, traffic.c
 _OWN = _r.account_id == bindparam("account_id")
@@ -59,7 +62,6 @@ class ServerUsage(msgspec.Struct, frozen=True):
     """What a server costs in a month: so far, and at its end if nothing changes. Amounts in micros."""
 
     server_id: int
-    name: str
     plan_id: int
     price_monthly_micros: int
     milliseconds: int
@@ -76,7 +78,7 @@ class MonthUsage(msgspec.Struct, frozen=True):
     month: str  # 2026-11
     cost_micros: int
     forecast_micros: int
-    servers: list[ServerUsage]  # in the order in which they were created
+    servers: Part[ServerUsage]  # in the order in which they were created
 
 
 class NotAMonth(Fault, frozen=True):
@@ -86,10 +88,10 @@ class NotAMonth(Fault, frozen=True):
         return "Give a month like 2026-11."
 
 
-async def usage(ctx: Ctx, month: str | UnsetType, names: Mapping[int, str]) -> MonthUsage:
-    """What each server of the account costs in a month such as 2026-11, by default the current one.
+async def usage(ctx: Ctx, month: str | UnsetType, page: Page) -> MonthUsage:
+    """What the account costs in a month such as 2026-11, by default the current one, and a page of its servers.
 
-    `names` are the names of the account's servers by id. Raises `Invalid` for a text that is not a month.
+    Raises `Invalid` for a text that is not a month.
     """
     asked = prices.month_of(ctx.now_ms) if month is UNSET else _month(month)
     own = {"account_id": ctx.account_id}
@@ -100,17 +102,20 @@ async def usage(ctx: Ctx, month: str | UnsetType, names: Mapping[int, str]) -> M
     moved = {found.server_id: found for found in await ctx.tx.all(_TRAFFIC, **own, month=asked.name)}
     charged = {found.server_id: 0 for found in moved.values() if found.charged_at_ms is not None}
     charged |= {found.server_id: found.amount_micros for found in await ctx.tx.all(_TRANSFERS, **own, **times)}
-    servers = [
-        _usage(ctx, asked, had, names[server_id], moved.get(server_id), charged.get(server_id))
-        for server_id, had in of_server.items()
-        if had[0].from_ms < ctx.now_ms
-    ]
+    servers: list[ServerUsage] = []
+    for server_id, had in of_server.items():
+        if had[0].from_ms < ctx.now_ms:
+            servers.append(_usage(ctx, asked, had, moved.get(server_id), charged.get(server_id)))
+        if len(servers) % _AT_A_TIME == 0:
+            await asyncio.sleep(0)  # let other tasks run
+    after = page.after
+    rest = servers[page.offset :] if after is None else [used for used in servers if used.server_id > after.id]
     transfer = sum(server.transfer_micros for server in servers)
     return MonthUsage(
         asked.name,
         transfer + sum(server.cost_micros for server in servers),
         transfer + sum(server.forecast_micros for server in servers),
-        servers,
+        Part.of(page, len(servers), rest[: page.size + 1], lambda used: Position(used.server_id)),
     )
 
 
@@ -125,7 +130,7 @@ def _month(name: str) -> Month:
 
 
 def _usage(
-    ctx: Ctx, month: Month, had: list[Rental], name: str, moved: _ServerTransfer | None, transfer_charged: int | None
+    ctx: Ctx, month: Month, had: list[Rental], moved: _ServerTransfer | None, transfer_charged: int | None
 ) -> ServerUsage:
     until_ms = min(ctx.now_ms, month.end_ms)
     spans = prices.price_spans(had)
@@ -134,7 +139,6 @@ def _usage(
     over = prices.transfer_over(had, month, month.end_ms, received, sent)
     return ServerUsage(
         server_id=present.server_id,
-        name=name,
         plan_id=present.plan_id,
         price_monthly_micros=present.price_monthly_micros,
         milliseconds=sum(

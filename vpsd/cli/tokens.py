@@ -26,10 +26,22 @@ async def list_tokens(json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    columns = ("id", "account", "person", "name", "permissions", "created", "expires", "last used", "revoked")
+    columns = (
+        "id",
+        "account",
+        "person",
+        "name",
+        "permissions",
+        "created by",
+        "created",
+        "expires",
+        "last used",
+        "revoked",
+    )
     rows = [
         (
             *(token.id, token.account, token.person, token.name, " ".join(token.permissions)),
+            token.created_by if token.parent_id is None else f"token {token.parent_id}",
             *(iso_utc(token.created_at_ms), iso_utc_or_none(token.expires_at_ms)),
             *(iso_utc_or_none(token.last_used_at_ms), iso_utc_or_none(token.revoked_at_ms)),
         )
@@ -67,9 +79,16 @@ async def add_token(
 @app.command("revoke")
 @run_async
 async def revoke_token(
-    token_id: Annotated[int, typer.Argument(help="Id, from `vpsd token list`.")], json: Json = False
+    token_id: Annotated[int, typer.Argument(help="Id, from `vpsd token list`.")],
+    children: Annotated[
+        bool, typer.Option("--children", help="Also the tokens that it made, those that they made, and so on.")
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Revoke a token: from now on, requests that carry it get 401. Example: `vpsd token revoke 2`."""
+    """Revoke a token: from now on, requests that carry it get 401. Example: `vpsd token revoke 2 --children`."""
     async with writing() as ctx:
-        await tokens.revoke(ctx.in_account(await tokens.account_of(ctx, token_id)), token_id)
-    print_result(json, {"id": token_id, "revoked": True}, f"Token {token_id} is revoked.")
+        account = ctx.in_account(await tokens.account_of(ctx, token_id))
+        revoked = await tokens.revoke(account, token_id, children=children)
+    others = f" So are {', '.join(map(str, revoked[1:]))}." if len(revoked) > 1 else ""
+    sentence = f"Token {revoked[0]} is revoked.{others}"
+    print_result(json, {"id": token_id, "revoked": True, "ids": revoked}, sentence)

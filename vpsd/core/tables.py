@@ -38,6 +38,23 @@ def _by_bytes_whatever_the_locale(element: alphabetical, compiler: SQLCompiler, 
     return f'lower({compiler.process(element.clauses, **options)} COLLATE "C")'
 
 
+class json_lists(GenericFunction[str]):  # noqa: N801  # reads like the functions of SQL
+    """The rows of a group as JSON: a list, in no order, of a list of these columns for each."""
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(json_lists)
+def _as_json_lists(element: json_lists, compiler: SQLCompiler, **options: Any) -> str:
+    return f"json_group_array(json_array({compiler.process(element.clauses, **options)}))"
+
+
+@compiles(json_lists, "postgresql")
+def _as_json_text(element: json_lists, compiler: SQLCompiler, **options: Any) -> str:
+    return f"coalesce(json_agg(json_build_array({compiler.process(element.clauses, **options)}))::text, '[]')"
+
+
 def alphabetical_key(text: str) -> str:
     """What `alphabetical` makes of a text."""
     return text.encode().lower().decode()  # bytes: only a to z have a lower case here, as in the databases

@@ -1,12 +1,12 @@
 """The table of events."""
 
 import msgspec
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, String, Table, Text
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
 
-events = Table(  # append-only: triggers refuse to change or delete a row
+events = Table(  # append-only: triggers refuse to change a row, or to delete one that `event_retention` keeps
     "events",
     metadata,
     identity(),
@@ -25,6 +25,14 @@ events = Table(  # append-only: triggers refuse to change or delete a row
     sqlite_autoincrement=True,
 )
 Index("ix_events_account_id_id", events.c.account_id, events.c.id)
+Index(None, events.c.at_ms)
+
+event_retention = Table(
+    "event_retention",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1: there is at most one row
+    Column("kept_from_ms", BigInteger, nullable=False),  # what is older may be deleted
+)
 
 
 class Event(msgspec.Struct, frozen=True):

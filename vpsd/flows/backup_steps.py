@@ -1,18 +1,18 @@
 """The steps of backups and restores, and what is cleaned up after those that come to nothing."""
 
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 from vpsd.backups import commands, damage, marks, queries
 from vpsd.backups.faults import IsDamaged
 from vpsd.backups.models import Backup, BackupStatus, Kind
 from vpsd.backups.queries import noun
 from vpsd.backups.repository import BackupRef, Damaged
-from vpsd.backups.targets import Missing, TargetNotThere
+from vpsd.backups.targets import Missing
 from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.catalog import service as catalog
-from vpsd.errors import Unavailable, Unusable, waiting_for
+from vpsd.errors import Unusable, waiting_for
 from vpsd.flows import cloud_init, freezing
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import PowerState, Progress, disk_name
@@ -23,20 +23,22 @@ from vpsd.servers.models import BootSource
 
 log = logging.getLogger(__name__)
 
+_STORE = "the backups' store, which does not answer as it should"
+
 
 async def copy_disk(job: Job) -> None:
     """Have an export of the server's disk beside it, as it is at one moment: of what changed since the last one."""
     hypervisor, repository, backup = job.runtime.hypervisor, job.runtime.repository, await _backup_of(job)
     if job.server.provisioned_at_ms is None:
-        raise Unusable("The server has no disk yet.")
+        raise Unusable.plain("The server has no disk yet.")
     mark = await _target_of(job)
     guest = await hypervisor.guest(job.name)
     if guest is not None and guest.paused_by is not None:
-        raise Unusable(f"{guest.paused_by.text} Ask again then.")
+        raise Unusable.plain(f"{guest.paused_by.text} Ask again then.")
     if job.server.status == Status.ACTIVE and (guest is None or guest.power is not PowerState.RUNNING):
-        raise Unusable("The guest is not running. It is brought back first; ask again then.")
+        raise Unusable.plain("The guest is not running. It is brought back first; ask again then.")
     found = await cloud_init.ask(job)  # before anything is frozen
-    with _without_location(job):
+    with waiting_for(_STORE):
         parent, is_whole = await _choose_parent(job, backup, mark)
     since = parent.uuid if parent is not None and is_whole and parent.disk == job.server.disk else None
     refusal = None if guest is None or guest.power is not PowerState.RUNNING else await freezing.refusal(job, backup)
@@ -69,7 +71,7 @@ async def copy_disk(job: Job) -> None:
 
 async def _target_of(job: Job) -> str:
     """The mark of the target that backups are stored on."""
-    with _without_location(job):
+    with waiting_for(_STORE):
         mark = await marks.identify(job.runtime, job.runtime.repository, first_use=True)
     assert mark is not None
     return mark
@@ -191,17 +193,17 @@ async def _backup_of(job: Job) -> Backup:
 
 async def completed_backup(job: Job, backup_id: int) -> Backup:
     """A backup to write a disk from."""
-    with _without_location(job):
+    with waiting_for(_STORE):
         mark = await marks.identify(job.runtime, job.runtime.repository)
     async with job.runtime.read() as ctx:
         backup = await queries.find(ctx, backup_id)
     if backup is not None and backup.deleted_at_ms is None and backup.status == BackupStatus.DAMAGED:
-        raise Unusable(str(IsDamaged(noun((Kind(backup.kind),)), backup_id)))
+        raise Unusable.plain(str(IsDamaged(noun((Kind(backup.kind),)), backup_id)))
     if backup is None or backup.status != BackupStatus.COMPLETED or backup.deleted_at_ms is not None:
-        raise Unusable(f"The backup {backup_id} no longer exists.")
+        raise Unusable.plain(f"The backup {backup_id} no longer exists.")
     if backup.target != mark:
         log.warning("backup %s is on the target %s, and the one in use is %s", backup_id, backup.target, mark)
-        raise Unusable(f"The backup {backup_id} is kept where vpsd does not look; its operator can help.")
+        raise Unusable.plain(f"The backup {backup_id} is kept where vpsd does not look; its operator can help.")
     return backup
 
 
@@ -209,31 +211,15 @@ async def completed_backup(job: Job, backup_id: int) -> Backup:
 async def _on_target(job: Job, backup: Backup, if_damaged: str) -> AsyncIterator[None]:
     """What goes wrong because the target is gone is said to be that; else a damage that is met is remembered."""
     repository = job.runtime.repository
-    with _without_location(job):
+    with waiting_for(_STORE):
         try:
             yield
         except Unusable as error:
             await repository.check_mark(backup.target)
             if isinstance(error, Damaged | Missing):
                 await damage.note(job.runtime, repository, backup.server_id, backup.target, error)
-                raise Unusable(if_damaged) from error
+                raise Unusable(str(error), if_damaged) from error
             raise
-
-
-@contextmanager
-def _without_location(job: Job) -> Iterator[None]:
-    """Where an operator keeps backups is nothing that customers read: the log has it."""
-    location = job.runtime.repository.location
-    try:
-        yield
-    except TargetNotThere as error:
-        log.warning("operation %s: %s", job.operation.id, error)
-        raise TargetNotThere("The backups' store is not there now; try again when the operator has it back.") from error
-    except (Unavailable, Unusable) as error:
-        log.warning("operation %s: %s", job.operation.id, error)
-        text = str(error).replace(location, "the backups' store").replace(location.partition(" ")[2], "it")
-        with waiting_for("the backups' store, which does not answer as it should"):
-            raise type(error)(text) from error
 
 
 async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:

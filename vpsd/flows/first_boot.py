@@ -108,4 +108,4 @@ async def _give_up(job: Job, why: str) -> None:
     """Nobody could log in: it is left off."""
     await find_unpaused(job)
     await job.runtime.hypervisor.power_off(job.name)
-    raise Unusable(f"The server made from the backup {job.server.source_backup_id} has no way in: {why}.")
+    raise Unusable.plain(f"The server made from the backup {job.server.source_backup_id} has no way in: {why}.")

@@ -38,7 +38,7 @@ async def reserve_address(job: Job) -> None:
             except UniqueViolation:
                 continue
             return
-        raise Unavailable("Other servers took every address that was tried at the same moment.")
+        raise Unavailable.plain("Other servers took every address that was tried at the same moment.")
 
 
 async def fetch_image(job: Job) -> None:
@@ -62,7 +62,7 @@ async def fetch_image(job: Job) -> None:
 def _require_room(job: Job, system: OperatingSystem, image: Image) -> None:
     """Raise `Unusable` for an image that turns out to be larger than the disk that is paid for."""
     if image.virtual_size_bytes > job.server.storage_gb * GIB:
-        raise Unusable(
+        raise Unusable.plain(
             f"{system.name} needs a disk of {image.disk_gb} GB, and the server's plan has {job.server.storage_gb}. "
             "Choose a larger plan."
         )
@@ -81,7 +81,7 @@ async def make_disk(job: Job) -> None:
         assert job.server.source_backup_id is not None
         await write_disk_from(job, await completed_backup(job, job.server.source_backup_id), job.disk)
     if job.disk not in (await hypervisor.volumes()).disks:
-        raise Unusable("The server's disk is gone from the host.")
+        raise Unusable.plain("The server's disk is gone from the host.")
     await hypervisor.grow_disk(job.name, job.disk, size_bytes)
 
 
@@ -179,7 +179,7 @@ async def await_boot(job: Job) -> None:
         boot = await watch_boot(job)
         if boot.outcome is Outcome.DIED or (boot.outcome is Outcome.STUCK and _is_new_disk(job)):
             await job.runtime.hypervisor.power_off(job.name)
-            raise Unusable(boot.describe("It was powered off.", twice=True))
+            raise Unusable.plain(boot.describe("It was powered off.", twice=True))
     if boot.outcome in (Outcome.SLOW, Outcome.STUCK):
         job.result = boot.describe("It was left running.")
         await _record_boot(job, job.result)
@@ -262,7 +262,7 @@ async def fetch_next_image(job: Job) -> None:
     async with job.runtime.read() as ctx:
         system = await catalog.find_operating_system(ctx, job.operation.argument or 0)
     if system is None:
-        raise Unusable(f"There is no operating system {job.operation.argument} any more.")
+        raise Unusable.plain(f"There is no operating system {job.operation.argument} any more.")
     _require_room(job, system, await job.ensure_image(system))
 
 

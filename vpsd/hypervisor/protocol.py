@@ -18,11 +18,19 @@ from typing import Protocol
 import msgspec
 
 from vpsd.core.units import GIB
-from vpsd.errors import Unavailable
+from vpsd.errors import Unavailable, Unusable
 
 
 class PortsTaken(Unavailable):
     """A forwarded port of the guest cannot be opened: it is privileged or in use."""
+
+    public = "The host cannot open a port of the server, which is in use or privileged."
+
+
+class NoSpace(Unusable):
+    """What is asked for would fill the pool: guests have to be able to write."""
+
+    public = "There is not enough space on the host."
 
 
 class PowerState(StrEnum):
@@ -58,7 +66,7 @@ class GuestPaused(Unavailable):
     waits_for = None  # the pause itself is told, to whoever looks at the server
 
     def __init__(self, reason: PauseReason) -> None:
-        super().__init__(reason.text)
+        super().__init__(reason.text, reason.text)
         self.reason = reason
 
 

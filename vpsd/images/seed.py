@@ -42,7 +42,7 @@ def seed_iso(
     }
     content = _undated(_iso(files))
     if len(content) > SEED_BYTES:
-        raise Unusable("SSH keys and user data are too long for a seed; use fewer or shorter ones.")
+        raise Unusable.plain("SSH keys and user data are too long for a seed; use fewer or shorter ones.")
     return content.ljust(SEED_BYTES, b"\0")
 
 

@@ -49,9 +49,15 @@ SELECT t.relname, n.relname, i.indisunique, EXISTS (SELECT 1 FROM pg_constraint 
     pg_get_expr(i.indpred, t.oid)
 FROM {_TABLES} JOIN pg_index i ON i.indrelid = t.oid AND NOT i.indisprimary JOIN pg_class n ON n.oid = i.indexrelid"""
 _POSTGRESQL_TRIGGERS = f"""
-SELECT t.relname, g.tgname, g.tgtype, g.tgenabled = 'O' AND p.proname = t.relname || '_refuse'
+SELECT t.relname, g.tgname, g.tgtype, CASE WHEN g.tgenabled = 'O' THEN replace(p.proname, t.relname, '') END
 FROM {_TABLES} JOIN pg_trigger g ON g.tgrelid = t.oid AND NOT g.tgisinternal JOIN pg_proc p ON p.oid = g.tgfoid"""
-_BEFORE_UPDATE_DELETE_OR_TRUNCATE = 2 + 16 + 8 + 32  # bits of pg_trigger.tgtype
+# By function and bits of pg_trigger.tgtype: for each row 1, before 2, delete 8, update 16, truncate 32.
+_POSTGRESQL_REFUSALS = {
+    ("_refuse", 2 + 8 + 16 + 32): ("refuses update", "refuses delete"),
+    ("_refuse", 2 + 16 + 32): ("refuses update",),
+    ("_refuse_kept", 1 + 2 + 8): ("refuses delete of what is kept",),
+}
+_KEPT = "WHEN OLD.at_ms >= (SELECT coalesce(max(kept_from_ms), 0) FROM event_retention) "
 
 _KINDS = {"character varying": "varchar", "double precision": "float", "bytea": "binary", "blob": "binary"}
 
@@ -117,8 +123,16 @@ def _sqlite(connection: Connection) -> Iterator[str]:
         yield _index(table, name, unique, constraint, columns, *where)
     for table, name, sql in ask(_SQLITE_TRIGGERS):
         verb = name.removeprefix(f"{table}_refuse_")
-        body = f"BEFORE {verb.upper()} ON {table} BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        yield f"{table}: refuses {verb}" if sql.endswith(body) else f"{table}: trigger {name}"
+        head = f"BEFORE {verb.upper()} ON {table} "
+        body = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        if sql.endswith(head + body):
+            yield f"{table}: refuses {verb}"
+        else:
+            yield (
+                f"{table}: refuses {verb} of what is kept"
+                if sql.endswith(head + _KEPT + body)
+                else (f"{table}: trigger {name}")
+            )
 
 
 def _postgresql(connection: Connection) -> Iterator[str]:
@@ -128,11 +142,9 @@ def _postgresql(connection: Connection) -> Iterator[str]:
     yield from _columns(ask(_POSTGRESQL_COLUMNS), ask(_POSTGRESQL_REFERENCES))
     for table, name, unique, constraint, columns, where in ask(_POSTGRESQL_INDEXES):
         yield _index(table, name, unique, constraint, columns, where)
-    for table, name, when, refuses in ask(_POSTGRESQL_TRIGGERS):
-        if refuses and when == _BEFORE_UPDATE_DELETE_OR_TRUNCATE:
-            yield from (f"{table}: refuses update", f"{table}: refuses delete")
-        else:
-            yield f"{table}: trigger {name}"
+    for table, name, when, function in ask(_POSTGRESQL_TRIGGERS):
+        refusals = _POSTGRESQL_REFUSALS.get((function, when), (f"trigger {name}",))
+        yield from (f"{table}: {refusal}" for refusal in refusals)
 
 
 def _columns(columns: list[Any], references: list[Any]) -> Iterator[str]:

@@ -54,7 +54,8 @@ class PoolUsedUp(Unavailable):
         rests = "" if free_at_ms is None else f"; the first that rests is free at {iso_utc(free_at_ms)}"
         shorter = "" if free_at_ms is None else ", or shorten VPSD_ADDRESS_REST_MINUTES"
         super().__init__(
-            f"The address pool {pool} is used up{rests}; the operator can widen VPSD_ADDRESS_POOL{shorter}."
+            f"The address pool {pool} is used up{rests}; the operator can widen VPSD_ADDRESS_POOL{shorter}.",
+            f"No address is left for the server{rests}; the operator can add some.",
         )
         self.pool = pool
         self.free_at_ms = free_at_ms

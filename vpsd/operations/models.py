@@ -40,7 +40,8 @@ operations = Table(
     Column("progress", Float, nullable=False),  # 0 to 1
     Column("detail", Text),  # what is being done, or how it ended
     Column("attempts", Integer, nullable=False),
-    Column("error", Text),
+    Column("error", Text),  # in words for customers
+    Column("cause", Text),  # the same for the operator, in full
     Column("lease_owner", String(64)),
     Column("lease_until_ms", BigInteger),
     Column("fence", Integer, nullable=False),
@@ -75,6 +76,7 @@ class Operation(msgspec.Struct, frozen=True):
     detail: str | None
     attempts: int
     error: str | None
+    cause: str | None
     lease_owner: str | None
     lease_until_ms: int | None
     fence: int

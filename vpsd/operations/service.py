@@ -23,11 +23,13 @@ from vpsd.core.db import Statement, UniqueViolation
 from vpsd.core.jumps import Jump
 from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import MINUTE_MS
-from vpsd.errors import Busy
+from vpsd.errors import Busy, VpsdError, public_text
 from vpsd.lifecycle import RULES, Command, supersedes
 from vpsd.operations.models import Operation, OperationStatus, operations
 
 LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the operation
+_LATEST_SHOWN = 50
+
 MAX_ATTEMPTS = 20  # of an operation that has a deadline
 LONGEST_PAUSE_SECONDS = 300  # between two tries
 _ENDED_MS = 0  # when a lease ran out that was ended
@@ -43,6 +45,7 @@ _OF_SERVER = _c.server_id == bindparam("server_id")
 
 _OPEN_OF = Statement(select(operations).where(_OF_SERVER, _OPEN), into=Operation)
 _WAITING = Statement(select(operations).where(_c.waits_for == bindparam("operation_id"), _UNFINISHED), into=Operation)
+_LATEST = Statement(select(operations).where(_OF_SERVER).order_by(_c.id.desc()).limit(_LATEST_SHOWN), into=Operation)
 _OPEN_SERVERS = Statement(select(_c.server_id).where(_OPEN), into=int)
 _HISTORY = PagedList(select(operations).where(_OF_SERVER), _c.id, into=Operation)
 _SINCE = Statement(
@@ -133,11 +136,11 @@ _STEP = Statement(update(operations).where(*_LEASED).values(detail=None), ("step
 _UNLEASED = {"lease_owner": None, "lease_until_ms": None}
 _RESCHEDULE = Statement(
     update(operations).where(*_LEASED).values(status=OperationStatus.QUEUED, **_UNLEASED),
-    ("status", "lease_owner", "lease_until_ms", "error", "run_at_ms"),
+    ("status", "lease_owner", "lease_until_ms", "error", "cause", "run_at_ms"),
 )
 _FINISH = Statement(
     update(operations).where(*_LEASED).values(**_UNLEASED),
-    ("status", "error", "detail", "progress", "finished_at_ms", "lease_owner", "lease_until_ms"),
+    ("status", "error", "cause", "detail", "progress", "finished_at_ms", "lease_owner", "lease_until_ms"),
 )
 
 
@@ -155,6 +158,26 @@ class UnderWay(Busy):
             else f"Another operation ({command}) on this server is under way; try again when it is done."
         )
         self.command = command
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What went wrong: in words for customers, and in full for the operator."""
+
+    error: str
+    cause: str
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        """From what was raised."""
+        return cls(public_text(error), str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}")
+
+    def after(self, text: str) -> "Failure":
+        """The same, with a text before it."""
+        return Failure(f"{text}{self.error}", f"{text}{self.cause}")
+
+    def then(self, text: str) -> "Failure":
+        """The same, with a sentence behind it."""
+        return Failure(*(f"{said.removesuffix('.')}. {text}" for said in (self.error, self.cause)))
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -233,6 +256,11 @@ async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
     return await _HISTORY.read(ctx, page, server_id=server_id)
 
 
+async def latest(ctx: Ctx, server_id: int) -> list[Operation]:
+    """For the operator: the latest operations of a server of any account, newest first."""
+    return await ctx.tx.all(_LATEST, server_id=server_id)
+
+
 async def count_since(ctx: Ctx, server_id: int, command: Command, since_ms: int) -> int:
     """How often a server was told a command without an argument since a time."""
     times = {"since_ms": since_ms, "now_ms": ctx.now_ms}
@@ -300,14 +328,14 @@ async def save_step(ctx: Ctx, lease: Lease, step: str, progress: float) -> None:
     await _save(ctx, _STEP, lease, step=step, progress=progress)
 
 
-async def reschedule(ctx: Ctx, lease: Lease, error: str, run_at_ms: int) -> None:
+async def reschedule(ctx: Ctx, lease: Lease, failure: Failure, run_at_ms: int) -> None:
     """Put the operation back for another try; raises `LostLease`."""
-    await _save(ctx, _RESCHEDULE, lease, error=error, run_at_ms=run_at_ms)
+    await _save(ctx, _RESCHEDULE, lease, error=failure.error, cause=failure.cause, run_at_ms=run_at_ms)
 
 
-async def finish(ctx: Ctx, lease: Lease, error: str | None, detail: str | None) -> None:
-    """Close the operation as succeeded or, with an error, failed; raises `LostLease`."""
-    await _close(ctx, lease, OperationStatus.FAILED if error else OperationStatus.SUCCEEDED, error, detail)
+async def finish(ctx: Ctx, lease: Lease, failure: Failure | None, detail: str | None) -> None:
+    """Close the operation as succeeded or, with a failure, failed; raises `LostLease`."""
+    await _close(ctx, lease, OperationStatus.FAILED if failure else OperationStatus.SUCCEEDED, failure, detail)
 
 
 async def hand_over(ctx: Ctx, lease: Lease, successor: Operation) -> None:
@@ -323,13 +351,14 @@ def _deadline_ms(ctx: Ctx, command: Command) -> int | None:
     return None if minutes is None else ctx.now_ms + minutes * MINUTE_MS
 
 
-async def _close(ctx: Ctx, lease: Lease, status: OperationStatus, error: str | None, detail: str | None) -> None:
+async def _close(ctx: Ctx, lease: Lease, status: OperationStatus, failure: Failure | None, detail: str | None) -> None:
     await _save(
         ctx,
         _FINISH,
         lease,
         status=status,
-        error=error,
+        error=failure and failure.error,
+        cause=failure and failure.cause,
         detail=detail,
         progress=1.0 if status is OperationStatus.SUCCEEDED else 0.0,
         finished_at_ms=ctx.now_ms,

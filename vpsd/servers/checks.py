@@ -1,8 +1,6 @@
 """What creating and changing servers check in the same way. Faults are added, and raised together by the caller."""
 
-import msgspec
 from msgspec import UNSET, UnsetType
-from passlib.hash import sha256_crypt
 
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
@@ -13,16 +11,13 @@ from vpsd.servers.faults import (
     DiskTooSmall,
     IsProtected,
     NoCapacity,
-    RepeatedTag,
     StorageFull,
+    TooManyOperations,
     UnknownPlan,
     UnknownSystem,
 )
 from vpsd.servers.models import LockedServer
-from vpsd.servers.queries import free_capacity
-
-# The password has 116 random bits: rounds that slow down guessing would only slow down the request.
-password_hash = sha256_crypt.using(rounds=1000).hash
+from vpsd.servers.queries import free_capacity, open_operations
 
 
 async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -> None:
@@ -60,6 +55,13 @@ async def offered_system(ctx: Ctx, os_id: int | UnsetType, faults: Faults) -> Op
     return system
 
 
+async def check_operations(ctx: Ctx) -> None:
+    """Make sure that the customer, whose account is locked, may have one more open; raises `TooManyOperations`."""
+    limit = ctx.settings.operations_per_account
+    if ctx.actor.kind == "token" and await open_operations(ctx) >= limit:
+        raise TooManyOperations(limit)
+
+
 async def check_storage(ctx: Ctx) -> None:
     """Make sure that the host has space for more than the servers that run; raises `StorageFull`."""
     if (await free_capacity(ctx)).storage_full:
@@ -82,15 +84,3 @@ async def check_disk(
     least = min(fitting, key=lambda other: (other.storage_gb, other.price_monthly_micros, other.id), default=None)
     smallest = None if least is None else (least.id, least.name, least.storage_gb)
     faults.add(field, DiskTooSmall(source, -(-needed_bytes // GIB), plan.name, plan.storage_gb, smallest))
-
-
-def check_tags(tags: list[str], faults: Faults) -> None:
-    """No tag stands twice."""
-    for place, tag in enumerate(tags):
-        if tag in tags[:place]:
-            faults.add("tags", RepeatedTag(place + 1, tag))
-
-
-def tags_text(tags: list[str]) -> str:
-    """Tags as the column holds them."""
-    return msgspec.json.encode(tags).decode()

@@ -1,14 +1,18 @@
 """Judges what cloud-init would merge into its configuration, document by document.
 
 A #cloud-config has to be YAML, it has to pass the JSON Schema of cloud-init itself, and it has to leave root the way
-in that a create promises. Run as a program, with limits of time and memory: 64 KiB can ask for a lot of work.
+in that a create promises. Run as a program, with limits of time and memory: 64 KiB can ask for a lot of work, and
+nothing of YAML is looked at in the process that answers requests.
 """
 
 import email
+import os
 import resource
 import sys
 from collections.abc import Iterator, Sequence
 from email.message import Message
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,8 +22,12 @@ _CPU_SECONDS = 5
 _MEMORY_BYTES = 512 * 1024 * 1024
 _MOST_NODES = 10_000  # with everything counted as often as an alias repeats it
 _DEEPEST = 50
+_MOST_PARTS = 100  # of an archive or a MIME message
+_MOST_ERRORS = 20  # that a schema may find before the first of them is told
+_LONGEST_NUMBER = 100  # more digits cost more than they say: 1:59:59:… is a number to base 60
 _LONGEST_QUOTE = 120
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _CONFIG, _ARCHIVE = "text/cloud-config", "text/cloud-config-archive"
 _GUESSED = ("text/plain", "text/x-not-multipart", "text/x-shellscript")  # cloud-init looks at how these begin
@@ -40,6 +48,21 @@ class Task(msgspec.Struct, frozen=True):
     has_password: bool  # otherwise root has an SSH key
 
 
+class _Loader(_PARSER):  # type: ignore[misc]
+    """A safe loader that says where a value is that YAML's own types cannot take."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+            raise yaml.constructor.ConstructorError(problem="this number is too long", problem_mark=node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (LookupError, AttributeError, TypeError, ValueError, OverflowError):  # all that its constructors let out
+            name = node.tag.rpartition(":")[2][:_LONGEST_QUOTE]
+            raise yaml.constructor.ConstructorError(
+                problem=f"this is no {name}; put it in quotes if it is text", problem_mark=node.start_mark
+            ) from None
+
+
 class Refused(Exception):
     """What is wrong, and at which mark of the YAML."""
 
@@ -52,7 +75,9 @@ def judge(task: Task) -> str | None:
     try:
         _judge(task, _type(task.text, "") or "", task.text)
     except Refused as error:
-        return str(error)
+        return str(error)[: 5 * _LONGEST_QUOTE]  # libyaml quotes tags and aliases whole
+    except RecursionError:  # of the parser of MIME messages, which counts no levels
+        return "Its parts are too deep inside of each other. Make it flatter."
     return None
 
 
@@ -66,6 +91,8 @@ def _judge(task: Task, kind: str, text: str, deeper: int = 0) -> None:
     else:
         inner = _mime_parts(text) if kind == "multipart" else iter(())
     for number, (part_kind, part) in enumerate(inner, 1):
+        if number > _MOST_PARTS:
+            raise Refused(f"It has more than {_MOST_PARTS} parts. Put some of them together.")
         if deeper == 3:
             raise Refused("Archives inside of archives end at the third.")
         try:
@@ -112,13 +139,13 @@ def _entries(entries: list[Any]) -> Iterator[tuple[str, str]]:
 def _load(kind: str, text: str) -> tuple[yaml.Node, Any]:
     shape, content = _SHAPES[kind]
     try:
-        check_size(text)
-        loader = _LOADER(text)
+        _check_size(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         value = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         raise Refused(f"{error.problem or error.context}.", error.problem_mark or error.context_mark) from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # a character or a date that is not valid
+    except (yaml.YAMLError, ValueError) as error:  # a character that is not valid
         raise Refused(f"This is not valid YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(value, shape):
         begin = text.split(maxsplit=1)[0] if text[:1] == "#" else kind
@@ -126,12 +153,12 @@ def _load(kind: str, text: str) -> tuple[yaml.Node, Any]:
     return node, value
 
 
-def check_size(text: str) -> None:
+def _check_size(text: str) -> None:
     """Refuse what would grow beyond measure when it is loaded: events are counted before anything is made of them."""
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and the count at which it began
     sizes: dict[str, int] = {}
     count = 0
-    for event in yaml.parse(text, _LOADER):
+    for event in yaml.parse(text, _PARSER):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (anchor for anchor, _ in open_nodes):
                 raise Refused(f"*{event.anchor} is inside of what it stands for.", event.start_mark)
@@ -226,12 +253,10 @@ def _module(entry: Any) -> str:
 def _check_schema(node: yaml.Node, value: Any, schema: str | None) -> None:
     if schema is None:
         return
-    # Imported here: only the program needs it.
-    from jsonschema import Draft4Validator
     from jsonschema.exceptions import best_match
 
     found: list[tuple[int, int, int, str, Any]] = []
-    for error in Draft4Validator(msgspec.json.decode(schema)).iter_errors(_as_json(value)):
+    for error in islice(_validator(schema).iter_errors(_as_json(value)), _MOST_ERRORS):
         deepest = best_match([error])
         path = list(deepest.absolute_path)
         if path[-1:] == ["sudo"] and isinstance(deepest.instance, list):
@@ -241,6 +266,14 @@ def _check_schema(node: yaml.Node, value: Any, schema: str | None) -> None:
     if found:
         first = min(found, key=lambda entry: entry[:3])
         raise Refused(first[3], first[4])
+
+
+@cache
+def _validator(schema: str) -> Any:
+    # Imported here: only the program needs it.
+    from jsonschema import Draft4Validator
+
+    return Draft4Validator(msgspec.json.decode(schema))
 
 
 def _as_json(value: Any) -> Any:
@@ -283,6 +316,7 @@ def _mark(node: yaml.Node, path: Sequence[Any]) -> Any:
 
 def main() -> None:
     """Read a `Task` as JSON from standard input; write why it cannot be taken, or nothing."""
+    os.nice(10)  # whoever waits for an answer of the API goes first
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     said = judge(msgspec.json.decode(sys.stdin.buffer.read(), type=Task))

@@ -14,6 +14,7 @@ from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan, plans
 from vpsd.core.context import Ctx
+from vpsd.core.crypt import password_hash
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.errors import NotFound
@@ -25,11 +26,9 @@ from vpsd.servers import hostnames
 from vpsd.servers.checks import (
     check_capacity,
     check_disk,
-    check_tags,
+    check_operations,
     check_unprotected,
     offered_system,
-    password_hash,
-    tags_text,
 )
 from vpsd.servers.faults import (
     CommandRefused,
@@ -43,6 +42,7 @@ from vpsd.servers.faults import (
 from vpsd.servers.models import LockedServer, servers
 from vpsd.servers.queries import lock_server, operating_system
 from vpsd.servers.schedule import next_backup_slot_ms
+from vpsd.servers.tags import check_tags, set_tags
 from vpsd.servers.transitions import STATUS_EVENT, given, transition
 from vpsd.servers.updates import set_next_backup
 
@@ -97,14 +97,15 @@ async def change(ctx: Ctx, server_id: int, wanted: ServerChanges, faults: Faults
     changes = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET}
     if not changes:
         return
+    shown = changes if wanted.tags is UNSET else {**changes, "tags": msgspec.json.encode(wanted.tags).decode()}
     if wanted.tags is not UNSET:
-        changes["tags"] = tags_text(wanted.tags)
+        await set_tags(ctx, server_id, changes.pop("tags"))
     if wanted.backups_enabled is False:
         await set_next_backup(ctx, server_id, None)
     elif wanted.backups_enabled is True and server.next_backup_at_ms is None:
         await set_next_backup(ctx, server_id, next_backup_slot_ms(ctx.settings, server.uuid, ctx.now_ms))
     await ctx.tx.run(_update((*changes, "updated_at_ms")), id=server_id, updated_at_ms=ctx.now_ms, **changes)
-    detail = ", ".join(f"{name} {value}" for name, value in changes.items())
+    detail = ", ".join(f"{name} {value}" for name, value in shown.items())
     await events.record(ctx, "server.change", "server", server_id, detail)
     # While another operation is open the seed is written by it, or brought up to date by reconcile.
     if (
@@ -132,12 +133,15 @@ async def enqueue(
 ) -> Operation:
     """Queue a command on a server whose row the caller has locked, and show that it is under way.
 
-    `event` is the request's own, which carries the change of status. Raises `PaymentRequired`, `WrongStatus` or `Busy`.
+    `event` is the request's own, which carries the change of status. Raises `PaymentRequired`,
+    `WrongStatus`, `TooManyOperations` or `Busy`.
     """
     runs, rule = server.status == Status.ACTIVE, RULES[command]
     if rule.needs_credit and (Status.ACTIVE in rule.begins_from if runs else rule.begins_from - {Status.ACTIVE}):
         await credit.check_start(ctx, runs=runs)
     check_status(server, command)
+    if command not in (Command.DELETE, Command.SOFT_DELETE):
+        await check_operations(ctx)
     operation = await operations.add(ctx, server.id, command, argument)
     if rule.working is not None:
         await transition(ctx, server, rule.working, given(command, event=event, detail=detail))

@@ -9,7 +9,8 @@ from sqlalchemy import insert
 from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
-from vpsd.core.context import Ctx, Transactions
+from vpsd.core.context import Actor, Ctx, Transactions
+from vpsd.core.crypt import password_hash
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.events import service as events
@@ -21,16 +22,15 @@ from vpsd.servers import hostnames, user_data
 from vpsd.servers.checks import (
     check_capacity,
     check_disk,
-    check_tags,
+    check_operations,
     offered_plan,
     offered_system,
-    password_hash,
-    tags_text,
 )
 from vpsd.servers.faults import NobodyRunsUserData, UnknownLocation, UnknownSshKey
 from vpsd.servers.hostnames import NotAsHostname
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
+from vpsd.servers.tags import check_tags, set_tags
 from vpsd.servers.user_data import UserDataStatus
 from vpsd.ssh_keys import service as ssh_keys
 
@@ -38,7 +38,7 @@ _ADD = Statement(
     insert(servers).returning(servers.c.id),
     ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
     + ("freeze_for_backups", "authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
-    + ("created_at_ms", "updated_at_ms", "tags", "protected", "user_data", "user_data_status"),
+    + ("created_at_ms", "updated_at_ms", "protected", "user_data", "user_data_status"),
     into=int,
 )
 _WITHOUT_CLOUD_INIT = (CloudInit.DISABLED, CloudInit.MISSING)
@@ -106,15 +106,15 @@ class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
     operation: Operation
 
 
-async def check_user_data(transactions: Transactions, new: NewServer, faults: Faults) -> None:
+async def check_user_data(transactions: Transactions, actor: Actor, new: NewServer, faults: Faults) -> None:
     """Add what is wrong with the user data; before `create`, because no transaction may be open that long."""
     if new.user_data is None:
         return
     async with transactions.read() as ctx:
         schema = await catalog.find_cloud_config_schema(ctx, None if new.os_id is UNSET else new.os_id)
-    refused = await user_data.check(
-        new.user_data, schema or user_data.installed_schema(), has_password=new.ssh_key_id is None
-    )
+    schema = schema or user_data.installed_schema()
+    has_password = new.ssh_key_id is None
+    refused = await user_data.check(new.user_data, schema, has_password=has_password, account_id=actor.account_id)
     if refused is not None:
         faults.add("user_data", refused)
 
@@ -122,7 +122,8 @@ async def check_user_data(transactions: Transactions, new: NewServer, faults: Fa
 async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: Faults) -> CreatedServer:
     """Write a server down and queue its making; `check_user_data` has looked at its user data.
 
-    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `NoCapacity` or `StorageFull`.
+    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `TooManyOperations`, `NoCapacity`
+    or `StorageFull`.
     """
     plan = await offered_plan(ctx, new.plan_id, faults)
     if source is not None:
@@ -152,6 +153,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     assert new.name is not UNSET
     assert new.location is not UNSET
     await credit.check_create(ctx, plan)
+    await check_operations(ctx)
     await check_capacity(ctx, plan)
     password = None if key else ctx.ids.password()
     note = "" if source is None else source.note("SSH key" if key else "password")
@@ -174,7 +176,6 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         account_id=ctx.account_id,
         plan_id=plan.id,
         os_id=system.id,
-        tags=tags_text(new.tags),
         user_data=new.user_data,
         user_data_status=None if new.user_data is None else UserDataStatus.RUNNING,
         authorized_key=None if key is None else key.public_key,
@@ -183,6 +184,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         updated_at_ms=ctx.now_ms,
     )
     assert server_id is not None
+    await set_tags(ctx, server_id, new.tags)
     await rentals.open_rental(ctx, server_id, plan)
     operation = await operations.add(ctx, server_id, Command.CREATE)
     detail = f"{new.name}: {plan.name}, {system.name}"

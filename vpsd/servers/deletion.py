@@ -10,7 +10,7 @@ from vpsd.core.units import HOUR_MS
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers.checks import check_unprotected
+from vpsd.servers.checks import check_operations, check_unprotected
 from vpsd.servers.commands import Accepted, accepted, check_status, enqueue
 from vpsd.servers.models import LockedServer, servers
 from vpsd.servers.queries import lock_server
@@ -77,6 +77,7 @@ async def undelete(ctx: Ctx, server_id: int) -> Accepted:
     """
     server = await lock_server(ctx, server_id)
     check_status(server, Command.UNDELETE)
+    await check_operations(ctx)
     back = Status(server.deleted_from or Status.ACTIVE)
     await ctx.tx.run(_SET_PURGE_DUE, id=server_id, purge_due_at_ms=None, deleted_from=None)
     if back is Status.ACTIVE:

@@ -1,7 +1,7 @@
 """What can be wrong with what is asked of a server: kinds with parameters, and plain words for each."""
 
 from vpsd.core.clock import iso_utc
-from vpsd.errors import Busy, Fault, Protected, Unavailable, WrongStatus
+from vpsd.errors import Busy, Fault, Protected, TooMany, Unavailable, WrongStatus
 from vpsd.lifecycle import RULES, Command, Status, allowed
 
 
@@ -157,14 +157,21 @@ class PlanChanged(Busy):
         super().__init__("The server was given another plan at the same moment. Look at it, and ask again.")
 
 
+class TooManyOperations(TooMany):
+    """The account has as many operations open as it may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} operations of the account are open, and no more may be. Wait for some to end.", 5)
+        self.limit = limit
+
+
 class NoCapacity(Unavailable):
     """No host has room for the plan."""
 
     def __init__(self, plan_name: str, lacking: list[str]) -> None:
-        super().__init__(
-            f"No host has room for a {plan_name} now: too little {', '.join(lacking)}. "
-            "Choose a smaller plan, or try later."
-        )
+        missing = ", ".join(lacking)
+        text = f"No host has room for a {plan_name} now: too little {missing}. Choose a smaller plan, or try later."
+        super().__init__(text, text)
         self.plan_name = plan_name
         self.lacking = lacking
 
@@ -173,6 +180,5 @@ class StorageFull(Unavailable):
     """What is left of the host's storage is for the servers that run."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "The host's storage is almost full: what is left is for the servers that run. Try again later."
-        )
+        text = "The host's storage is almost full: what is left is for the servers that run. Try again later."
+        super().__init__(text, text)

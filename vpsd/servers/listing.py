@@ -18,6 +18,7 @@ from vpsd.core.tables import alphabetical, alphabetical_key
 from vpsd.lifecycle import Status
 from vpsd.servers.models import servers
 from vpsd.servers.queries import OWN, SUMMARY, WITH_CATALOG, ListedServer, unknown_location
+from vpsd.servers.tags import HAS_TAG, TAG_LIKE, key_and_value
 
 _c = servers.c
 
@@ -54,14 +55,13 @@ _STATUS_NAMES = [f"status_{number}" for number in range(len(Status))]
 _FILTERS = {
     "status": or_(*(_c.status == bindparam(name) for name in _STATUS_NAMES)),
     "location": _c.location == bindparam("location"),
-    "tag": _c.tags.like(bindparam("tag"), escape="\\"),
+    "tag": HAS_TAG,
     "name": _c.name == bindparam("name"),
     "q": or_(
         *(column.ilike(bindparam("q"), escape="\\") for column in (_c.name, _c.hostname, _c.ip_address)),
-        _c.tags.like(bindparam("q_tag"), escape="\\"),
+        TAG_LIKE,
     ),
 }
-_TAG_PART = re.compile("[a-z0-9._:-]+")  # what a part of a tag consists of, and nothing of the JSON around it
 
 
 def _narrowed(statement: Select[Any], filters: tuple[str, ...]) -> Select[Any]:
@@ -119,12 +119,10 @@ def _filter_values(wanted: ServerFilter) -> dict[str, Any]:
     if wanted.status is not UNSET:
         values |= dict.fromkeys(_STATUS_NAMES, wanted.status[0])
         values |= dict(zip(_STATUS_NAMES, dict.fromkeys(wanted.status), strict=False))  # each once, and so all
-    if wanted.tag is not UNSET:  # as it stands in the JSON; of what LIKE reads in its own way a tag has only _
-        values["tag"] = '%"' + _literally(wanted.tag) + '"%'
+    if wanted.tag is not UNSET:
+        values["tag_key"], values["tag_value"] = key_and_value(wanted.tag)
     if wanted.q is not UNSET:
         values["q"] = f"%{_literally(wanted.q)}%"
-        part = alphabetical_key(wanted.q)
-        values["q_tag"] = f"%{_literally(part)}%" if _TAG_PART.fullmatch(part) else ""  # which no row has
     return values
 
 

@@ -1,7 +1,20 @@
 """The table of servers."""
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, String, Table, Text, false, true
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    true,
+)
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
@@ -39,7 +52,6 @@ servers = Table(
     Column("updated_at_ms", BigInteger, nullable=False),
     Column("deleted_at_ms", BigInteger),  # when it was deleted for good
     Column("purged_at_ms", BigInteger),  # when nothing of it was left on the host
-    Column("tags", Text, nullable=False, server_default="[]"),  # a JSON list
     Column("protected", Boolean, nullable=False, server_default=false()),
     Column("purge_due_at_ms", BigInteger),  # when a deletion that can be undone becomes final
     Column("deleted_from", String(16)),  # the status that it goes back to when the deletion is undone
@@ -52,6 +64,20 @@ servers = Table(
     Column("ssh_host_keys", Text),  # a JSON list, as the guest's agent read them
     Column("firmware", String(8)),  # uefi; None: BIOS
     sqlite_autoincrement=True,
+)
+server_tags = Table(
+    "server_tags",
+    metadata,
+    Column("server_id", BigInteger, ForeignKey("servers.id"), primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),  # among the server's tags, from 0
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("key", String(317), nullable=False),  # of a label: a prefix of 253, a slash, a name of 63
+    Column("value", String(63), nullable=False),  # empty: there is none
+    UniqueConstraint("server_id", "key", "value"),
+)
+Index(  # all that a filter needs
+    "ix_server_tags_account_key_value",
+    *(server_tags.c.account_id, server_tags.c.key, server_tags.c.value, server_tags.c.server_id),
 )
 _alive = servers.c.deleted_at_ms.is_(None)
 Index(  # it holds all that counting needs: SQLite then never opens the rows
@@ -103,7 +129,6 @@ class ServerRow(msgspec.Struct, frozen=True):
     updated_at_ms: int
     deleted_at_ms: int | None
     purged_at_ms: int | None
-    tags: str
     protected: bool
     purge_due_at_ms: int | None
     deleted_from: str | None

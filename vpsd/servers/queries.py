@@ -1,9 +1,12 @@
 """Servers, read: scoped to the account of the context for customers, and of all accounts for workers and operators."""
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import and_, bindparam, func, or_, select
 
+from vpsd.accounts import service as accounts
 from vpsd.billing import credit, prices
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan, operating_systems, plans
@@ -21,9 +24,11 @@ from vpsd.lifecycle import RULES, Command, Status
 from vpsd.metrics.models import traffic, usage
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
+from vpsd.operations.models import operations as operation_table
 from vpsd.servers.faults import UnknownLocation
 from vpsd.servers.guest_report import HostKey
 from vpsd.servers.models import LockedServer, Server, servers
+from vpsd.servers.tags import TAGS, tag_list
 
 _FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
 
@@ -34,7 +39,7 @@ WITH_CATALOG = servers.join(plans, plans.c.id == _c.plan_id).join(operating_syst
 SUMMARY = (
     *(_c.id, _c.uuid, _c.name, _c.hostname, _c.status, _c.status_detail, _c.ip_address, _c.location, _c.plan_id),
     *(plans.c.name.label("plan_name"), plans.c.vcpus, plans.c.memory_mb, plans.c.storage_gb),
-    *(_c.os_id, operating_systems.c.name.label("os_name"), _c.tags, _c.protected, _c.purge_due_at_ms),
+    *(_c.os_id, operating_systems.c.name.label("os_name"), TAGS.label("tags"), _c.protected, _c.purge_due_at_ms),
     *(_c.created_at_ms, _c.updated_at_ms),
 )
 
@@ -65,9 +70,8 @@ class ListedServer(msgspec.Struct, frozen=True):
 
     @property
     def tag_list(self) -> list[str]:
-        """The tags; the column is their JSON."""
-        found: list[str] = msgspec.json.decode(self.tags)
-        return found
+        """The tags, in their order."""
+        return tag_list(self.tags)
 
 
 class DetailedServer(ListedServer, frozen=True):
@@ -182,7 +186,18 @@ _SYSTEM = Statement(
     select(operating_systems).join_from(servers, operating_systems).where(_c.id == bindparam("id")),
     into=OperatingSystem,
 )
-_NAMES = Statement(select(_c.id, _c.name).where(_c.account_id == bindparam("account_id")), into=_ServerName)
+_OPEN_OPERATIONS = Statement(
+    select(func.count())
+    .select_from(operation_table.join(servers, operation_table.c.server_id == _c.id))
+    .where(_c.account_id == bindparam("account_id"), operation_table.c.finished_at_ms.is_(None)),
+    into=int,
+)
+_NAMES = Statement(
+    select(_c.id, _c.name).where(
+        _c.account_id == bindparam("account_id"), _c.id >= bindparam("first_id"), _c.id <= bindparam("last_id")
+    ),
+    into=_ServerName,
+)
 _LIVES = Statement(
     select(_c.id, _c.provisioned_at_ms, _c.deleted_at_ms)
     .where(_c.account_id == bindparam("account_id"))
@@ -218,7 +233,12 @@ async def get(ctx: Ctx, server_id: int) -> DetailedServer:
 
 
 async def lock_server(ctx: Ctx, server_id: int) -> LockedServer:
-    """A server of the account, kept from others until the transaction ends; raises `NotFound`."""
+    """A server of the account, kept from others until the transaction ends; raises `NotFound`.
+
+    For a customer the account is locked before it: what is open in it may be counted next.
+    """
+    if ctx.actor.kind == "token":
+        await accounts.lock_account(ctx, ctx.account_id)
     server = await ctx.tx.first(_LOCK_OWN, account_id=ctx.account_id, id=server_id)
     if server is None:
         raise NotFound("server", server_id)
@@ -232,9 +252,15 @@ async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
     return await operations.history(ctx, server_id, page)
 
 
-async def names(ctx: Ctx) -> dict[int, str]:
-    """The names of the account's servers by id, deleted ones included."""
-    return {server.id: server.name for server in await ctx.tx.all(_NAMES, account_id=ctx.account_id)}
+async def open_operations(ctx: Ctx) -> int:
+    """How many operations of the account's servers are open."""
+    return await ctx.tx.first(_OPEN_OPERATIONS, account_id=ctx.account_id) or 0
+
+
+async def names(ctx: Ctx, ids: Sequence[int]) -> dict[int, str]:
+    """The names of servers of the account by id, deleted ones included; of others between them as well."""
+    span = {"first_id": min(ids, default=0), "last_id": max(ids, default=0)}
+    return {server.id: server.name for server in await ctx.tx.all(_NAMES, account_id=ctx.account_id, **span)}
 
 
 async def lives(ctx: Ctx) -> list[ServerLife]:

@@ -15,18 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
-import yaml
 
 from vpsd.servers import cloud_config
-from vpsd.servers.cloud_config import Refused, check_size
+from vpsd.servers.cloud_config import Refused
 
 log = logging.getLogger(__name__)
 
 LARGEST_BYTES = 64 * 1024
 _CHECK_SECONDS = 15  # of the process that looks at it; a machine may be busy
-_CHECKERS = ThreadPoolExecutor(2, "user-data")  # so many are looked at at once
+_CHECKERS = ThreadPoolExecutor(2, "user-data")  # so many are looked at at once, of an account one
+_turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
 _BEGINNINGS = (
     *("#cloud-config", "#cloud-config-archive", "#cloud-config-jsonp", "#cloud-boothook", "#include", "#include-once"),
@@ -62,16 +63,18 @@ def installed_schema() -> str | None:
         return None
 
 
-async def check(text: str, schema: str | None, *, has_password: bool) -> str | None:
+async def check(text: str, schema: str | None, *, has_password: bool, account_id: int) -> str | None:
     """Why it cannot be taken, with the way out; None where it can. `text` holds no NUL.
 
-    `schema` is that of the image's cloud-init, if it is known. What may cost much is done in a process of its own.
+    `schema` is that of the image's cloud-init, if it is known. What may cost much is done in a process of its own, for
+    one request of an account at a time.
     """
     said = refusal(text)
     if said is not None or "cloud-config" not in text.lower():
         return said
     task = msgspec.json.encode(cloud_config.Task(line_ends(text), schema, has_password))
-    return await asyncio.get_running_loop().run_in_executor(_CHECKERS, _judge_apart, task)
+    async with _turns.setdefault(account_id, asyncio.Lock()):
+        return await asyncio.get_running_loop().run_in_executor(_CHECKERS, _judge_apart, task)
 
 
 def _judge_apart(task: bytes) -> str | None:
@@ -117,23 +120,16 @@ def _check(text: str) -> None:
             raise Refused(f"Below {first}: {error}") from None
     elif _MIME.match(text):
         _check_mime(text)
-    elif _check_beginning(text) in ("#cloud-config", "#cloud-config-archive"):
-        try:
-            check_size(text)
-        except yaml.MarkedYAMLError as error:
-            raise Refused(f"{error.problem or error.context}.", error.problem_mark or error.context_mark) from None
-        except (yaml.YAMLError, ValueError) as error:  # a character that is not valid
-            raise Refused(f"This is not valid YAML: {str(error).splitlines()[0]}.") from None
+    else:
+        _check_beginning(text)
 
 
-def _check_beginning(text: str) -> str:
-    """The word that the text begins with, which tells its kind."""
+def _check_beginning(text: str) -> None:
     known = _known_beginning(text)
     if known is None:
         raise Refused(_cause(text) or f"User data begins, in its first column, with one of {_MAY_BEGIN}.")
     if known == "#!" and "\r" in text and "\n" not in text:
         raise Refused("Its lines end with CR alone, as on an old Mac. End them with LF.")
-    return known
 
 
 def _known_beginning(text: str) -> str | None:

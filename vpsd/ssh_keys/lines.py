@@ -32,6 +32,7 @@ _CURVES: dict[str, ec.EllipticCurve] = {
 _MINIMUM_RSA_BITS = 2048
 _MAXIMUM_RSA_BITS = 8192  # dropbear's buffer for a key (MAX_PUBKEY_SIZE) has no room for 16384, which OpenSSH allows
 _MAXIMUM_EXPONENT_BITS = 64  # OpenSSL's for large moduli
+_LONGEST_COMMENT = 255
 _LONGEST_LINE_BYTES = 4096  # dropbear skips lines from 4200 (MAX_AUTHKEYS_LINE)
 
 _DAMAGED = "The key is damaged: copy the whole line of the .pub file."
@@ -64,11 +65,16 @@ def parse(text: str) -> tuple[str, str]:
         raise ValueError(f"Anybody can log in with this key: it is {PUBLISHED[fingerprint]}. Make a pair of your own.")
     _check_fields(kind, fields)
     comment = "".join(character for character in comment if character.isprintable())
+    if len(comment) > _LONGEST_COMMENT:
+        raise ValueError(
+            f"The comment after the key has {len(comment)} characters; {_LONGEST_COMMENT} are the limit. Shorten it, "
+            "or leave it out."
+        )
     line = f"{kind} {base64.b64encode(blob).decode()} {comment}".strip()
     if len(line.encode()) > _LONGEST_LINE_BYTES:
         raise ValueError(
-            f"The line is too long, and not every server would read it: {_LONGEST_LINE_BYTES} bytes with "
-            "the comment are the most. Shorten the comment."
+            f"The line is too long, and not every server would read it: {_LONGEST_LINE_BYTES} bytes with the comment "
+            "are the most. Shorten the comment, or make another key."
         )
     return line, fingerprint
 

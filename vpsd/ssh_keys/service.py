@@ -2,13 +2,14 @@
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, func, insert, select
 
+from vpsd.accounts import service as accounts
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
 from vpsd.core.faults import Faults
 from vpsd.core.pages import Page, PagedList, Part
-from vpsd.errors import Fault, Invalid, NotFound
+from vpsd.errors import Fault, Invalid, NotFound, OverQuota
 from vpsd.events import service as events
 from vpsd.ssh_keys.lines import parse
 from vpsd.ssh_keys.models import SshKey, ssh_keys
@@ -23,6 +24,7 @@ _ADD = Statement(
     ("uuid", "account_id", "name", "public_key", "fingerprint", "created_at_ms"),
     into=SshKey,
 )
+_COUNT = Statement(select(func.count()).select_from(ssh_keys).where(_OWN), into=int)
 _DELETE = Statement(delete(ssh_keys).where(*_OWN_ONE))
 
 
@@ -40,6 +42,14 @@ class KeyTaken(Fault, frozen=True):
 
     def __str__(self) -> str:
         return f"The account already has this key ({self.fingerprint})."
+
+
+class TooManyKeys(OverQuota):
+    """The account has as many keys as it may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"An account may have {limit} SSH keys. Delete one that is no longer used.")
+        self.limit = limit
 
 
 async def list_keys(ctx: Ctx, page: Page) -> Part[SshKey]:
@@ -61,7 +71,10 @@ async def get(ctx: Ctx, key_id: int) -> SshKey:
 
 
 async def add(ctx: Ctx, new: NewSshKey, faults: Faults) -> SshKey:
-    """Add a key; raises `Invalid` if servers would not accept it, or the account already has it."""
+    """Add a key.
+
+    Raises `Invalid` if servers would not accept it, or the account already has it, and `TooManyKeys`.
+    """
     line = fingerprint = ""
     if new.public_key is not UNSET:
         try:
@@ -69,6 +82,10 @@ async def add(ctx: Ctx, new: NewSshKey, faults: Faults) -> SshKey:
         except ValueError as error:
             faults.add("public_key", str(error))
     faults.check()
+    await accounts.lock_account(ctx, ctx.account_id)  # so that two at once cannot take the last place
+    limit = ctx.settings.ssh_keys_per_account
+    if (await ctx.tx.first(_COUNT, account_id=ctx.account_id) or 0) >= limit:
+        raise TooManyKeys(limit)
     try:
         key = await ctx.tx.first(
             _ADD,

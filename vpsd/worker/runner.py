@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
 from vpsd.core.ending import end_all, is_ending
-from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable, VpsdError
+from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.flows.job import Job, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.service import LostLease
+from vpsd.operations.service import Failure, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers.transitions import ended, found, transition
@@ -111,21 +111,25 @@ class Runner:
         except LostLease:
             raise
         except Unusable as error:
-            await self._fail(job, str(error))
+            await self._fail(job, Failure.of(error))
         except DatabaseUnavailable as error:
-            await self._try_again(job, str(error))
+            await self._try_again(job, Failure.of(error))
         except Unavailable as error:
-            await self._try_again(job, str(error), error.waits_for)
+            await self._try_again(job, Failure.of(error), error.waits_for)
         except Exception as error:
             log.exception("operation %s: %s met an error of vpsd's own", job.operation.id, job.operation.command)
-            await self._try_again(job, str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}")
+            await self._try_again(job, Failure.of(error))
 
     async def _run_steps(self, job: Job) -> None:
         operation = job.operation
         if operation.deadline_at_ms is not None and (
             self._runtime.clock.now_ms() > operation.deadline_at_ms or operation.attempts > operations.MAX_ATTEMPTS
         ):
-            raise Unusable(f"Given up after {operation.attempts - 1} attempts: {operation.error or 'the worker died'}")
+            last = Failure(
+                operation.error or "the worker died", operation.cause or operation.error or "the worker died"
+            )
+            given_up = last.after(f"Given up after {operation.attempts - 1} attempts: ")
+            raise Unusable(given_up.cause, given_up.error)
         flow = FLOWS[Command(operation.command)]
         names = [step.__name__ for step in flow]
         first = names.index(operation.step) if operation.step in names else 0
@@ -165,17 +169,21 @@ class Runner:
             log.warning("operation %s: could not clean up behind it: %s", job.operation.id, error)
         return None
 
-    async def _fail(self, job: Job, error: str) -> None:
-        if RULES[Command(job.operation.command)].minutes is None:  # tried until it is done
-            await self._try_again(job, error)
+    async def _fail(self, job: Job, failure: Failure) -> None:
+        operation = job.operation
+        if RULES[Command(operation.command)].minutes is None:  # tried until it is done
+            await self._try_again(job, failure)
             return
         said = await self._clean_up(job)
-        error = error if said is None else f"{error} {said}"
-        log.warning("server %s: %s failed: %s", job.server.id, job.operation.command, error)
-        await self._end(job, error)
+        failure = failure if said is None else failure.then(said)
+        log.warning(
+            "operation %s: %s of server %s failed: %s", operation.id, operation.command, job.server.id, failure.cause
+        )
+        await self._end(job, failure)
 
-    async def _end(self, job: Job, error: str | None) -> None:
+    async def _end(self, job: Job, failure: Failure | None) -> None:
         """Close the operation, and bring the server's status to rest; the one that waits for it goes first."""
+        error = None if failure is None else failure.error
         command = Command(job.operation.command)
         rule, detail = RULES[command], job.result if error is None else error
         to = rule.success if error is None else rule.failure
@@ -183,7 +191,7 @@ class Runner:
             server = await servers.lock(ctx, job.server.id)  # before the operation, as requests do
             successor = await operations.renew(ctx, job.lease)
             if successor is None:
-                await operations.finish(ctx, job.lease, error, job.result if error is None else None)
+                await operations.finish(ctx, job.lease, failure, job.result if failure is None else None)
                 await _record_end(ctx, job, error)
                 if to is not None and to is not rule.working and server.status == rule.working:
                     reason = error if to is Status.ERROR else None
@@ -202,7 +210,7 @@ class Runner:
             await operations.hand_over(ctx, job.lease, successor)
             await _record_end(ctx, job, f"It gave way to the server's {successor.command}.")
 
-    async def _try_again(self, job: Job, error: str, waits_for: str | None = None) -> None:
+    async def _try_again(self, job: Job, failure: Failure, waits_for: str | None = None) -> None:
         operation = job.operation
         endless = RULES[Command(operation.command)].minutes is None
         longest = operations.LONGEST_PAUSE_SECONDS if endless else _LONGEST_PAUSE_SECONDS
@@ -210,15 +218,15 @@ class Runner:
         run_at_ms = self._runtime.clock.now_ms() + pause_seconds * 1000
         late = job.ends_at is not None and self._runtime.clock.monotonic() + pause_seconds > job.ends_at
         if not endless and (late or operation.attempts >= operations.MAX_ATTEMPTS):
-            await self._fail(job, f"Given up after {operation.attempts} attempts: {error}")
+            await self._fail(job, failure.after(f"Given up after {operation.attempts} attempts: "))
             return
-        log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, error)
+        log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, failure.cause)
         async with self._runtime.write() as ctx:
             if waits_for is not None:
                 await waiting.tell(ctx, job, waits_for)
             successor = await operations.waiting(ctx, operation.id)
             if successor is None:
-                await operations.reschedule(ctx, job.lease, error, run_at_ms)
+                await operations.reschedule(ctx, job.lease, failure, run_at_ms)
         if successor is not None:  # it goes first
             await self._clean_up(job)
             await self._hand_over(job)

@@ -101,7 +101,8 @@ def answer_to(error: errors.VpsdError, text: Callable[[object], str]) -> Respons
     retry_seconds = getattr(error, "retry_seconds", None)  # logged, if at all, where it was noticed
     if retry_seconds is not None:
         headers["Retry-After"] = str(retry_seconds)
-    return Response(Problem(text(error), error.code), status_code=status_code, headers=headers)
+    detail = text(error) if error.public is None else error.public
+    return Response(Problem(detail, error.code), status_code=status_code, headers=headers)
 
 
 def of_http(request: AnyRequest, error: HTTPException) -> Response[Any]:

@@ -23,11 +23,11 @@ from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.forms import NoQuery, Query
 from vpsd.api.http.idempotency import execute, sent_key
 from vpsd.api.http.requests import ApiRequest
-from vpsd.core.context import Ctx, Transactions
+from vpsd.core.context import Actor, Ctx, Transactions
 from vpsd.errors import DatabaseUnavailable, VpsdError
 
 Preview: TypeAlias = Callable[[Ctx, Any], Awaitable[Any]]
-Before: TypeAlias = Callable[[Transactions, Any], Awaitable[None]]
+Before: TypeAlias = Callable[[Transactions, Actor, Any], Awaitable[None]]
 
 _LARGEST_ID = 2**63 - 1  # that a database can look for
 NOT_DRY = "A dry run of this request is not possible. Leave dry_run out to carry it out."
@@ -138,7 +138,7 @@ class Route:
             required, misplaced = self.body_required, self._not_in_body
             forms["form"] = await request.body_form(self.body, required=required, misplaced=misplaced)
             if self.before is not None:
-                await self.before(request.runtime, forms["form"])
+                await self.before(request.runtime, request.actor, forms["form"])
         elif not self.lenient:
             await request.refuse_body(self._not_in_body)
         return (lambda ctx: self._function(ctx, *ids, **forms)), query

@@ -13,7 +13,7 @@ from vpsd.api.vps_org.schemas import account as wire
 from vpsd.billing import credit, ledger
 from vpsd.billing import usage as billing_usage
 from vpsd.core.context import Ctx
-from vpsd.errors import Forbidden
+from vpsd.errors import Forbidden, OverQuota
 from vpsd.events import service as events
 from vpsd.servers import queries as servers
 
@@ -31,7 +31,7 @@ async def list_tokens(ctx: Ctx, query: Query[PageQuery]) -> wire.TokenList:
     return wire.TokenList.of(query, part, [wire.TokenView.of(token) for token in part.rows])
 
 
-@post("/tokens/", "token_create", "Make a token", needs="tokens:*", raises=(Forbidden,))
+@post("/tokens/", "token_create", "Make a token", needs="tokens:*", raises=(Forbidden, OverQuota))
 async def create_token(ctx: Ctx, form: Form[wire.TokenCreate]) -> wire.TokenCreated:
     """Make a token that may do no more than the one that asks. Its value is in this answer and nowhere else."""
     new = await tokens.create(ctx, form.plain(NewToken), form.faults)
@@ -39,16 +39,19 @@ async def create_token(ctx: Ctx, form: Form[wire.TokenCreate]) -> wire.TokenCrea
 
 
 @delete("/tokens/{token_id:int}/", "token_delete", "Revoke a token", needs="tokens:*")
-async def revoke_token(ctx: Ctx, token_id: int) -> None:
+async def revoke_token(ctx: Ctx, token_id: int, query: Query[wire.RevokeQuery]) -> None:
     """Make a token worthless from now on; one may revoke the token that asks."""
-    await tokens.revoke(ctx, token_id)
+    await tokens.revoke(ctx, token_id, children=query.validate().get("children", False))
 
 
 @get("/events/", "event_list", "List events", needs="tokens:read")
 async def list_events(ctx: Ctx, query: Query[PageQuery]) -> wire.EventList:
-    """Who did what, when, from which token and address, newest first. Nothing is ever taken off this list."""
+    """Who did what, when, from which token and address, newest first.
+
+    Nothing on this list is ever changed. It is kept as long as the operator says; without that, for ever.
+    """
     part = await events.list_events(ctx, query.validate().page)
-    names = await tokens.names(ctx)
+    names = await tokens.names(ctx, part.rows)
     return wire.EventList.of(query, part, [wire.EventView.of(event, names) for event in part.rows])
 
 
@@ -67,10 +70,11 @@ async def transactions(ctx: Ctx, query: Query[PageQuery]) -> wire.TransactionLis
 
 @get("/usage/", "account_usage", "Get a month's usage", needs="billing:read")
 async def usage(ctx: Ctx, query: Query[wire.UsageQuery]) -> wire.Usage:
-    """What the month has cost so far and will have cost at its end, server by server."""
-    month = query.validate().get("month", UNSET)
-    found = await billing_usage.usage(ctx, month, await servers.names(ctx))
-    return wire.Usage.of(found, ctx.settings.currency)
+    """What the month has cost so far and will have cost at its end: in all, and by a page of its servers."""
+    month, page = query.validate().get("month", UNSET), query.page
+    found = await billing_usage.usage(ctx, month, page)
+    names = await servers.names(ctx, [used.server_id for used in found.servers.rows])
+    return wire.Usage.of(query, found, names, ctx.settings.currency)
 
 
 router = Router(

@@ -164,6 +164,7 @@ _PLAN = msgspec.structs.replace(
 )
 _TOKEN = account.TokenView(
     *(3, _UUIDS[3], "backup-script", ["servers:read"], "john@example.com"),
+    account.TokenMaker("token", account.EventToken(2, "laptop")),
     *("2025-01-10T14:00:00Z", None, "2025-01-16T15:30:00Z"),
 )
 _AUTOMATIC = "Automatic daily backup"
@@ -321,6 +322,9 @@ ANSWERS: dict[str, Any] = {
                 bandwidth=account.BandwidthUsage(450.0, 2048.0, amount(0)),
             )
         ],
+        count=1,
+        next=None,
+        previous=None,
     ),
     "health": Health(
         *("ok", "1.0.0", DatabaseHealth("ok"), DataFolderHealth("ok")),

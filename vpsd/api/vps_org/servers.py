@@ -16,7 +16,7 @@ from vpsd.backups import commands as backups
 from vpsd.backups.commands import NewBackup
 from vpsd.backups.models import Kind
 from vpsd.backups.queries import choose_source
-from vpsd.core.context import Ctx, Transactions
+from vpsd.core.context import Actor, Ctx, Transactions
 from vpsd.errors import Busy, OverQuota, PaymentRequired, Protected, Unavailable, WrongStatus
 from vpsd.lifecycle import Command
 from vpsd.servers import commands, creation, deletion, listing, queries
@@ -35,8 +35,8 @@ _paid_action = partial(_action, raises=(*_REFUSED, PaymentRequired))  # what mak
 _copy = partial(post, needs="servers:*", raises=(*_REFUSED, Unavailable), body_required=False)
 
 
-async def _check_user_data(transactions: Transactions, form: Form[forms.ServerCreate]) -> None:
-    await creation.check_user_data(transactions, form.plain(NewServer), form.faults)
+async def _check_user_data(transactions: Transactions, actor: Actor, form: Form[forms.ServerCreate]) -> None:
+    await creation.check_user_data(transactions, actor, form.plain(NewServer), form.faults)
 
 
 @get("/", "server_list", "List all servers", needs="servers:read")

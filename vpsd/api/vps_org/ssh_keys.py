@@ -6,6 +6,7 @@ from vpsd.api.http.forms import Form, PageQuery, Query
 from vpsd.api.http.routes import delete, get, post
 from vpsd.api.vps_org.schemas.ssh_keys import SshKeyCreate, SshKeyList, SshKeyView
 from vpsd.core.context import Ctx
+from vpsd.errors import OverQuota
 from vpsd.ssh_keys import service as ssh_keys
 from vpsd.ssh_keys.service import NewSshKey
 
@@ -17,7 +18,7 @@ async def list_keys(ctx: Ctx, query: Query[PageQuery]) -> SshKeyList:
     return SshKeyList.of(query, part, [SshKeyView.of(key) for key in part.rows])
 
 
-@post("/", "ssh_key_create", "Add an SSH key", needs="ssh_keys:*")
+@post("/", "ssh_key_create", "Add an SSH key", needs="ssh_keys:*", raises=(OverQuota,))
 async def add(ctx: Ctx, form: Form[SshKeyCreate]) -> SshKeyView:
     """Keep a public key, to be installed on servers that are made with it."""
     return SshKeyView.of(await ssh_keys.add(ctx, form.plain(NewSshKey), form.faults))

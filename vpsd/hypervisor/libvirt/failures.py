@@ -40,7 +40,8 @@ def translate(error: libvirt.libvirtError, action: str) -> VpsdError:
         return PortsTaken(f"The host cannot open a port of the server, which is in use or privileged: {rule}")
     if _FIRMWARE.search(text):
         return Unusable(
-            "The operating system boots by UEFI, which the host lacks: install Debian's package ovmf there."
+            "The operating system boots by UEFI, which the host lacks: install Debian's package ovmf there.",
+            "The operating system boots by UEFI, which the host lacks.",
         )
     kind = Unusable if error.get_error_code() in _FINAL else Unavailable
     return kind(f"The host could not {action}: {_shorten(text)}")

@@ -6,6 +6,7 @@ file of another one which it has frozen before, and answers no more: so it gets 
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ _AGENT_SECONDS = 5  # an agent that has not frozen by then is told to thaw, and 
 _LONGEST_SECONDS = 10.0  # then it is told to thaw although the export has not begun; guests of ours thaw after 20
 _WRITE_SECONDS = 10.0
 _MOST_NAMED = 5
+_AGENT_SAID = re.compile(r"agent command '[^']*': (.+)")  # as libvirt quotes it
 
 _NOTHING_TO_FREEZE = {"iso9660", "udf", "squashfs", "erofs", "cramfs"}  # nobody writes to these
 _CANNOT_FREEZE = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "hfsplus", "minix"}
@@ -171,7 +173,12 @@ def _describe(mounts: Mounts, count: int, thawed: int | None, freeze: Freeze, er
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200].rstrip(".")
+    """What the guest's agent said; what the host says of it is not for customers."""
+    line = str(error).partition("\n")[0]
+    if isinstance(error, libvirt.libvirtError):
+        said = _AGENT_SAID.search(line)
+        line = said[1] if said else "the host could not ask it"
+    return line[:200].rstrip(".")
 
 
 def _join(text: str, mounts: Mounts) -> str:

@@ -33,7 +33,7 @@ from vpsd.hypervisor.libvirt.volumes import (
     send_file,
     volume_xml,
 )
-from vpsd.hypervisor.protocol import Image, Volumes, storage_reserve_mb
+from vpsd.hypervisor.protocol import Image, NoSpace, Volumes, storage_reserve_mb
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BASE_VOLUME = re.compile(r"base-(.+)\.(qcow2|kernel|initrd|whole)")
@@ -116,14 +116,14 @@ class Pool:
         return free // MIB
 
     def require_space(self, host: libvirt.virConnect, needed_bytes: int) -> None:
-        """Raise `Unusable` if that much would fill the pool: guests have to be able to write."""
+        """Raise `NoSpace` if that much would fill the pool: guests have to be able to write."""
         pool = self.open(host)
         refresh(pool)
         _, capacity, _, free = pool.info()
         reserve_mb = storage_reserve_mb(self._reserve_mb, capacity // GIB)
         if free - needed_bytes < reserve_mb * MIB:
             needed = f"up to {needed_bytes // MIB} MB may be needed, " if needed_bytes else ""
-            raise Unusable(
+            raise NoSpace(
                 f"Not enough space on the host: {needed}{free // MIB} MB are free in the pool, of which {reserve_mb} "
                 "MB are left for servers that run."
             )

@@ -2,8 +2,7 @@
 
 from msgspec.structs import replace
 
-from vpsd.errors import Unusable
-from vpsd.hypervisor.protocol import PauseReason, PowerState, storage_reserve_mb
+from vpsd.hypervisor.protocol import NoSpace, PauseReason, PowerState, storage_reserve_mb
 from vpsd.hypervisor.simulator.state import GuestState
 
 SIZE_GB = 1 << 17
@@ -20,7 +19,7 @@ class Storage:
     def require_space(self) -> None:
         """Raise `Unusable` where what is left is for guests that run."""
         if self.free_mb < self._reserve_mb:
-            raise Unusable(f"Not enough space on the host: {self.free_mb} MB are free in the pool.")
+            raise NoSpace(f"Not enough space on the host: {self.free_mb} MB are free in the pool.")
 
     def written_by(self, guest: GuestState) -> GuestState:
         """A guest that runs and writes, or is paused by that."""

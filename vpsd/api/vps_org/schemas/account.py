@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from vpsd.accounts.models import Account, Person, Profile, Token
 from vpsd.accounts.permissions import KNOWN
 from vpsd.accounts.tokens import LONGEST_DAYS
-from vpsd.api.http.forms import NO_LINE_END, Listing
+from vpsd.api.http.forms import NO_LINE_END, Listing, PageQuery, Query
 from vpsd.api.http.schemas import as_format, one_of
 from vpsd.api.vps_org.schemas.amounts import Amount, amount, amount_or_none
 from vpsd.billing.credit import BalanceSummary
@@ -60,6 +60,20 @@ class AccountView(msgspec.Struct):
         )
 
 
+class EventToken(msgspec.Struct):
+    """The token with which something was done."""
+
+    id: int
+    name: str
+
+
+class TokenMaker(msgspec.Struct):
+    """Who made a token."""
+
+    actor: Annotated[str, Meta(description="token, operator, or vpsd itself")]
+    token: Annotated[EventToken | None, Meta(description="The token that made it, revoked or not")]
+
+
 class TokenView(msgspec.Struct):
     """A token; its value was shown when it was made."""
 
@@ -68,6 +82,7 @@ class TokenView(msgspec.Struct):
     name: str
     permissions: list[Annotated[str, one_of("Permission", KNOWN)]]
     person: Annotated[str | None, Meta(description="E-mail of the person whose role bounds it")]
+    created_by: TokenMaker
     created_at: str
     expires_at: Annotated[str | None, Meta(description="Null: never")]
     last_used_at: Annotated[str | None, Meta(description="To the minute")]
@@ -81,6 +96,10 @@ class TokenView(msgspec.Struct):
             name=row.name,
             permissions=row.permissions,
             person=row.person,
+            created_by=TokenMaker(
+                row.created_by,
+                None if row.parent_id is None or row.parent is None else EventToken(row.parent_id, row.parent),
+            ),
             created_at=iso_utc(row.created_at_ms),
             expires_at=iso_utc_or_none(row.expires_at_ms),
             last_used_at=iso_utc_or_none(row.last_used_at_ms),
@@ -92,6 +111,18 @@ class TokenCreated(TokenView):
     """A new token, with its value."""
 
     token: Annotated[str, Meta(description="What requests carry; shown this once")]
+
+
+class RevokeQuery(msgspec.Struct):
+    """What goes with a token."""
+
+    children: Annotated[
+        bool,
+        Meta(
+            description="true: also the tokens that it made, those that they made, and so on; it may be revoked",
+            extra={"message": "Give true or false."},
+        ),
+    ] = False
 
 
 class TokenList(Listing):
@@ -110,13 +141,6 @@ class Me(msgspec.Struct):
     def of(cls, profile: Profile) -> "Me":
         """As it is read."""
         return cls(AccountView.of(profile.account, profile.person), TokenView.of(profile.token))
-
-
-class EventToken(msgspec.Struct):
-    """The token with which something was done."""
-
-    id: int
-    name: str
 
 
 class EventTarget(msgspec.Struct):
@@ -222,7 +246,7 @@ class TransactionList(Listing):
     results: list[Transaction]
 
 
-class UsageQuery(msgspec.Struct):
+class UsageQuery(PageQuery):
     """Which month."""
 
     month: Annotated[
@@ -262,10 +286,10 @@ class UsageOfServer(msgspec.Struct):
     bandwidth: BandwidthUsage
 
     @classmethod
-    def of(cls, used: ServerUsage) -> "UsageOfServer":
+    def of(cls, used: ServerUsage, name: str) -> "UsageOfServer":
         """As it is read."""
         return cls(
-            NamedServer(used.server_id, used.name),
+            NamedServer(used.server_id, name),
             used.plan_id,
             amount(used.price_monthly_micros),
             round(used.milliseconds / HOUR_MS, 3),
@@ -280,21 +304,22 @@ class UsageOfServer(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """What an account's servers cost in a month, deleted ones included."""
+    """What an account's servers cost in a month, deleted ones included, and a page of these servers."""
 
     month: str
     currency: str
-    cost: Annotated[Amount, Meta(description="So far")]
-    forecast: Annotated[Amount, Meta(description="At the month's end if nothing changes")]
+    cost: Annotated[Amount, Meta(description="So far, of all servers")]
+    forecast: Annotated[Amount, Meta(description="At the month's end if nothing changes, of all servers")]
     servers: list[UsageOfServer]
+    count: Annotated[int, Meta(description="How many servers there are in all")]
+    next: Annotated[str | None, Meta(description="Address of the next page; null at the end")]
+    previous: Annotated[str | None, Meta(description="Address of the page before; null unless `page` was asked for")]
 
     @classmethod
-    def of(cls, usage: MonthUsage, currency: str) -> "Usage":
+    def of(cls, query: Query[Any], usage: MonthUsage, names: Mapping[int, str], currency: str) -> "Usage":
         """As it is read."""
         return cls(
-            usage.month,
-            currency,
-            amount(usage.cost_micros),
-            amount(usage.forecast_micros),
-            [UsageOfServer.of(used) for used in usage.servers],
+            *(usage.month, currency, amount(usage.cost_micros), amount(usage.forecast_micros)),
+            [UsageOfServer.of(used, names[used.server_id]) for used in usage.servers.rows],
+            *(usage.servers.count, *query.neighbours(usage.servers)),
         )
