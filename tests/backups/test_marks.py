@@ -15,7 +15,8 @@ from vpsd.backups import marks
 from vpsd.backups.marks import BackupTarget
 from vpsd.backups.models import backup_targets, backups
 from vpsd.backups.repository import Repository
-from vpsd.backups.targets import MARK, S3, TargetNotThere
+from vpsd.backups.s3 import S3
+from vpsd.backups.targets import MARK, TargetNotThere
 from vpsd.core.db import Statement
 from vpsd.errors import Invalid, NotFound, Unavailable, Unusable
 

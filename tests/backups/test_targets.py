@@ -14,7 +14,8 @@ from moto.s3.models import s3_backends
 from tests.backups.recording_target import CHUNK, KEY, Disk, backup_ref, chain, keep, restored
 from tests.backups.services import Cut, complaining
 from vpsd.backups.repository import Repository
-from vpsd.backups.targets import S3, Directory, Missing, Target, TargetFull, open_target
+from vpsd.backups.s3 import S3
+from vpsd.backups.targets import Directory, Missing, Target, TargetFull, open_target
 from vpsd.errors import Unavailable, Unusable
 from vpsd.settings import Settings, load
 

@@ -25,6 +25,7 @@ class EventPruner:
 
     async def prune(self) -> None:
         """Delete what is too old."""
+        self._runtime.jumps.look()
         days = self._runtime.settings.events_keep_days
         if days is None or self._runtime.jumps.unsettled:  # by a clock that was just set nothing is deleted
             return
