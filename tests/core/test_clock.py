@@ -19,6 +19,9 @@ class HeldClock:
     def now_ms(self) -> int:
         return 0
 
+    def monotonic(self) -> float:
+        return 0.0
+
     async def sleep(self, seconds: float) -> None:
         self.asked.append(seconds)
         await self._rung.wait()

@@ -19,6 +19,9 @@ class Clock(Protocol):
     def now_ms(self) -> int:
         """Milliseconds since 1970 in UTC."""
 
+    def monotonic(self) -> float:
+        """Seconds since some moment; never set back or forward, and so right for how long something took."""
+
     async def sleep(self, seconds: float) -> None:
         """Wait that long."""
 
@@ -29,6 +32,9 @@ class SystemClock:
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
 
+    def monotonic(self) -> float:
+        return time.monotonic()
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
@@ -38,9 +44,13 @@ class FakeClock:
 
     def __init__(self, now_ms: int = 1_750_000_000_000) -> None:
         self._now_ms = now_ms
+        self._monotonic = 0.0
 
     def now_ms(self) -> int:
         return self._now_ms
+
+    def monotonic(self) -> float:
+        return self._monotonic
 
     async def sleep(self, seconds: float) -> None:
         self.advance(seconds)
@@ -49,6 +59,7 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         """Move the clock forward."""
         self._now_ms += round(seconds * 1000)
+        self._monotonic += seconds
 
 
 async def every(

@@ -2,6 +2,9 @@
 
 No transaction is open while a step talks to the host. What a step did is saved only while the lease is still this
 worker's; one that lost it drops what it holds. A worker that dies leaves a lease that runs out, and another goes on.
+
+A worker that cannot renew its lease, or was stopped, ends its step by its own clock before the lease does. What it may
+still have under way on the host is told from what the next one does by `Owner` (docs/decisions/0013).
 """
 
 import asyncio
@@ -11,8 +14,9 @@ from collections.abc import Awaitable, Callable
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
 from vpsd.errors import Unavailable, Unusable, VpsdError
-from vpsd.flows.job import Job, Superseded
+from vpsd.flows.job import Job, LeaseClock, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
+from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
@@ -26,6 +30,8 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0  # the net under the wake-ups
 _LONGEST_PAUSE_SECONDS = 30
 _LONGEST_ENDLESS_PAUSE_SECONDS = 300
+_CLEAN_UP = "clean_up"  # in place of a step
+_CANCEL_SECONDS = 5.0  # for a step to end; then it is told once more
 
 Tick = Callable[[float], Awaitable[None]]
 
@@ -33,10 +39,17 @@ Tick = Callable[[float], Awaitable[None]]
 class Runner:
     """A worker: as many operations at once as the settings say."""
 
-    def __init__(self, runtime: Runtime, owner: str, tick: Tick = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        owner: str,
+        tick: Tick = asyncio.sleep,
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
         self._runtime = runtime
         self._owner = owner
         self._tick = tick  # real time, whatever the clock says: a lease is about this process being alive
+        self._monotonic = monotonic or runtime.clock.monotonic
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving: set[asyncio.Task[None]] = set()  # those of them that move whole disks
@@ -57,10 +70,11 @@ class Runner:
         while len(self._tasks) < workers:
             # Backups may take hours, and a night has many: they never take the last worker slots from who wants to
             # start.
+            since = self._monotonic()
             operation = await self._claim(quick=len(self._moving) >= max(1, workers // 2))
             if operation is None:
                 return
-            task = asyncio.create_task(self._work_logged(operation), name=f"operation {operation.id}")
+            task = asyncio.create_task(self._work_logged(operation, since), name=f"operation {operation.id}")
             moves_disks = RULES[Command(operation.command)].moves_disks
             for tasks in (self._tasks, *([self._moving] if moves_disks else [])):
                 tasks.add(task)
@@ -69,35 +83,45 @@ class Runner:
 
     async def run_once(self) -> bool:
         """Take one operation as far as it goes now; False when none is due."""
+        since = self._monotonic()
         operation = await self._claim()
         if operation is None:
             return False
-        await self.work(operation)
+        await self.work(operation, since)
         return True
 
     async def _claim(self, *, quick: bool = False) -> Operation | None:
         async with self._runtime.write() as ctx:
             return await operations.claim(ctx, self._owner, quick=quick)
 
-    async def _work_logged(self, operation: Operation) -> None:
+    async def _work_logged(self, operation: Operation, since: float) -> None:
         try:
-            await self.work(operation)
+            await self.work(operation, since)
         except Exception:
             log.exception("operation %s: its lease runs out and it is taken up again", operation.id)
 
-    async def work(self, operation: Operation) -> None:
-        """Carry a leased operation to its end, to its next try, or to the command that takes over."""
+    async def work(self, operation: Operation, since: float) -> None:
+        """Carry a leased operation to its end, to its next try, or to the command that takes over.
+
+        `since`: when the lease was asked for, by the monotonic clock.
+        """
         async with self._runtime.read() as ctx:
-            job = Job(self._runtime, operation, await servers.row(ctx, operation.server_id))
+            server = await servers.row(ctx, operation.server_id)
+            job = Job(self._runtime, operation, server, LeaseClock(self._monotonic, since))
             job.superseded = await operations.waiting(ctx, operation.id) is not None
+        attempt = asyncio.create_task(self._attempt(job))
         heartbeat = asyncio.create_task(self._keep_lease(job))
         try:
-            await self._attempt(job)
-        except LostLease:
+            while not (attempt.done() or heartbeat.done()) and (left := job.lease_clock.seconds_left()) > 0:
+                await asyncio.wait({attempt, heartbeat}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if attempt.done():
+                attempt.result()
+            else:
+                log.warning("operation %s: its lease is over; what is under way is left off", operation.id)
+        except TakenOver:
             log.warning("operation %s: another worker has taken it over", operation.id)
         finally:
-            heartbeat.cancel()
-            await asyncio.wait({heartbeat})
+            await _cancel({attempt, heartbeat})
 
     async def _attempt(self, job: Job) -> None:
         try:
@@ -110,7 +134,7 @@ class Runner:
             raise
         except Unusable as error:
             await self._fail(job, str(error))
-        except Unavailable as error:
+        except (Unavailable, TakenOver) as error:  # the guest has another's mark, and the lease is still this worker's
             await self._try_again(job, str(error))
         except Exception as error:
             log.exception("operation %s: %s met an error of vpsd's own", job.operation.id, job.operation.command)
@@ -118,10 +142,13 @@ class Runner:
 
     async def _run_steps(self, job: Job) -> None:
         operation = job.operation
+        await job.runtime.hypervisor.take(job.name)
         if operation.deadline_at_ms is not None and (
             self._runtime.clock.now_ms() > operation.deadline_at_ms or operation.attempts > operations.MAX_ATTEMPTS
         ):
             raise Unusable(f"Given up after {operation.attempts - 1} attempts: {operation.error or 'the worker died'}")
+        if operation.step == _CLEAN_UP and not job.superseded:
+            raise Unusable(operation.detail or "The worker died while it cleaned up.")
         flow = FLOWS[Command(operation.command)]
         names = [step.__name__ for step in flow]
         first = names.index(operation.step) if operation.step in names else 0
@@ -138,18 +165,26 @@ class Runner:
     async def _keep_lease(self, job: Job) -> None:
         while True:
             await self._tick(operations.LEASE_SECONDS / 5)
+            since = self._monotonic()
             try:
                 async with self._runtime.write() as ctx:
                     job.superseded |= await operations.renew(ctx, job.lease) is not None
+                job.lease_clock.renewed(since)
             except LostLease:
                 return
             except Exception:
                 log.exception("operation %s: the lease could not be renewed; the next try comes soon", job.operation.id)
+                if job.lease_clock.seconds_left() <= 0:
+                    return
 
-    async def _clean_up(self, job: Job) -> str | None:
+    async def _clean_up(self, job: Job, error: str | None = None) -> str | None:
         clean_up = CLEAN_UP.get(Command(job.operation.command))
         try:
             if clean_up is not None:
+                async with self._runtime.write() as ctx:  # first: who takes over must not make what is deleted here
+                    await operations.save_step(ctx, job.lease, _CLEAN_UP, 0.0)
+                    if error is not None:
+                        await operations.report(ctx, job.lease, 0.0, error)
                 await job.refresh()
                 return await clean_up(job)
         except Exception as error:  # what is left is found by `vpsd check`; a lost lease ends what follows, too
@@ -160,7 +195,7 @@ class Runner:
         if RULES[Command(job.operation.command)].minutes is None:  # tried until it is done
             await self._try_again(job, error)
             return
-        said = await self._clean_up(job)
+        said = await self._clean_up(job, error)
         error = error if said is None else f"{error} {said}"
         log.warning("server %s: %s failed: %s", job.server.id, job.operation.command, error)
         await self._end(job, error)
@@ -211,6 +246,18 @@ class Runner:
         if waiting is not None:  # it goes first
             await self._clean_up(job)
             await self._hand_over(job)
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel tasks, as often as it takes, and wait for their ends; what they raise is nobody's concern any more."""
+    pending = tasks
+    while pending:
+        for task in pending:
+            task.cancel()
+        done, pending = await asyncio.wait(pending, timeout=_CANCEL_SECONDS)
+        for task in done:
+            if not task.cancelled():
+                task.exception()
 
 
 async def _record_end(ctx: Ctx, job: Job, error: str | None) -> None:
