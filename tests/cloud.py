@@ -207,7 +207,7 @@ class Cloud:
         return await self.ask("POST", path, **({} if json is None else {"json": json}), **options)
 
     def runner(self, owner: str = "worker", **options: Any) -> Runner:
-        return Runner(self.runtime, owner, **{"tick": never_ticks, **options})
+        return Runner(self.runtime, owner, **{"tick": never_ticks, "monotonic": lambda: 0.0, **options})
 
     def reconciler(self) -> Reconciler:
         return Reconciler(self.runtime)

@@ -51,11 +51,14 @@ def environment(**settings: object) -> dict[str, str]:
 class Vpsd:
     """A vpsd that can be started, spoken to, and ended in more ways than one."""
 
-    def __init__(self, **settings: object) -> None:
-        self.data = Path(tempfile.mkdtemp(prefix="vpsd-", dir="/tmp"))  # short: unix sockets lie below it
+    def __init__(self, *, beside: "Vpsd | None" = None, **settings: object) -> None:
+        """`beside`: another one whose data folder it shares, and who takes that away in the end."""
+        # short: unix sockets lie below it
+        self.data: Path = Path(tempfile.mkdtemp(prefix="vpsd-", dir="/tmp")) if beside is None else beside.data
+        self._beside = beside
         self.listen = f"127.0.0.1:{free_port()}"
         self.environment = environment(data_dir=self.data, listen=self.listen, **settings)
-        self._log = self.data.with_name(f"{self.data.name}.log")
+        self._log = self.data.with_name(f"{self.data.name}{'' if beside is None else '-beside'}.log")
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._http = self._client()
@@ -102,6 +105,12 @@ class Vpsd:
         """`kill -9`."""
         self._end(signal.SIGKILL)
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def _end(self, sign: signal.Signals) -> int:
         assert self._process is not None
         self._http.close()  # an idle connection is given a moment at the end
@@ -117,7 +126,8 @@ class Vpsd:
             self.interrupt()
         self._http.close()
         self._log.unlink(missing_ok=True)
-        shutil.rmtree(self.data)
+        if self._beside is None:
+            shutil.rmtree(self.data)
 
     def said(self) -> str:
         """All that it printed since its last start."""

@@ -7,11 +7,12 @@ from sqlalchemy import delete, insert, update
 from tests.cloud import Cloud
 from vpsd.audit import Audit, Finding
 from vpsd.core.db import Statement
+from vpsd.hypervisor.names import disk_generation, disk_name
 from vpsd.hypervisor.protocol import GuestSpec
 from vpsd.lifecycle import Status
 from vpsd.network.models import addresses
 from vpsd.operations.models import operations
-from vpsd.servers.models import servers
+from vpsd.servers.models import Server, servers
 
 
 async def _run(cloud: Cloud, statement: Any) -> None:
@@ -33,6 +34,18 @@ async def _mended(cloud: Cloud) -> list[tuple[str, str]]:
     return found
 
 
+async def _gone(cloud: Cloud) -> Server:
+    """A server that was deleted for good."""
+    server = await cloud.have_server("gone")
+    await cloud.ask("DELETE", f"/api/v1/servers/{server}/?now=1")
+    await cloud.settle()
+    return await cloud.row(server)
+
+
+def _spec(name: str, uuid: str) -> GuestSpec:
+    return GuestSpec(name, name, uuid, 1, 256, "base", False, "", "52:54:00:00:00:01", "127.10.0.9", ())
+
+
 async def test_a_cloud_at_rest_has_nothing_to_find(cloud: Cloud) -> None:
     await cloud.have_server("one")
     await cloud.have_server("two", Status.STOPPED)
@@ -41,27 +54,27 @@ async def test_a_cloud_at_rest_has_nothing_to_find(cloud: Cloud) -> None:
 
 async def test_a_guest_and_a_disk_without_a_server_are_found_and_removed(cloud: Cloud) -> None:
     await cloud.have_server()
-    name = cloud.guest(99)
-    spec = GuestSpec(name, name, "u", 1, 256, "base", False, "", "52:54:00:00:00:01", "127.10.0.9", ())
-    await cloud.hypervisor.define(spec)
-    await cloud.hypervisor.write_seed(cloud.guest(98), b"seed")
-    cloud.hypervisor.serial_logs.add(cloud.guest(97))
+    gone = await _gone(cloud)
+    await cloud.hypervisor.define(_spec(cloud.guest(gone.id), gone.uuid))
+    await cloud.hypervisor.write_seed(cloud.guest((await _gone(cloud)).id), b"seed")
+    cloud.hypervisor.serial_logs.add(cloud.guest((await _gone(cloud)).id))
     assert await _mended(cloud) == [("guest", "belongs to no server"), *[("volume", "belongs to no server")] * 2]
 
 
 async def test_what_a_backup_and_a_restore_have_left_is_removed(cloud: Cloud) -> None:
-    server = await cloud.have_server()
-    name, base = cloud.guest(server), (await cloud.row(server)).base
-    assert base is not None
-    await cloud.hypervisor.ensure_disk(f"{name}.77", base, 1 << 30)
+    server, gone = await cloud.have_server(), await _gone(cloud)
+    name, row = cloud.guest(server), await cloud.row(server)
+    assert row.base is not None
+    await cloud.hypervisor.ensure_disk(disk_name(name, disk_generation(row.uuid, "77777777")), row.base, 1 << 30)
     await cloud.hypervisor.export_disk(name, "a-mark", None)
-    await cloud.hypervisor.ensure_disk(f"{cloud.guest(99)}.5", base, 1 << 30)
+    left = disk_name(cloud.guest(gone.id), disk_generation(gone.uuid, "55555555"))
+    await cloud.hypervisor.ensure_disk(left, row.base, 1 << 30)
     assert await _mended(cloud) == [
         ("volume", "belongs to no server"),
         ("disk", "is not the server's any more"),
         ("copy", "was made for a backup that is over"),
     ]
-    assert (await cloud.hypervisor.volumes()).disks == {name}
+    assert (await cloud.hypervisor.volumes()).disks == {await cloud.disk(server)}
 
 
 async def test_an_image_that_was_sent_only_in_part_is_removed(cloud: Cloud) -> None:
@@ -108,7 +121,7 @@ async def test_a_status_that_nothing_works_on_comes_to_rest(cloud: Cloud) -> Non
 
 async def test_a_lost_disk_stays_on_the_list_until_it_is_back(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    cloud.hypervisor.loses_disk(cloud.guest(server))
+    cloud.hypervisor.loses_disk(await cloud.disk(server))
     found = await _audit(cloud, fix=True)
     assert [finding.text for finding in found] == ["has no disk on the host"]
     assert await cloud.status(server) == "error"
@@ -121,9 +134,9 @@ async def test_what_an_operation_works_on_is_left_alone(cloud: Cloud) -> None:
 
 
 async def test_only_what_was_done_is_said_to_be_repaired(cloud: Cloud) -> None:
-    server = await cloud.have_server()
+    server, gone = await cloud.have_server(), await _gone(cloud)
     cloud.hypervisor.vanishes(cloud.guest(server))
-    await cloud.hypervisor.write_seed(cloud.guest(99), b"seed")
+    await cloud.hypervisor.write_seed(cloud.guest(gone.id), b"seed")
 
     async def stop_before_its_turn(call: str) -> None:
         if call == "remove":
@@ -139,9 +152,9 @@ async def test_only_what_was_done_is_said_to_be_repaired(cloud: Cloud) -> None:
 
 
 async def test_an_address_that_another_server_took_meanwhile_is_not_said_to_be_held_again(cloud: Cloud) -> None:
-    server = await cloud.have_server()
+    server, gone = await cloud.have_server(), await _gone(cloud)
     await _run(cloud, delete(addresses))
-    await cloud.hypervisor.write_seed(cloud.guest(99), b"seed")
+    await cloud.hypervisor.write_seed(cloud.guest(gone.id), b"seed")
 
     async def take_it(call: str) -> None:
         if call == "remove":
@@ -151,6 +164,6 @@ async def test_an_address_that_another_server_took_meanwhile_is_not_said_to_be_h
 
     cloud.hypervisor.before_call = take_it
     assert [(finding.name, finding.fixed) for finding in await _audit(cloud, fix=True)] == [
-        (cloud.guest(99), "removed from the host"),
+        (cloud.guest(gone.id), "removed from the host"),
         (f"{server} (web)", None),
     ]

@@ -16,7 +16,9 @@ from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.errors import DatabaseUnavailable, VpsdError
 from vpsd.hosts import service as hosts
-from vpsd.hypervisor.protocol import Guest, Volumes, disk_name, guest_name
+from vpsd.hypervisor.names import disk_name, guest_name, guest_of, server_id_of
+from vpsd.hypervisor.owner import Owner
+from vpsd.hypervisor.protocol import Guest, Volumes
 from vpsd.lifecycle import AT_REST, FOUND, Command, Status
 from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
@@ -24,8 +26,13 @@ from vpsd.operations import service as operations
 from vpsd.runtime import Runtime
 from vpsd.servers import commands
 from vpsd.servers import queries as servers
-from vpsd.servers.models import LockedServer, Server
+from vpsd.servers.models import LockedServer, Server, disks_of
 from vpsd.servers.transitions import found, transition
+
+_OLD_COPY = (
+    "Was an older copy of the database put back? Then it may be somebody's, and is left alone: bring the newer "
+    "database back, or delete it by hand if nobody needs it."
+)
 
 Repair = Callable[[], Awaitable[bool | None]]
 """Puts something in order; False when that was not possible now."""
@@ -62,12 +69,12 @@ class Audit:
         guests, volumes = await hypervisor.guests(), await hypervisor.volumes()
         after = await self._rows()
         await self._check_storage(after, guests)
-        known = {self._name(server_id) for rows in (before, after) for server_id in rows.servers}
-        of_guests = {disk.partition(".")[0] for disk in volumes.disks} | volumes.seeds | volumes.exports | volumes.logs
-        for kind, names in (("guest", set(guests) - known), ("volume", of_guests - set(guests) - known)):
-            for name in sorted(names):
-                repair = partial(hypervisor.remove, name)
-                await self._report(kind, name, "belongs to no server", "removed from the host", repair)
+        known = {self._name(server_id): row for rows in (before, after) for server_id, row in rows.servers.items()}
+        for name in (*sorted(set(guests) - known.keys()), *sorted(volumes.guests - guests.keys() - known.keys())):
+            await self._check_ownerless(name, guests.get(name), volumes)
+        for name in sorted(guests.keys() & known.keys()):
+            if guests[name].uuid != known[name].uuid:
+                await self._report("guest", name, f"is not that of server {known[name].id}. {_OLD_COPY}")
         for name in sorted(volumes.unknown):
             await self._report("volume", name, "is in vpsd's pool and unknown; delete it by hand if you do not know it")
         if not before.busy and not after.busy:  # an operation may be sending an image right now
@@ -81,9 +88,25 @@ class Audit:
         for server in after.servers.values():
             if server.id in before.servers and server.id not in before.busy | after.busy:
                 has_disk = disk_name(self._name(server.id), server.disk) in volumes.disks
-                await self._check_server(server, self._name(server.id) in guests, has_disk, after)
+                guest = guests.get(self._name(server.id))
+                await self._check_server(server, guest is not None and guest.uuid == server.uuid, has_disk, after)
                 await self._check_left_behind(server, volumes)
         return self._findings
+
+    async def _check_ownerless(self, name: str, guest: Guest | None, volumes: Volumes) -> None:
+        """What is named after a server that is gone may go; what is named after one that never was is not for us."""
+        kind = "volume" if guest is None else "guest"
+        async with self._runtime.read() as ctx:
+            gone = await servers.find_row(ctx, server_id_of(name))
+        if gone is None or (guest is not None and guest.uuid != gone.uuid):
+            await self._report(kind, name, f"belongs to no server that the database has ever known. {_OLD_COPY}")
+            return
+        disks = disks_of(gone, name, volumes.disks)
+        if guest is not None or disks or name in volumes.seeds | volumes.exports | volumes.logs:
+            repair = partial(self._runtime.hypervisor.held_by(Owner(uuid=gone.uuid)).remove, name, disks)
+            await self._report(kind, name, "belongs to no server", "removed from the host", repair)
+        for disk in sorted(disk for disk in volumes.disks - disks if guest_of(disk) == name):
+            await self._report("volume", disk, f"belongs to no server that the database has ever known. {_OLD_COPY}")
 
     async def _check_storage(self, rows: _Rows, guests: Mapping[str, Guest]) -> None:
         facts = await self._runtime.hypervisor.facts()
@@ -133,11 +156,15 @@ class Audit:
         hypervisor, name = self._runtime.hypervisor, self._name(server.id)
         previous = server.previous_boot_source
         owned = {disk_name(name, disk) for disk in (server.disk, server.disk if previous is None else previous.disk)}
-        for disk in sorted(disk for disk in volumes.disks - owned if disk.partition(".")[0] == name):
-            repair = partial(hypervisor.delete_disk, disk)
-            await self._report("disk", disk, "is not the server's any more", "removed from the host", repair)
+        own = disks_of(server, name, volumes.disks)
+        for disk in sorted(disk for disk in volumes.disks - owned if guest_of(disk) == name):
+            if disk in own:
+                repair = partial(hypervisor.delete_disk, disk)
+                await self._report("disk", disk, "is not the server's any more", "removed from the host", repair)
+            else:
+                await self._report("disk", disk, f"is not that of server {server.id}. {_OLD_COPY}")
         if name in volumes.exports:
-            repair = partial(hypervisor.drop_export, name)
+            repair = partial(hypervisor.held_by(Owner(uuid=server.uuid)).drop_export, name)
             await self._report("copy", name, "was made for a backup that is over", "removed from the host", repair)
 
     async def _check_server(self, server: Server, has_guest: bool, has_disk: bool, after: _Rows) -> None:

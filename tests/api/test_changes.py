@@ -79,20 +79,19 @@ async def test_a_running_server_is_resized_by_one_reboot_and_its_disk_grows(clou
     await cloud.settle()
     detail = (await cloud.get(f"{SERVERS}{server_id}/")).json()
     assert (detail["status"], detail["plan"]["name"], detail["ip_address"]) == ("active", "Starter VPS", address)
-    assert cloud.hypervisor.disk_bytes(cloud.guest(server_id)) == 40 * GIB
+    assert cloud.hypervisor.disk_bytes(await cloud.disk(server_id)) == 40 * GIB
     assert cloud.hypervisor.spec(cloud.guest(server_id)).memory_mb == 2048
 
 
 async def test_a_disk_alone_grows_under_the_running_guest_and_nothing_reboots(cloud: Cloud) -> None:
     await cloud.offer(5, storage_gb=5)
     server_id = await cloud.have_server()
-    name = cloud.guest(server_id)
     cloud.hypervisor.calls.clear()
     answer = (await cloud.post(f"{SERVERS}{server_id}/resize/", {"plan_id": 5})).json()
     assert (answer["server"]["status"], "while it runs" in answer["message"]) == ("resizing", True)
     await cloud.work()
     assert await cloud.status(server_id) == "active"
-    assert cloud.hypervisor.disk_bytes(name) == 5 * GIB
+    assert cloud.hypervisor.disk_bytes(await cloud.disk(server_id)) == 5 * GIB
     assert not {"request_shutdown", "power_off", "power_on", "define"} & set(cloud.hypervisor.calls)
     assert (await cloud.get(f"{SERVERS}{server_id}/")).json()["plan"]["storage"] == 5
 
@@ -114,7 +113,7 @@ async def test_a_guest_that_went_down_while_its_disk_grew_is_found_stopped(cloud
     cloud.hypervisor.happens(cloud.guest(server_id), PowerState.OFF)
     await cloud.settle()
     assert await cloud.status(server_id) == "stopped"
-    assert cloud.hypervisor.disk_bytes(cloud.guest(server_id)) == 5 * GIB
+    assert cloud.hypervisor.disk_bytes(await cloud.disk(server_id)) == 5 * GIB
 
 
 async def test_a_stopped_server_has_its_new_size_when_it_starts(cloud: Cloud) -> None:
@@ -127,7 +126,7 @@ async def test_a_stopped_server_has_its_new_size_when_it_starts(cloud: Cloud) ->
     assert await cloud.work() == 0
     await cloud.post(f"{SERVERS}{server_id}/start/")
     await cloud.settle()
-    assert cloud.hypervisor.disk_bytes(cloud.guest(server_id)) == 40 * GIB
+    assert cloud.hypervisor.disk_bytes(await cloud.disk(server_id)) == 40 * GIB
 
 
 async def test_what_a_server_costs_changes_at_the_moment_of_the_resize(cloud: Cloud) -> None:
@@ -222,7 +221,7 @@ async def test_a_rebuild_may_push_aside_a_new_hostnames_way(cloud: Cloud) -> Non
     operation = await runner._claim()
     assert operation is not None
     assert (await cloud.post(f"{SERVERS}{server_id}/rebuild/", {"os_id": 3})).status_code == 200
-    await runner.work(operation)
+    await runner.work(operation, since=0.0)
     await cloud.settle()
     row = await cloud.row(server_id)
     assert (row.status, row.os_id, row.seed_hostname) == ("active", 3, "new.example.com")

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.running import Vpsd
+from tests.running import Vpsd, until
 from vpsd.hypervisor.protocol import GuestSpec, guest_name
 from vpsd.hypervisor.simulator import Simulator
 
@@ -17,8 +17,13 @@ def test_servers_of_all_accounts_are_listed_with_their_guests(vpsd: Vpsd) -> Non
 
 
 def test_check_finds_what_has_no_owner_and_mends_it_when_told_to(vpsd: Vpsd) -> None:
-    name = guest_name(vpsd.rows("SELECT instance FROM installation")[0][0], 4711)
-    asyncio.run(leave_behind(vpsd, name))
+    server = vpsd.create("gone")["id"]
+    vpsd.until_status(server, "active")
+    assert vpsd.ask("DELETE", f"servers/{server}/?now=1").status_code == 204
+    until(lambda: vpsd.rows(f"SELECT 1 FROM servers WHERE id = {server} AND purged_at_ms > 0"), "its end")
+    ((instance, uuid),) = vpsd.rows(f"SELECT instance, uuid FROM installation, servers WHERE servers.id = {server}")
+    name = guest_name(instance, server)
+    asyncio.run(leave_behind(vpsd, name, uuid))
     done = vpsd.run("check")
     assert done.returncode == 1
     assert name in done.stdout
@@ -30,10 +35,10 @@ def test_check_finds_what_has_no_owner_and_mends_it_when_told_to(vpsd: Vpsd) -> 
     assert (done.returncode, done.stdout) == (0, "No inconsistencies.\n")
 
 
-async def leave_behind(vpsd: Vpsd, name: str) -> None:
+async def leave_behind(vpsd: Vpsd, name: str, uuid: str) -> None:
     """Have a guest on the host that no server speaks for."""
     simulator = Simulator(vpsd.data / "simulator.journal")
-    await simulator.define(GuestSpec(name, name, "", 1, 128, "base", False, "", "", "127.10.99.99", ()))
+    await simulator.define(GuestSpec(name, name, uuid, 1, 128, "base", False, "", "", "127.10.99.99", ()))
     await simulator.close()
 
 

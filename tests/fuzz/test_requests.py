@@ -22,8 +22,9 @@ _LIMIT_SECONDS = 400 if LONG else 60
 @pytest.fixture
 def vpsd() -> Iterator[Vpsd]:
     """A vpsd with something of everything, that never says 429."""
-    limits = {"rate_limit": 0, "address_rate_limit": 0, "login_failures": 0}
-    running = Vpsd(hypervisor="simulator", simulator_boot_seconds=0, **limits)
+    running = Vpsd(
+        hypervisor="simulator", simulator_boot_seconds=0, rate_limit=0, address_rate_limit=0, login_failures=0
+    )
     running.start()
     for number in range(1, 5):
         running.create(f"web-{number}")

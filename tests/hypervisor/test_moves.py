@@ -12,6 +12,7 @@ import pytest
 from vpsd.errors import Misconfigured, Unusable
 from vpsd.hypervisor.libvirt import daemon, qcow2
 from vpsd.hypervisor.libvirt.storage import Pool
+from vpsd.hypervisor.owner import ANYBODY
 from vpsd.hypervisor.protocol import guest_name
 
 pytestmark = pytest.mark.guest
@@ -49,7 +50,7 @@ def _make_disk(host: libvirt.virConnect, path: Path) -> Path:
     plan = qcow2.plan_file(DISK_BYTES, 1 << 20, [])
     (path / f"{BASE}.qcow2").write_bytes((plan.header + plan.tables).ljust(plan.file_bytes, b"\0"))
     (path / f"{BASE}.whole").touch()
-    _pool(path).make_disk(host, NAME, BASE.removeprefix("base-"), 2 * DISK_BYTES)
+    _pool(path).make_disk(host, NAME, BASE.removeprefix("base-"), 2 * DISK_BYTES, ANYBODY)
     disk = path / f"{NAME}.qcow2"
     domain = Xml.Element("domain", type="qemu")
     for tag, text in (("name", NAME), ("memory", "65536")):

@@ -460,8 +460,9 @@ async def test_a_checkpoint_of_another_disk_is_no_base_for_the_next_backup(cloud
 
 async def test_a_disk_that_is_smaller_than_the_one_before_is_backed_up(cloud: Cloud) -> None:
     server = await cloud.have_server()
-    name = cloud.guest(server)
-    await cloud.hypervisor.grow_disk(name, name, 9 << 30)  # as an image would that is larger than the plan
+    await cloud.hypervisor.grow_disk(
+        cloud.guest(server), await cloud.disk(server), 9 << 30
+    )  # as an image would that is larger than the plan
     await cloud.have_copy(server)
     assert (await cloud.post(f"/api/v1/servers/{server}/rebuild/", {"os_id": 1})).status_code == 200
     await cloud.work()

@@ -106,7 +106,7 @@ async def test_a_running_server_is_shut_down_gracefully_and_keeps_disk_and_addre
     assert await power(cloud, server) is PowerState.OFF
     assert "request_shutdown" in cloud.hypervisor.calls
     assert not {"power_off", "remove"} & set(cloud.hypervisor.calls)
-    assert cloud.guest(server) in (await cloud.hypervisor.volumes()).disks
+    assert await cloud.disk(server) in (await cloud.hypervisor.volumes()).disks
     assert [(held.server_id, held.address) for held in await cloud.addresses()] == [(server, address)]
     operation = (await cloud.operations(server))[-1]
     assert (operation["command"], operation["status"]) == ("suspend", "succeeded")
@@ -305,7 +305,7 @@ async def test_nothing_is_ever_deleted_for_lack_of_money_unless_a_time_is_set(cl
         await look(cloud)
     assert await cloud.status(server) == "suspended"
     assert (await cloud.row(server)).deleted_at_ms is None
-    assert cloud.guest(server) in (await cloud.hypervisor.volumes()).disks
+    assert await cloud.disk(server) in (await cloud.hypervisor.volumes()).disks
 
 
 async def test_where_a_time_is_set_servers_are_deleted_then_and_not_a_second_before(cloud: Cloud) -> None:

@@ -13,8 +13,8 @@ from tests.api.tables import change, rows
 from tests.billing.books import DAY, HOUR, assert_right, charges_of
 from tests.cloud import Cloud
 from tests.killed import Killed
-from tests.worker.test_crashes import _told as told
 from tests.worker.test_crashes import kill_at
+from tests.worker.told import told
 from vpsd.accounts.models import accounts
 from vpsd.audit import Audit
 from vpsd.backups.models import backups

@@ -71,7 +71,7 @@ async def test_a_guest_that_was_undefined_is_defined_anew_on_its_own_disk(cloud:
 async def test_a_lost_disk_is_never_replaced_by_an_empty_one(cloud: Cloud) -> None:
     server = await cloud.have_server()
     cloud.hypervisor.vanishes(cloud.guest(server))
-    cloud.hypervisor.loses_disk(cloud.guest(server))
+    cloud.hypervisor.loses_disk(await cloud.disk(server))
     await cloud.settle()
     row = await cloud.row(server)
     assert (row.status, row.error) == ("error", "The server's disk is gone from the host.")

@@ -100,7 +100,7 @@ async def test_what_was_off_is_deleted_and_undeleted_without_an_operation(cloud:
 async def test_why_a_server_is_in_error_is_still_known_when_it_is_undeleted(cloud: Cloud) -> None:
     cloud.set(undelete_hours=1)
     server = await cloud.have_server()
-    cloud.hypervisor.loses_disk(cloud.guest(server))
+    cloud.hypervisor.loses_disk(await cloud.disk(server))
     cloud.hypervisor.vanishes(cloud.guest(server))
     await cloud.settle()
     before = await cloud.row(server)
@@ -146,7 +146,7 @@ async def test_deleted_and_undeleted_in_the_middle_of_a_command_it_goes_where_th
     for _ in range(2):
         await delete(cloud, server)
         await undelete(cloud, server)
-    await runner.work(operation)
+    await runner.work(operation, since=0.0)
     await cloud.settle()
     assert await cloud.status(server) == rests
 
@@ -391,7 +391,7 @@ async def test_check_knows_a_deleted_server_and_mends_one_that_nothing_shuts_dow
     assert (found.text, found.fixed) == ("is deleting, and nothing is under way", "its shutdown is queued")
     await cloud.settle()
     assert await cloud.status(server) == "deleted"
-    cloud.hypervisor.loses_disk(cloud.guest(server))
+    cloud.hypervisor.loses_disk(await cloud.disk(server))
     (found,) = await Audit(cloud.runtime, fix=True).run()
     assert (found.text, await cloud.status(server)) == ("has no disk on the host", "deleted")
 

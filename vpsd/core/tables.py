@@ -2,15 +2,43 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Cast, Column, ColumnElement, Identity, Integer, String, cast, func
+from sqlalchemy import BigInteger, Cast, Column, ColumnElement, Identity, Integer, String, Table, cast, func, text
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.functions import GenericFunction
 
 
 def identity() -> Column[Any]:
     """An integer key that is never reused, not even after its row is deleted."""
     return Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
+
+
+class RaiseIdentity(Executable, ClauseElement):
+    """Have the next keys of a table with an `identity` be above `last`; it touches no row where they are."""
+
+    inherit_cache = True
+
+    def __init__(self, table: Table) -> None:
+        self.table = table.name
+
+
+@compiles(RaiseIdentity, "sqlite")
+def _raise_counter(element: RaiseIdentity, compiler: SQLCompiler, **options: Any) -> str:
+    of_table = f"FROM sqlite_sequence WHERE name = '{element.table}'"  # no row before the table had its first
+    raised = (
+        f"INSERT OR REPLACE INTO sqlite_sequence (rowid, name, seq) SELECT (SELECT rowid {of_table}), "
+        f"'{element.table}', :last WHERE NOT EXISTS (SELECT 1 {of_table} AND seq >= :last)"
+    )
+    return compiler.process(text(raised), **options)
+
+
+@compiles(RaiseIdentity, "postgresql")
+def _raise_sequence(element: RaiseIdentity, compiler: SQLCompiler, **options: Any) -> str:
+    sequence = f"pg_get_serial_sequence('{element.table}', 'id')"
+    present = f"coalesce(pg_sequence_last_value({sequence}::regclass), 0)"
+    return compiler.process(text(f"SELECT setval({sequence}, :last) WHERE {present} < :last"), **options)
 
 
 def total(values: ColumnElement[Any]) -> Cast[int]:

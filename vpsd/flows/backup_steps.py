@@ -256,19 +256,24 @@ async def write_restored_disk(job: Job) -> None:
     await roll_back(job)
     backup = await completed_backup(job, job.operation.argument or 0)
     await kernel_of(job, backup)
-    await write_disk_from(job, backup, disk_name(job.name, job.operation.id))
+    await write_disk_from(job, backup, disk_name(job.name, job.new_generation))
 
 
 async def take_restored_disk(job: Job) -> None:
     """Have the server on its second disk, from which it boots next; the first one is kept until it has."""
     server, backup = job.server, await _backup_of(job)
-    if server.disk == job.operation.id:
+    if _is_restored(job):
         return
     await job.runtime.hypervisor.keep_checkpoint(job.name, None)
     base, cmdline = await kernel_of(job, backup)
-    restored = BootSource(job.operation.id, backup.os_id, base, cmdline, backup.firmware)
+    restored = BootSource(job.new_generation, backup.os_id, base, cmdline, backup.firmware)
     async with job.write() as ctx:
         await updates.set_boot(ctx, server.id, restored, server.boot_source)
+
+
+def _is_restored(job: Job) -> bool:
+    """Whether the server is on the disk that this restore has written: as this vpsd names it, or an older one did."""
+    return job.server.disk in (job.new_generation, job.operation.id)
 
 
 async def roll_back(job: Job) -> None:
@@ -288,8 +293,8 @@ async def drop_old_disk(job: Job) -> None:
     hypervisor = job.runtime.hypervisor
     async with job.write() as ctx:  # first of all: a row must never go back to a disk that may be gone
         await updates.set_boot(ctx, job.server.id, job.server.boot_source, None)
-    for disk in (await hypervisor.volumes()).disks:
-        if disk.partition(".")[0] == job.name and disk != job.disk:
+    for disk in await job.old_disks():
+        if disk != job.disk:
             await hypervisor.delete_disk(disk)
 
 
@@ -306,9 +311,9 @@ async def clean_up_backup(job: Job) -> str | None:
 
 async def clean_up_restore(job: Job) -> str | None:
     """Have the server on the disk that it had before a restore that came to nothing."""
-    if job.server.disk == job.operation.id:
+    if _is_restored(job):
         await roll_back(job)
-    if job.server.disk == job.operation.id:
+    if _is_restored(job):
         return None  # it had come to its end
-    await job.runtime.hypervisor.delete_disk(disk_name(job.name, job.operation.id))
+    await job.runtime.hypervisor.delete_disk(disk_name(job.name, job.new_generation))
     return "The server has the disk that it had before."

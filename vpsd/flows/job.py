@@ -5,19 +5,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
+import msgspec
+
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import waiting_for
-from vpsd.hypervisor.protocol import Image, Progress, disk_name, guest_name
+from vpsd.hypervisor.names import disk_generation, disk_name, guest_name
+from vpsd.hypervisor.owner import Owner
+from vpsd.hypervisor.protocol import Image, Progress
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.service import Lease
+from vpsd.operations.service import Lease, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
-from vpsd.servers.models import Server
+from vpsd.servers.models import Server, disks_of
 
 _POLL_SECONDS = 0.1  # slirp leaves sockets behind when a port is polled faster
 
@@ -28,14 +32,43 @@ class Superseded(Exception):
     """Another command waits to take over: let go now."""
 
 
+class LeaseClock:
+    """For how long this worker may go on, by a clock that nobody sets.
+
+    It counts from before the lease was asked for, and ends before the lease does. So it holds also where the lease
+    cannot be renewed, or the worker was stopped.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], since: float) -> None:
+        """`since`: when the lease was asked for, in seconds of `monotonic`."""
+        self._monotonic = monotonic
+        self.renewed(since)
+
+    def renewed(self, since: float) -> None:
+        """The lease was renewed, asked for at that moment."""
+        self._until = since + operations.WORK_SECONDS
+
+    def seconds_left(self) -> float:
+        """How long this worker may go on; 0 or less when its time is over."""
+        return self._until - self._monotonic()
+
+    def check(self) -> None:
+        """Raise `LostLease` when its time is over; from any thread."""
+        if self.seconds_left() <= 0:
+            raise LostLease
+
+
 class Job:
     """One operation, leased by this worker, and the server that it is about."""
 
-    def __init__(self, runtime: Runtime, operation: Operation, server: Server) -> None:
-        self.runtime = runtime
+    def __init__(self, runtime: Runtime, operation: Operation, server: Server, lease_clock: LeaseClock) -> None:
+        """What the steps do to the host through `runtime.hypervisor` is done on behalf of this operation's lease."""
+        owner = Owner(server.uuid, f"{operation.id}.{operation.fence}", lease_clock.check)
+        self.runtime = msgspec.structs.replace(runtime, hypervisor=runtime.hypervisor.held_by(owner))
         self.server = server
         self.operation = operation
         self.lease = Lease.of(operation)
+        self.lease_clock = lease_clock
         self.name = guest_name(runtime.instance, server.id)
         self.result: str | None = None
         self.step = (0, 1)  # which of how many
@@ -52,6 +85,16 @@ class Job:
     def disk(self) -> str:
         """The disk that the guest runs from."""
         return disk_name(self.name, self.server.disk)
+
+    @property
+    def new_generation(self) -> int:
+        """The disk that this operation makes, if it makes one: none before or after it has that name."""
+        return disk_generation(self.server.uuid, self.operation.uuid)
+
+    async def old_disks(self) -> list[str]:
+        """What the host has of the server's disks, but for the one that this operation makes."""
+        present = (await self.runtime.hypervisor.volumes()).disks
+        return sorted(disks_of(self.server, self.name, present) - {disk_name(self.name, self.new_generation)})
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Ctx]:

@@ -56,7 +56,7 @@ async def fetch_image(job: Job) -> None:
         _require_room(job, system, image)
         base, cmdline, firmware = image.key, image.cmdline if image.kernel else None, image.firmware
     async with job.write() as ctx:
-        await updates.set_base(ctx, job.server.id, base, cmdline, firmware)
+        await updates.set_base(ctx, job.server.id, job.new_generation, base, cmdline, firmware)
 
 
 def _require_room(job: Job, system: OperatingSystem, image: Image) -> None:
@@ -268,7 +268,7 @@ async def fetch_next_image(job: Job) -> None:
 
 async def discard_disk(job: Job) -> None:
     """Have nothing left of the old guest and its disk; what follows makes the server as if for the first time."""
-    await job.runtime.hypervisor.remove(job.name)
+    await job.runtime.hypervisor.remove(job.name, await job.old_disks())
     async with job.write() as ctx:
         assert job.operation.argument is not None
         await updates.set_discarded(ctx, job.server.id, job.operation.argument)
@@ -276,7 +276,7 @@ async def discard_disk(job: Job) -> None:
 
 async def remove_guest(job: Job) -> None:
     """Have nothing of the server left on the host."""
-    await job.runtime.hypervisor.remove(job.name)
+    await job.runtime.hypervisor.remove(job.name, await job.old_disks())
 
 
 async def release_address(job: Job) -> None:

@@ -8,9 +8,11 @@ Rules for every driver:
 - A call returns once its effect is on the host; it raises `Unavailable` (retry) or `Unusable` (permanent).
 - The driver limits the time of every call.
 - The caller chooses names, which belong to one vpsd (`guest_name`); a driver never touches anything else.
+- On behalf of an `Owner` (`held_by`), a guest with another uuid is not there for what asks, stops or removes, and is
+  refused with `NameTaken` by what makes; one that was taken since raises `TakenOver`, whatever shall change.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +21,10 @@ import msgspec
 
 from vpsd.core.units import GIB
 from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.names import disk_name as disk_name
+from vpsd.hypervisor.names import guest_name as guest_name
+from vpsd.hypervisor.names import guest_of
+from vpsd.hypervisor.owner import Owner
 
 
 class PortsTaken(Unavailable):
@@ -143,6 +149,11 @@ class Volumes(msgspec.Struct, frozen=True):
     exports: frozenset[str] = frozenset()  # names of guests whose disk has an export next to it
     logs: frozenset[str] = frozenset()  # names of guests whose serial console is recorded
 
+    @property
+    def guests(self) -> frozenset[str]:
+        """The names of all guests that something here is named after."""
+        return self.seeds | self.exports | self.logs | {guest_of(disk) for disk in self.disks}
+
 
 class DiskExport(msgspec.Struct, frozen=True):
     """How the export of a disk started."""
@@ -219,6 +230,12 @@ Progress = Callable[[float, str], None]
 
 class Hypervisor(Protocol):
     """One host that runs guests. Guest names are `vpsd-<instance>-<server id>`."""
+
+    def held_by(self, owner: Owner) -> "Hypervisor":
+        """The same host, as one owner may change it."""
+
+    async def take(self, name: str) -> None:
+        """Have the guest, if there is one, be the owner's from now on: what earlier owners ask comes too late."""
 
     async def facts(self) -> HostFacts:
         """Describe the host. Connects if needed."""
@@ -323,8 +340,11 @@ class Hypervisor(Protocol):
     async def boot_signs(self, name: str) -> BootSigns:
         """How far the guest's boot is, for one that no port speaks for; nothing if it is not running."""
 
-    async def remove(self, name: str) -> None:
-        """Power off and undefine the guest, and delete its disks, export and seed: nothing of that name remains."""
+    async def remove(self, name: str, disks: Collection[str] | None = None) -> None:
+        """Power off and undefine the guest, and delete its export, seed, log and these disks; None: all of that name.
+
+        Where the guest is another's, only the disks go that are named.
+        """
 
     async def stats(self, name: str) -> GuestStats:
         """Statistics of a guest; all None if it is not running."""
@@ -346,13 +366,3 @@ class Hypervisor(Protocol):
 
     async def close(self) -> None:
         """Disconnect from the host; guests keep running."""
-
-
-def guest_name(instance: str, server_id: int) -> str:
-    """The name of a server on the host; `instance` is the database's own id, eight hex digits."""
-    return f"vpsd-{instance}-{server_id}"
-
-
-def disk_name(guest: str, generation: int) -> str:
-    """The name of a guest's disk: the first (0) is named like the guest, one written by a restore has a suffix."""
-    return guest if generation == 0 else f"{guest}.{generation}"

@@ -24,10 +24,12 @@ from vpsd.core.jumps import Jump
 from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import MINUTE_MS
 from vpsd.errors import Busy, VpsdError, public_text
+from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import RULES, Command, supersedes
 from vpsd.operations.models import Operation, OperationStatus, operations
 
 LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the operation
+WORK_SECONDS = 12  # after which it stops by itself, by its own clock: well before another takes over
 _LATEST_SHOWN = 50
 
 MAX_ATTEMPTS = 20  # of an operation that has a deadline
@@ -144,8 +146,8 @@ _FINISH = Statement(
 )
 
 
-class LostLease(Exception):
-    """Another worker has the operation now; whatever this one holds must not be saved."""
+class LostLease(TakenOver):
+    """Another worker has the operation now, or may have: whatever this one holds must not be saved, nor done."""
 
 
 class UnderWay(Busy):

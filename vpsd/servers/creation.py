@@ -13,6 +13,7 @@ from vpsd.core.context import Actor, Ctx, Transactions
 from vpsd.core.crypt import password_hash
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
+from vpsd.core.tables import RaiseIdentity
 from vpsd.events import service as events
 from vpsd.images.clones import CloudInit
 from vpsd.lifecycle import RULES, Command, Status
@@ -41,6 +42,7 @@ _ADD = Statement(
     + ("created_at_ms", "updated_at_ms", "protected", "user_data", "user_data_status"),
     into=int,
 )
+_RAISE_IDS = Statement(RaiseIdentity(servers))
 _WITHOUT_CLOUD_INIT = (CloudInit.DISABLED, CloudInit.MISSING)
 
 
@@ -209,3 +211,8 @@ def _check_hostname(new: NewServer, faults: Faults) -> None:
         faults.add("hostname", refused)
     elif refused is not None and not faults.has("hostname"):
         faults.add("name", NotAsHostname(str(refused)))
+
+
+async def give_ids_above(ctx: Ctx, server_id: int) -> bool:
+    """Have new servers get ids above that one; whether they would not have by themselves."""
+    return bool(await ctx.tx.run(_RAISE_IDS, last=server_id))

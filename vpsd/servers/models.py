@@ -1,5 +1,7 @@
 """The table of servers."""
 
+from collections.abc import Iterable
+
 import msgspec
 from sqlalchemy import (
     BigInteger,
@@ -18,6 +20,7 @@ from sqlalchemy import (
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
+from vpsd.hypervisor.names import disk_name, guest_of, names_server
 
 servers = Table(
     "servers",
@@ -42,7 +45,7 @@ servers = Table(
     Column("root_password_hash", String(255)),
     Column("base", String(100)),  # key of the image that the disk stands on
     Column("kernel_cmdline", Text),  # None: the disk boots by itself
-    Column("disk", BigInteger, nullable=False, server_default="0"),  # 0, or the operation that wrote it: a restore
+    Column("disk", BigInteger, nullable=False, server_default="0"),  # `disk_generation` of the operation that made it
     Column("previous_boot", Text),  # JSON of `BootSource`: what a restore goes back to until the guest has booted
     Column("source_backup_id", BigInteger),  # what its first disk is written from, in place of an image
     Column("next_backup_at_ms", BigInteger),  # the next automatic one
@@ -171,3 +174,16 @@ class BootSource(msgspec.Struct, frozen=True):
     base: str | None
     kernel_cmdline: str | None
     firmware: str | None = None  # rows of older versions lack it
+
+
+def disks_of(server: ServerRow, guest: str, disks: Iterable[str]) -> set[str]:
+    """Those of a host's disks that are a server's: they say so in their names, or its row says so.
+
+    Disks of older versions of vpsd do not say whose they are. Of those only a server that has one itself may have more:
+    to another they are those of the server that had its id before an older copy of the database was put back.
+    """
+    boots = [boot for boot in (server.boot_source, server.previous_boot_source) if boot is not None]
+    row = {disk_name(guest, boot.disk) for boot in boots if boot.base is not None}
+    named = {disk: names_server(disk, server.uuid) for disk in disks if guest_of(disk) == guest}
+    has_unnamed = any(names_server(disk, server.uuid) is None for disk in row)
+    return {disk for disk, is_its in named.items() if is_its or disk in row or (is_its is None and has_unnamed)}

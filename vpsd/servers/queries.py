@@ -339,6 +339,11 @@ async def lock(ctx: Ctx, server_id: int) -> LockedServer:
     return server
 
 
+async def find_row(ctx: Ctx, server_id: int) -> Server | None:
+    """A server of any account, also one that is gone; None where there never was one with that id."""
+    return await ctx.tx.first(_ROW, id=server_id)
+
+
 async def present(ctx: Ctx) -> list[Server]:
     """Every server of which something may be on a host."""
     return await ctx.tx.all(_PRESENT)

@@ -20,7 +20,7 @@ def _set(*columns: str) -> Statement[Any]:
 
 
 _SET_STATUS_DETAIL = _set("status_detail")
-_SET_BASE = _set("base", "kernel_cmdline", "firmware")
+_SET_BASE = _set("disk", "base", "kernel_cmdline", "firmware")
 _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
 _SET_PURGED = _set("purged_at_ms")
@@ -112,10 +112,11 @@ async def forget_freeze(ctx: Ctx, server_id: int) -> None:
 
 
 async def set_base(
-    ctx: Ctx, server_id: int, base: str | None, kernel_cmdline: str | None, firmware: str | None
+    ctx: Ctx, server_id: int, disk: int, base: str | None, kernel_cmdline: str | None, firmware: str | None
 ) -> None:
-    """What the server's disk stands on, and what boots it."""
-    await ctx.tx.run(_SET_BASE, id=server_id, base=base, kernel_cmdline=kernel_cmdline, firmware=firmware)
+    """Which disk the server is to have, what that stands on, and what boots it."""
+    boot = {"disk": disk, "base": base, "kernel_cmdline": kernel_cmdline, "firmware": firmware}
+    await ctx.tx.run(_SET_BASE, id=server_id, **boot)
 
 
 async def set_seed(ctx: Ctx, server_id: int, hostname: str) -> None:

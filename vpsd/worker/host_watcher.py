@@ -8,8 +8,10 @@ import msgspec
 from vpsd.core.clock import every
 from vpsd.errors import DatabaseUnavailable, Unavailable
 from vpsd.hosts import service as hosts
+from vpsd.hypervisor.names import server_id_of
 from vpsd.hypervisor.protocol import HostFacts
 from vpsd.runtime import Runtime
+from vpsd.servers import creation
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class HostWatcher:
 
     async def _update(self) -> None:
         host, facts = self._runtime.host, await self._runtime.hypervisor.facts()
+        if host.status != "ok":
+            await self._raise_ids()
         host.status, host.error = "ok", None
         if host.facts != facts:
             async with self._runtime.write() as ctx:
@@ -58,6 +62,21 @@ class HostWatcher:
             self._greet(facts)
             self._greet = None
         host.facts = facts
+
+    async def _raise_ids(self) -> None:
+        """Have new servers get ids that nothing on the host is named after.
+
+        It may have more than the database knows of: after an older copy of that was put back.
+        """
+        guests, volumes = await self._runtime.hypervisor.guests(), await self._runtime.hypervisor.volumes()
+        last = max(map(server_id_of, {*guests, *volumes.guests}), default=0)
+        async with self._runtime.write() as ctx:
+            if last and await creation.give_ids_above(ctx, last):
+                log.warning(
+                    "the host has something of a server %s, younger than all that the database knows: was an older "
+                    "copy of it put back? New servers get ids above that; `vpsd check` says what is there",
+                    last,
+                )
 
     def _tell_storage(self, facts: HostFacts) -> None:
         host, free_mb = self._runtime.host, facts.storage_free_mb

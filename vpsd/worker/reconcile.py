@@ -89,6 +89,8 @@ class Reconciler:
             present = await servers.present(ctx)
             busy = await operations.busy_servers(ctx)
         guests = await self._runtime.hypervisor.guests()
+        uuids = {guest_name(self._runtime.instance, server.id): server.uuid for server in present}
+        guests = {name: guest for name, guest in guests.items() if guest.uuid == uuids.get(name)}  # no other server's
         await self._pauses.look(present, guests)
         rebooted, self._rebooted = self._rebooted, set()
         for server in present:

@@ -2,6 +2,9 @@
 
 No transaction is open while a step talks to the host. What a step did is saved only while the lease is still this
 worker's; one that lost it drops what it holds. A worker that dies leaves a lease that runs out, and another goes on.
+
+A worker that cannot renew its lease, or was stopped, ends its step by its own clock before the lease does. What it may
+still have under way on the host is told from what the next one does by `Owner` (docs/decisions/0013).
 """
 
 import asyncio
@@ -12,8 +15,9 @@ from vpsd.core.clock import every
 from vpsd.core.context import Ctx
 from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
-from vpsd.flows.job import Job, Superseded
+from vpsd.flows.job import Job, LeaseClock, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
+from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
@@ -27,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0  # the net under the wake-ups
 _LONGEST_PAUSE_SECONDS = 30
+_CLEAN_UP = "clean_up"  # in place of a step
 
 Tick = Callable[[float], Awaitable[None]]
 
@@ -34,10 +39,17 @@ Tick = Callable[[float], Awaitable[None]]
 class Runner:
     """A worker: as many operations at once as the settings say."""
 
-    def __init__(self, runtime: Runtime, owner: str, tick: Tick = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        owner: str,
+        tick: Tick = asyncio.sleep,
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
         self._runtime = runtime
         self._owner = owner
         self._tick = tick  # real time, whatever the clock says: a lease is about this process being alive
+        self._monotonic = monotonic or runtime.clock.monotonic
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving: set[asyncio.Task[None]] = set()  # those of them that move whole disks
@@ -55,10 +67,11 @@ class Runner:
         while len(self._tasks) < workers and not is_ending():
             # Backups may take hours, and a night has many: they never take the last worker slots from who wants to
             # start.
+            since = self._monotonic()
             operation = await self._claim(quick=len(self._moving) >= max(1, workers // 2))
             if operation is None:
                 return
-            task = asyncio.create_task(self._work_logged(operation), name=f"operation {operation.id}")
+            task = asyncio.create_task(self._work_logged(operation, since), name=f"operation {operation.id}")
             moves_disks = RULES[Command(operation.command)].moves_disks
             for tasks in (self._tasks, *([self._moving] if moves_disks else [])):
                 tasks.add(task)
@@ -67,10 +80,11 @@ class Runner:
 
     async def run_once(self) -> bool:
         """Take one operation as far as it goes now; False when none is due."""
+        since = self._monotonic()
         operation = await self._claim()
         if operation is None:
             return False
-        await self.work(operation)
+        await self.work(operation, since)
         return True
 
     async def _claim(self, *, quick: bool = False) -> Operation | None:
@@ -80,26 +94,36 @@ class Runner:
         async with self._runtime.write() as ctx:
             return await operations.claim(ctx, self._owner, quick=quick, take_over=take_over)
 
-    async def _work_logged(self, operation: Operation) -> None:
+    async def _work_logged(self, operation: Operation, since: float) -> None:
         try:
-            await self.work(operation)
+            await self.work(operation, since)
         except DatabaseUnavailable as error:
             log.debug("operation %s: its lease runs out and it is taken up again: %s", operation.id, error.reason)
         except Exception:
             log.exception("operation %s: its lease runs out and it is taken up again", operation.id)
 
-    async def work(self, operation: Operation) -> None:
-        """Carry a leased operation to its end, to its next try, or to the command that takes over."""
+    async def work(self, operation: Operation, since: float) -> None:
+        """Carry a leased operation to its end, to its next try, or to the command that takes over.
+
+        `since`: when the lease was asked for, by the monotonic clock.
+        """
         async with self._runtime.read() as ctx:
-            job = Job(self._runtime, operation, await servers.row(ctx, operation.server_id))
+            server = await servers.row(ctx, operation.server_id)
+            job = Job(self._runtime, operation, server, LeaseClock(self._monotonic, since))
             job.superseded = await operations.waiting(ctx, operation.id) is not None
+        attempt = asyncio.create_task(self._attempt(job))
         heartbeat = asyncio.create_task(self._keep_lease(job))
         try:
-            await self._attempt(job)
-        except LostLease:
+            while not (attempt.done() or heartbeat.done()) and (left := job.lease_clock.seconds_left()) > 0:
+                await asyncio.wait({attempt, heartbeat}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if attempt.done():
+                attempt.result()
+            else:
+                log.warning("operation %s: its lease is over; what is under way is left off", operation.id)
+        except TakenOver:
             log.warning("operation %s: another worker has taken it over", operation.id)
         finally:
-            await end_all({heartbeat})
+            await _end({attempt, heartbeat})
 
     async def _attempt(self, job: Job) -> None:
         try:
@@ -112,7 +136,7 @@ class Runner:
             raise
         except Unusable as error:
             await self._fail(job, Failure.of(error))
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, TakenOver) as error:  # the guest has another's mark, and the lease is still ours
             await self._try_again(job, Failure.of(error))
         except Unavailable as error:
             await self._try_again(job, Failure.of(error), error.waits_for)
@@ -122,6 +146,7 @@ class Runner:
 
     async def _run_steps(self, job: Job) -> None:
         operation = job.operation
+        await job.runtime.hypervisor.take(job.name)
         if operation.deadline_at_ms is not None and (
             self._runtime.clock.now_ms() > operation.deadline_at_ms or operation.attempts > operations.MAX_ATTEMPTS
         ):
@@ -130,6 +155,8 @@ class Runner:
             )
             given_up = last.after(f"Given up after {operation.attempts - 1} attempts: ")
             raise Unusable(given_up.cause, given_up.error)
+        if operation.step == _CLEAN_UP and not job.superseded:
+            raise Unusable.plain(operation.detail or "The worker died while it cleaned up.")
         flow = FLOWS[Command(operation.command)]
         names = [step.__name__ for step in flow]
         first = names.index(operation.step) if operation.step in names else 0
@@ -149,20 +176,28 @@ class Runner:
     async def _keep_lease(self, job: Job) -> None:
         while not is_ending():
             await self._tick(operations.LEASE_SECONDS / 5)
+            since = self._monotonic()
             try:
                 async with self._runtime.write() as ctx:
                     job.superseded |= await operations.renew(ctx, job.lease) is not None
+                job.lease_clock.renewed(since)
             except LostLease:
                 return
             except DatabaseUnavailable as error:
                 log.debug("operation %s: the lease could not be renewed yet: %s", job.operation.id, error.reason)
             except Exception:
                 log.exception("operation %s: the lease could not be renewed; the next try comes soon", job.operation.id)
+                if job.lease_clock.seconds_left() <= 0:
+                    return
 
-    async def _clean_up(self, job: Job) -> str | None:
+    async def _clean_up(self, job: Job, error: str | None = None) -> str | None:
         clean_up = CLEAN_UP.get(Command(job.operation.command))
         try:
             if clean_up is not None:
+                async with self._runtime.write() as ctx:  # first: who takes over must not make what is deleted here
+                    await operations.save_step(ctx, job.lease, _CLEAN_UP, 0.0)
+                    if error is not None:
+                        await operations.report(ctx, job.lease, 0.0, error)
                 await job.refresh()
                 return await clean_up(job)
         except Exception as error:  # what is left is found by `vpsd check`; a lost lease ends what follows, too
@@ -174,7 +209,7 @@ class Runner:
         if RULES[Command(operation.command)].minutes is None:  # tried until it is done
             await self._try_again(job, failure)
             return
-        said = await self._clean_up(job)
+        said = await self._clean_up(job, failure.error)
         failure = failure if said is None else failure.then(said)
         log.warning(
             "operation %s: %s of server %s failed: %s", operation.id, operation.command, job.server.id, failure.cause
@@ -230,6 +265,14 @@ class Runner:
         if successor is not None:  # it goes first
             await self._clean_up(job)
             await self._hand_over(job)
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Have tasks end; what they raise is nobody's concern any more."""
+    await end_all(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
 
 
 async def _record_end(ctx: Ctx, job: Job, error: str | None) -> None:

@@ -18,6 +18,7 @@ from vpsd.hypervisor.libvirt.domain_xml import DISK
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.freezing import Freeze
 from vpsd.hypervisor.libvirt.states import power_state
+from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import DiskExport, PowerState
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,10 @@ _ANY_JOB = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS
 
 
 def begin(
-    host: libvirt.virConnect, name: str, path: str, checkpoint: str, since: str | None, *, freeze: bool
+    host: libvirt.virConnect, name: str, path: str, checkpoint: str, since: str | None, owner: Owner, *, freeze: bool
 ) -> DiskExport:
     """Start an export to a file that does not exist yet."""
-    domain = domains.find(host, name)
+    domain = domains.require_name(host, name, owner)
     if domain is None:
         raise Unusable(f"The host knows no guest {name}.")
     if not domain.isActive():
@@ -85,9 +86,9 @@ def progress(host: libvirt.virConnect, name: str) -> float:
     return 1.0
 
 
-def abort(host: libvirt.virConnect, name: str) -> None:
+def abort(host: libvirt.virConnect, name: str, owner: Owner) -> None:
     """Abort a running export and thaw the file systems."""
-    domain = domains.find(host, name)
+    domain = domains.find_own(host, name, owner)
     if domain is None or not domain.isActive():
         return
     if domain.jobStats(0).get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
@@ -96,9 +97,9 @@ def abort(host: libvirt.virConnect, name: str) -> None:
     _thaw_if_frozen(domain)
 
 
-def ensure_thawed(host: libvirt.virConnect, name: str) -> bool | None:
+def ensure_thawed(host: libvirt.virConnect, name: str, owner: Owner) -> bool | None:
     """Have the guest's file systems thawed, and see whether it writes; None where nothing there answers."""
-    domain = domains.find(host, name)
+    domain = domains.find_own(host, name, owner)
     return freezing.ensure_thawed(domain) if domain is not None and _is_running(domain) else None
 
 
@@ -111,22 +112,22 @@ def _is_running(domain: libvirt.virDomain) -> bool:
     return power_state(*domain.state()) is PowerState.RUNNING
 
 
-def remove_bitmaps(host: libvirt.virConnect, name: str, path: str) -> bool:
+def remove_bitmaps(host: libvirt.virConnect, name: str, path: str, owner: Owner) -> bool:
     """Remove all bitmaps from the disk of a guest that is off; returns False if it is not that guest's disk."""
-    domain = domains.find(host, name)
+    domain = domains.find_own(host, name, owner)
     if domain is None or domain.isActive() or f"'{path}'" not in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE):
         return False
     domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
     try:
         _remove_unknown_bitmaps(domain, set())
     finally:
-        domain.destroy()
+        domains.power_off(host, name, owner)
     return True
 
 
-def delete_checkpoints(host: libvirt.virConnect, name: str, keep: str | None) -> None:
+def delete_checkpoints(host: libvirt.virConnect, name: str, keep: str | None, owner: Owner) -> None:
     """Delete all checkpoints but one; if the guest is off, only libvirt's metadata of them."""
-    domain = domains.find(host, name)
+    domain = domains.find_own(host, name, owner)
     if domain is not None:
         _delete_checkpoints(domain, keep)
 

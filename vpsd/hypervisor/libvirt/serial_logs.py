@@ -14,6 +14,7 @@ import libvirt
 from vpsd.hypervisor.libvirt.moves import redefine, target
 from vpsd.hypervisor.libvirt.storage import SERIAL_FOLDER, Pool
 from vpsd.hypervisor.libvirt.volumes import delete, find, open_pool, receive, refresh, volume_xml
+from vpsd.hypervisor.owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,11 @@ class SerialLogs:
         """The guests that have a log."""
         return frozenset(match[1] for match in self._files(host))
 
-    def delete(self, host: libvirt.virConnect, name: str) -> None:
+    def delete(self, host: libvirt.virConnect, name: str, owner: Owner) -> None:
         """Delete the guest's log and what was rotated."""
         for match in self._files(host):
             if match[1] == name:
-                delete(self._open(host), match[0])
+                delete(self._open(host), match[0], owner)
 
     def _files(self, host: libvirt.virConnect) -> list[re.Match[str]]:
         try:

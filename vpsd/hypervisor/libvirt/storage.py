@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ from vpsd.hypervisor.libvirt.volumes import (
     send_file,
     volume_xml,
 )
+from vpsd.hypervisor.names import guest_of
+from vpsd.hypervisor.owner import ANYBODY, Owner
 from vpsd.hypervisor.protocol import Image, NoSpace, Volumes, storage_reserve_mb
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -62,7 +64,7 @@ class Pool:
         self._followed = False
         self._lock = threading.Lock()
         guest = rf"vpsd-{re.escape(instance)}-\d+"
-        self._disk = re.compile(rf"({guest}(?:\.\d+)?)\.qcow2")
+        self._disk = re.compile(rf"({guest}(?:\.(?:\d+|[0-9a-f]{{8}}-[0-9a-f]{{8}}))?)\.qcow2")
         self._seed = re.compile(rf"({guest})-seed\.iso")
         self._export = re.compile(rf"({guest})-copy")
         self._own = re.compile(rf"{guest}[.-].+|base-.+\.qcow2")
@@ -133,7 +135,7 @@ class Pool:
         pool, needed = self.open(host), 0
         for volume in pool.listAllVolumes(0):
             match = self._disk.fullmatch(volume.name())
-            if match and match[1].partition(".")[0] == name:
+            if match and guest_of(match[1]) == name:
                 base = find(pool, Path(backing_path(volume) or "none").name)
                 needed += volume.info()[2] + (0 if base is None else base.info()[2])
         return needed
@@ -214,7 +216,7 @@ class Pool:
             initrd=None if initrd is None else str(folder / f"base-{key}.initrd"),
         )
 
-    def make_disk(self, host: libvirt.virConnect, name: str, base: str, size_bytes: int) -> None:
+    def make_disk(self, host: libvirt.virConnect, name: str, base: str, size_bytes: int, owner: Owner) -> None:
         """Create the disk of a guest, unless there is a complete one."""
         pool = self.open(host)
         if not self.has_base(host, base):
@@ -223,6 +225,7 @@ class Pool:
         if volume is not None:
             if not is_incomplete(volume):
                 return
+            owner.check()
             volume.delete(0)
         backing = find(pool, f"base-{base}.qcow2")
         if backing is None:
@@ -232,9 +235,12 @@ class Pool:
                 f"The base image {base} is larger than the disk: {backing.info()[1]} bytes, not {size_bytes}."
             )
         self.require_space(host, 0)
+        owner.check()
         pool.createXML(volume_xml(f"{name}.qcow2", size_bytes, "qcow2", backing=backing.name()), 0)
 
-    def begin_disk(self, host: libvirt.virConnect, disk: str, file_bytes: int) -> libvirt.virStorageVol | None:
+    def begin_disk(
+        self, host: libvirt.virConnect, disk: str, file_bytes: int, owner: Owner
+    ) -> libvirt.virStorageVol | None:
         """Create an empty file for a disk whose content is uploaded; None if the disk exists and is complete."""
         pool = self.open(host)
         refresh(pool)
@@ -242,13 +248,15 @@ class Pool:
         if volume is not None:
             if is_qcow2(volume):
                 return None
+            owner.check()
             volume.delete(0)
         self.require_space(host, file_bytes)
+        owner.check()
         return pool.createXML(volume_xml(f"{disk}.qcow2", file_bytes, "raw"), 0)
 
-    def delete_disk(self, host: libvirt.virConnect, disk: str) -> None:
+    def delete_disk(self, host: libvirt.virConnect, disk: str, owner: Owner = ANYBODY) -> None:
         """Delete a disk, complete or not."""
-        delete(self.open(host), f"{disk}.qcow2")
+        delete(self.open(host), f"{disk}.qcow2", owner)
 
     def disk_bytes(self, host: libvirt.virConnect, disk: str) -> int:
         """The virtual size of a disk; raises `Unusable` if there is none."""
@@ -285,16 +293,17 @@ class Pool:
             raise Unusable(f"There is no export of the disk of {name} on the host.")
         return volume
 
-    def delete_export(self, host: libvirt.virConnect, name: str) -> None:
+    def delete_export(self, host: libvirt.virConnect, name: str, owner: Owner) -> None:
         """Delete the export of a guest's disk."""
         pool = self.open(host)
         refresh(pool)
-        delete(pool, f"{name}-copy")
+        delete(pool, f"{name}-copy", owner)
 
-    def write_seed(self, host: libvirt.virConnect, name: str, content: bytes) -> None:
+    def write_seed(self, host: libvirt.virConnect, name: str, content: bytes, owner: Owner) -> None:
         """Write the seed; one of the same size is overwritten in place, so that a running guest sees the new one."""
         pool = self.open(host)
         volume = find(pool, f"{name}-seed.iso")
+        owner.check()
         if volume is not None and volume.info()[1] != len(content):
             volume.delete(0)
             volume = None
@@ -302,14 +311,19 @@ class Pool:
             volume = pool.createXML(volume_xml(f"{name}-seed.iso", len(content), "raw"), 0)
         send_bytes(volume, content)
 
-    def delete_guest(self, host: libvirt.virConnect, name: str) -> None:
-        """Delete disks, export, seed and firmware's variables, including files that libvirt did not know yet."""
+    def delete_guest(self, host: libvirt.virConnect, name: str, owner: Owner) -> None:
+        """Delete export, seed and firmware's variables, including files that libvirt did not know yet."""
         pool = self.open(host)
         refresh(pool)
-        disks = [volume.name() for volume in pool.listAllVolumes(0) if self._disk.fullmatch(volume.name())]
-        restored = [disk for disk in disks if disk.startswith(f"{name}.")]
-        for volume in (f"{name}.qcow2", *restored, f"{name}-copy", f"{name}-seed.iso", f"{name}-nvram.fd"):
-            delete(pool, volume)
+        for volume in (f"{name}-copy", f"{name}-seed.iso", f"{name}-nvram.fd"):
+            delete(pool, volume, owner)
+
+    def delete_disks(self, host: libvirt.virConnect, name: str, disks: Collection[str] | None, owner: Owner) -> None:
+        """Delete these disks; None: all that are named after a guest."""
+        if disks is None:
+            disks = [disk for disk in self.list(host).disks if guest_of(disk) == name]
+        for disk in sorted(disks):
+            self.delete_disk(host, disk, owner)
 
     def make_portable(self, host: libvirt.virConnect, name: str, disk: str) -> None:
         """Have the disk of a guest that is off, if any, name its base without a path, which earlier vpsd did not."""

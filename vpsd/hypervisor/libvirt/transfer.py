@@ -10,6 +10,7 @@ from vpsd.hypervisor.libvirt import qcow2
 from vpsd.hypervisor.libvirt.host import LibvirtHost
 from vpsd.hypervisor.libvirt.storage import Pool
 from vpsd.hypervisor.libvirt.volumes import Upload, receive, send_bytes
+from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import BlockMap
 
 _QUICK_SECONDS = 20.0
@@ -30,12 +31,13 @@ async def write_disk(
     chunk_bytes: int,
     chunks: Sequence[int],
     content: AsyncIterator[bytes],
+    owner: Owner,
 ) -> None:
     """Create a disk with that content: one stream from its tables to its end, and the first cluster last."""
     plan = await asyncio.to_thread(qcow2.plan_file, size_bytes, chunk_bytes, chunks)
     action = f"write the disk {disk}"
     volume = await host.call(
-        lambda open_host: pool.begin_disk(open_host, disk, plan.file_bytes), action, _QUICK_SECONDS
+        lambda open_host: pool.begin_disk(open_host, disk, plan.file_bytes, owner), action, _QUICK_SECONDS
     )
     if volume is None:
         return
@@ -53,7 +55,12 @@ async def write_disk(
     except BaseException:
         await host.run(upload.abort, action, _QUICK_SECONDS)
         raise
-    await host.call(lambda _: send_bytes(volume, plan.header), action, _QUICK_SECONDS)
+
+    def complete(_: libvirt.virConnect) -> None:
+        owner.check()  # the name may be that of another worker's file by now, and that one not yet a whole disk
+        send_bytes(volume, plan.header)
+
+    await host.call(complete, action, _QUICK_SECONDS)
 
 
 class ExportReader:

@@ -11,6 +11,7 @@ import libvirt
 from vpsd.core.units import MIB
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.libvirt.failures import is_absent
+from vpsd.hypervisor.owner import ANYBODY, Owner
 
 _CHUNK_BYTES = 256 * 1024  # the maximum size of a stream message in libvirt
 _INCOMPLETE_BYTES = MIB  # a smaller overlay without backing store was interrupted while it was created
@@ -53,11 +54,12 @@ def find(pool: libvirt.virStoragePool, name: str) -> libvirt.virStorageVol | Non
         raise
 
 
-def delete(pool: libvirt.virStoragePool, name: str) -> None:
+def delete(pool: libvirt.virStoragePool, name: str, owner: Owner = ANYBODY) -> None:
     """Delete a volume, if any; also succeeds if somebody removed the file."""
     volume = find(pool, name)
     if volume is None:
         return
+    owner.check()
     try:
         volume.delete(0)
     except libvirt.libvirtError:

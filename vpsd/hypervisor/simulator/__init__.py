@@ -1,5 +1,6 @@
 """The driver without guests: the same rules as on a real host, for trying vpsd out and for tests."""
 
-from vpsd.hypervisor.simulator.driver import Hook, Simulator
+from vpsd.hypervisor.simulator.calls import Hook
+from vpsd.hypervisor.simulator.driver import Simulator
 
 __all__ = ["Hook", "Simulator"]

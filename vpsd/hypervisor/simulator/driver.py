@@ -1,13 +1,13 @@
 """A simulated host, which keeps its state like a real one does: in a file that other processes see, or in memory."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from vpsd.core.clock import Clock, SystemClock, lies_ahead
+from vpsd.core.clock import lies_ahead
 from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.names import guest_of
+from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import (
     BlockMap,
     BootSigns,
@@ -25,9 +25,8 @@ from vpsd.hypervisor.protocol import (
     Volumes,
 )
 from vpsd.hypervisor.serial_text import last_lines, read_signs
-from vpsd.hypervisor.simulator.controls import Controls
-from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, StateEdit
-from vpsd.hypervisor.simulator.migration import read_sqlite
+from vpsd.hypervisor.simulator.calls import Calls
+from vpsd.hypervisor.simulator.journal import StateEdit
 from vpsd.hypervisor.simulator.state import (
     BLOCK_BYTES,
     Disk,
@@ -42,10 +41,7 @@ from vpsd.hypervisor.simulator.state import (
     PutSeed,
     Write,
 )
-from vpsd.hypervisor.simulator.storage import SIZE_GB, Storage
-
-GuestRunner = Callable[[str, Sequence[str], bytes], GuestRun | None]
-Hook = Callable[[str], Awaitable[None] | None]
+from vpsd.hypervisor.simulator.storage import SIZE_GB
 
 _OFF = "The guest was off: nothing was being written."
 _FROZEN = "Frozen for 0 ms: /."
@@ -53,57 +49,18 @@ _DEAD = "Frozen: /. The guest's agent did not answer when it was told to thaw th
 _SILENT = "Not frozen: the guest's agent did not answer."
 
 
-class Simulator(Controls):
+class Simulator(Calls):
     """A simulated host. Its public attributes control how it behaves; delays and faults are those of this object."""
 
-    def __init__(
-        self,
-        path: Path | None = None,
-        clock: Clock | None = None,
-        boot_seconds: float = 0.5,
-        storage_reserve_mb: int | None = None,
-    ) -> None:
-        """`path` is the file with the state, which several processes may share; None: there is none.
+    def held_by(self, owner: Owner) -> "Simulator":
+        return _Held(self, owner)
 
-        A `.sqlite` file next to it, of an earlier vpsd, is read when the file is created. Raises `Misconfigured` if the
-        file cannot be used or is of a later version of vpsd.
-        """
-        self._clock = clock or SystemClock()
-        super().__init__(
-            MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite"))),
-            Storage(storage_reserve_mb),
-        )
-        self.boot_seconds = boot_seconds
-        self.delay_seconds = 0.0  # of every call
-        self.broken = False  # the host does not answer
-        self.ignores_acpi = False  # guests do not react to the power button
-        self.never_boots = False  # guests that are powered on get nowhere: they do not even read their disks
-        self.ports_answer = True  # a forwarded port of a guest that has booted sends something
-        self.has_agent = True  # guests that have booted have an agent, which can freeze their file systems
-        self.boot_text = ""  # what each guest writes to its serial console
-        self.agent_dies_frozen = False  # an agent that has frozen them is not heard of again
-        self.never_writes = False  # guests that are not frozen do not write either
-        self.export_seconds = 0.0  # how long the export of a disk takes
-        self.low_ports = True  # ports below 1024 can be opened
-        self.guest_stats = GuestStats()  # of every guest
-        self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
-        self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
-        self.serial_logs: set[str] = set()  # names of guests whose serial console is recorded
-        self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
-        self.calls: list[str] = []  # the names of all calls, in order
-        self.before_call: Hook | None = None  # called with the name of each call; what it raises, the call raises
-        self.after_call: Hook | None = None  # the same, once the effect is on the host
-
-    @asynccontextmanager
-    async def _call(self, call: str) -> AsyncIterator[None]:
-        self.calls.append(call)
-        await _run_hook(self.before_call, call)
-        if self.broken:
-            raise Unavailable("The simulated host does not answer.")
-        if self.delay_seconds:
-            await self._clock.sleep(self.delay_seconds)
-        yield
-        await _run_hook(self.after_call, call)
+    async def take(self, name: str) -> None:
+        async with self._call("take"):
+            with self._change() as transaction:
+                guest = transaction.state.guests.get(name)
+                if guest is not None and not self._owner.is_other(guest.spec.uuid):
+                    transaction.apply(PutGuest(name, replace(guest, term=self._owner.term)))
 
     async def facts(self) -> HostFacts:
         async with self._call("facts"):
@@ -120,7 +77,7 @@ class Simulator(Controls):
     async def guest(self, name: str) -> Guest | None:
         async with self._call("guest"):
             guest = self._store.current().guests.get(name)
-            return None if guest is None else _guest(name, guest)
+            return None if guest is None or self._owner.is_other(guest.spec.uuid) else _guest(name, guest)
 
     async def volumes(self) -> Volumes:
         async with self._call("volumes"):
@@ -174,10 +131,15 @@ class Simulator(Controls):
                 transaction.apply(PutDisk(disk, None))  # what an interrupted attempt has written
             for number in chunks:
                 chunk = await anext(content)
+                self._owner.check()
                 with self._change() as transaction:
+                    if disk in transaction.state.disks:
+                        return  # another has written it meanwhile: what this one wrote was a file of its own
                     transaction.apply(Write(disk, number * chunk_bytes, chunk))
+            self._owner.check()
             with self._change() as transaction:
-                transaction.apply(PutDisk(disk, Disk("", size_bytes)))
+                if disk not in transaction.state.disks:
+                    transaction.apply(PutDisk(disk, Disk("", size_bytes)))
 
     async def delete_disk(self, disk: str) -> None:
         async with self._call("delete_disk"):
@@ -186,6 +148,7 @@ class Simulator(Controls):
     async def grow_disk(self, name: str, disk: str, size_bytes: int) -> None:
         async with self._call("grow_disk"):
             with self._change() as transaction:
+                self._require_name(transaction.state, name)
                 present = transaction.state.disk(disk)
                 if present.size_bytes < size_bytes:
                     _delete_checkpoints(transaction, name, None)
@@ -196,7 +159,7 @@ class Simulator(Controls):
             with self._change() as transaction:
                 self.storage.require_space()
                 state = transaction.state
-                guest = state.guest(name)
+                guest = self._existing(state, name)
                 disk = guest.spec.disk
                 size_bytes = state.disk(disk).size_bytes
                 off = guest.power is not PowerState.RUNNING and guest.paused_by is None
@@ -220,7 +183,7 @@ class Simulator(Controls):
     async def ensure_thawed(self, name: str) -> bool | None:
         async with self._call("ensure_thawed"):
             with self._change() as transaction:
-                guest = transaction.state.guests.get(name)
+                guest = self._find(transaction.state, name)
                 if guest is None or guest.power is not PowerState.RUNNING or not self._agent_answers(guest):
                     return None
                 if guest.frozen:
@@ -252,35 +215,38 @@ class Simulator(Controls):
     async def drop_export(self, name: str) -> None:
         async with self._call("drop_export"):
             with self._change() as transaction:
-                guest = transaction.state.guests.get(name)
+                guest = self._find(transaction.state, name)
                 if guest is not None and guest.frozen and self._agent_answers(guest):
                     transaction.apply(PutGuest(name, replace(guest, frozen=False)))
-                if name in transaction.state.exports:
+                if name in transaction.state.exports and self._may_change(transaction.state, name):
                     transaction.apply(PutExport(name, None))
 
     async def keep_checkpoint(self, name: str, checkpoint: str | None) -> None:
         async with self._call("keep_checkpoint"):
             if not self.keeps_all_checkpoints:
                 with self._change() as transaction:
-                    _delete_checkpoints(transaction, name, checkpoint)
+                    if self._may_change(transaction.state, name):
+                        _delete_checkpoints(transaction, name, checkpoint)
 
     async def write_seed(self, name: str, content: bytes) -> None:
         async with self._call("write_seed"):
             with self._change() as transaction:
+                self._require_name(transaction.state, name)
                 if transaction.state.seeds.get(name) != content:
                     transaction.apply(PutSeed(name, content))
 
     async def define(self, spec: GuestSpec) -> None:
         async with self._call("define"):
             with self._change() as transaction:
-                guest = transaction.state.guests.get(spec.name)
-                new = GuestState(spec) if guest is None else replace(guest, spec=spec)
+                self._require_name(transaction.state, spec.name)
+                guest = transaction.state.guests.get(spec.name) or GuestState(spec)
+                new = replace(guest, spec=spec, term=self._owner.term or guest.term)
                 transaction.apply(PutGuest(spec.name, new))
 
     async def power_on(self, name: str) -> None:
         async with self._call("power_on"):
             with self._change() as transaction:
-                guest = transaction.state.guest(name)
+                guest = self._existing(transaction.state, name)
                 if guest.power is PowerState.PAUSED:
                     guest = self.storage.written_by(replace(guest, power=PowerState.RUNNING))
                 elif guest.power is not PowerState.RUNNING:
@@ -303,21 +269,21 @@ class Simulator(Controls):
     async def resume(self, name: str) -> None:
         async with self._call("resume"):
             with self._change() as transaction:
-                guest = transaction.state.guests.get(name)
+                guest = self._find(transaction.state, name)
                 if guest is not None and guest.power is PowerState.PAUSED and guest.paused_by is not None:
                     transaction.apply(PutGuest(name, self.storage.written_by(guest)))
 
     async def request_shutdown(self, name: str) -> None:
         async with self._call("request_shutdown"):
             with self._change() as transaction:
-                guest = transaction.state.guest(name)
+                guest = self._existing(transaction.state, name)
                 if not self.ignores_acpi and guest.power is PowerState.RUNNING:
                     transaction.apply(PutGuest(name, replace(guest, power=PowerState.OFF)))
 
     async def power_off(self, name: str) -> None:
         async with self._call("power_off"):
             with self._change() as transaction:
-                guest = transaction.state.guests.get(name)
+                guest = self._find(transaction.state, name)
                 if guest is not None and guest.power in (PowerState.RUNNING, PowerState.PAUSED):
                     transaction.apply(PutGuest(name, replace(guest, power=PowerState.OFF, paused_by=None)))
 
@@ -345,12 +311,17 @@ class Simulator(Controls):
     def _lies_ahead(self, at_ms: int, most_seconds: float) -> bool:
         return lies_ahead(at_ms, self._clock.now_ms(), round(most_seconds * 1000))
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, disks: Collection[str] | None = None) -> None:
         async with self._call("remove"):
             with self._change() as transaction:
-                disks = transaction.state.disks.keys() | transaction.state.blocks.keys()
-                owned = sorted(disk for disk in disks if disk == name or disk.startswith(f"{name}."))
-                transaction.apply(*(PutDisk(disk, None) for disk in owned))
+                state = transaction.state
+                may_change = self._may_change(state, name)
+                if disks is None:
+                    disks = [disk for disk in state.disks if guest_of(disk) == name]
+                partial = {disk for disk in state.blocks.keys() - state.disks.keys() if guest_of(disk) == name}
+                transaction.apply(*(PutDisk(disk, None) for disk in sorted({*disks, *partial})))
+                if not may_change:
+                    return
                 _delete_checkpoints(transaction, name, None)
                 transaction.apply(PutGuest(name, None), PutSeed(name, None), PutExport(name, None))
             self.serial_logs.discard(name)
@@ -370,7 +341,7 @@ class Simulator(Controls):
     ) -> GuestRun | None:
         """What `guest_run` says; by default that the agent may not run programs, for there is no guest to run one."""
         async with self._call("run_in_guest"):
-            guest = self._store.current().guests.get(name)
+            guest = self._find(self._store.current(), name)
             if guest is None or guest.power is not PowerState.RUNNING or not self._agent_answers(guest):
                 return None
             return self.guest_run(name, argv, stdin)
@@ -393,6 +364,11 @@ def _guest(name: str, guest: GuestState) -> Guest:
     return Guest(name, guest.spec.uuid, guest.power, guest.forwards, guest.paused_by)
 
 
-async def _run_hook(hook: Hook | None, call: str) -> None:
-    if hook is not None and (waiting := hook(call)) is not None:
-        await waiting
+class _Held(Simulator):
+    """The same host, and not a copy: whatever is set on one of the two holds for both."""
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, host: Simulator, owner: Owner) -> None:
+        self.__dict__ = host.__dict__
+        self._owner = owner

@@ -16,7 +16,7 @@ T = TypeVar("T")
 BLOCK_BYTES = 1 << 16
 
 
-class GuestState(msgspec.Struct, frozen=True):
+class GuestState(msgspec.Struct, frozen=True, omit_defaults=True):
     """A defined guest."""
 
     spec: GuestSpec
@@ -25,6 +25,7 @@ class GuestState(msgspec.Struct, frozen=True):
     forwards: tuple[Forward, ...] = ()
     frozen: bool = False  # its file systems are
     paused_by: PauseReason | None = None
+    term: str | None = None  # of the owner that took it last
 
 
 class Disk(msgspec.Struct, frozen=True):

@@ -1,0 +1,107 @@
+"""Servers that have just been told a command, whichever it is, and where they arrive."""
+
+from tests.cloud import Cloud
+from vpsd.audit import Audit
+from vpsd.backups import marks
+from vpsd.core.money import MICROS
+from vpsd.lifecycle import Command, Status
+
+TOLD = {
+    Command.HARD_STOP: ("power", {"action": "hard_stop"}),
+    Command.RESIZE: ("resize", {"plan_id": 3}),
+    Command.GROW: ("resize", {"plan_id": 5}),
+    Command.REBUILD: ("rebuild", {"os_id": 3}),
+}
+
+
+async def told(cloud: Cloud, command: Command) -> int:
+    """A server that has just been told a command."""
+    if command is Command.CREATE:
+        return await cloud.create()
+    server = await cloud.have_server(status=Status.STOPPED if command is Command.START else Status.ACTIVE)
+    if command in (Command.DELETE, Command.SOFT_DELETE, Command.UNDELETE):
+        cloud.set(undelete_hours=0 if command is Command.DELETE else 1)
+        assert (await cloud.ask("DELETE", f"/api/v1/servers/{server}/")).status_code == 204
+        if command is Command.UNDELETE:
+            await cloud.work()
+            assert (await cloud.post(f"/api/v1/servers/{server}/undelete/")).status_code == 200
+    elif command is Command.CONFIGURE:
+        await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"hostname": "new.example.com"})
+    elif command in (Command.SUSPEND, Command.RESUME):
+        await _suspend(cloud)
+        if command is Command.RESUME:
+            await cloud.work()
+            await cloud.have_balance(1000 * MICROS)
+            await cloud.biller().bill()
+    elif command is Command.BACKUP:
+        assert (await cloud.post("/api/v1/backups/", {"server_id": server})).status_code == 201
+    elif command is Command.BACKUP_DAILY:
+        await cloud.have_copy(server)
+        await cloud.ask("PATCH", f"/api/v1/servers/{server}/", json={"backups_enabled": True})
+        cloud.clock.advance(86_400)
+        await cloud.backup_scheduler().schedule()
+    elif command is Command.RESTORE:
+        backup = await cloud.have_copy(server)
+        assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+    elif command is Command.RECOVER:
+        cloud.hypervisor.vanishes(cloud.guest(server))
+        await cloud.reconciler().reconcile()
+    else:
+        await cloud.offer(5, storage_gb=5)
+        path, body = TOLD.get(command, (command, None))
+        answer = await cloud.post(f"/api/v1/servers/{server}/{path}/", body)
+        assert answer.status_code == 200, answer.text
+    return server
+
+
+async def _suspend(cloud: Cloud) -> None:
+    await cloud.have_balance(0)
+    cloud.clock.advance(cloud.settings.grace_hours * 3600)
+    await cloud.biller().bill()
+
+
+async def calls_of(cloud: Cloud, command: Command) -> int:
+    """How many calls to the host and the backups' target a command takes."""
+    await marks.identify(
+        cloud.runtime, cloud.runtime.repository, first_use=True
+    )  # what is done once is tried elsewhere
+    server = await told(cloud, command)
+    before = len(cloud.hypervisor.calls) + len(cloud.target.calls)
+    await cloud.work()
+    calls = len(cloud.hypervisor.calls) + len(cloud.target.calls) - before
+    await delete(cloud, server)
+    return calls
+
+
+async def delete(cloud: Cloud, server: int) -> None:
+    """Delete a server and its backups, for good."""
+    await cloud.have_balance(1000 * MICROS)
+    await cloud.ask("DELETE", f"/api/v1/servers/{server}/?now=1")
+    await cloud.settle()
+    for backup in (await cloud.get("/api/v1/backups/")).json()["results"]:
+        assert backup["status"] == "completed"
+        assert (await cloud.ask("DELETE", f"/api/v1/backups/{backup['id']}/")).status_code == 204
+    await cloud.backup_scheduler().schedule()
+    assert cloud.target.objects() == []
+
+
+_STOPS = {Command.STOP: Status.STOPPED, Command.HARD_STOP: Status.STOPPED, Command.SUSPEND: Status.SUSPENDED}
+_STOPS |= {Command.SOFT_DELETE: Status.DELETED}
+
+
+async def assert_arrived(cloud: Cloud, server: int, command: Command, how: str) -> None:
+    """The server is where the command leads, with one of everything, and nothing is left over."""
+    name = cloud.guest(server)
+    volumes = await cloud.hypervisor.volumes()
+    guests = await cloud.hypervisor.guests()
+    if command is Command.DELETE:
+        assert (await cloud.get(f"/api/v1/servers/{server}/")).status_code == 404
+        assert (set(guests), set(volumes.disks), set(volumes.seeds)) == (set(), set(), set()), how
+        assert await cloud.addresses() == []
+    else:
+        assert await cloud.status(server) == _STOPS.get(command, Status.ACTIVE), how
+        assert (set(guests), set(volumes.seeds)) == ({name}, {name}), how
+        assert volumes.disks == {await cloud.disk(server)}, how
+        assert not volumes.exports, how
+        assert [held.server_id for held in await cloud.addresses()] == [server]
+    assert await Audit(cloud.runtime).run() == [], how
