@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import Table, insert, select, update
+from sqlalchemy import Table, insert, select, text, update
 
 from vpsd.core.db import Database, Statement, Tx
 from vpsd.migrations import schema
@@ -42,3 +42,9 @@ async def put(tx: Tx, table: Table, **values: Any) -> None:
 async def change(tx: Tx, table: Table, row_id: int, **values: Any) -> None:
     """Change a row, past every rule but the database's own."""
     await tx.run(Statement(update(table).where(table.c.id == row_id), list(values)), **values)
+
+
+async def lose_table(database: Database, name: str = "servers") -> None:
+    """Have every statement about a table fail: an error that nobody expects."""
+    async with database.write() as tx:
+        await tx.all(Statement(text(f"ALTER TABLE {name} RENAME TO lost")))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.api.tables import lose_table
 from tests.cloud import TINY, Cloud
 
 SERVERS = "/api/v1/servers/"
@@ -259,7 +260,7 @@ async def test_paths_without_the_trailing_slash_work(cloud: Cloud) -> None:
 
 
 async def test_an_error_of_vpsds_own_tells_nothing_of_its_inside(cloud: Cloud) -> None:
-    await cloud.database.close()
+    await lose_table(cloud.database)
     answer = await cloud.get(SERVERS)
     assert answer.status_code == 500
     assert answer.json() == {"detail": "vpsd met an error of its own; the operator's log has it.", "code": "internal"}

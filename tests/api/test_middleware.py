@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tests.api.tables import lose_table
 from tests.api.test_limits import Caller
 from tests.cloud import TINY, Cloud
 from vpsd.core.ids import Ids
@@ -40,7 +41,7 @@ async def test_every_answer_has_an_id_of_its_own_errors_too(cloud: Cloud) -> Non
     ids = [_id(answer) for _, answer in answers]
     assert len(set(ids)) == len(ids)
     assert all(len(request_id) == len(Ids().uuid()) for request_id in ids)
-    await cloud.database.close()
+    await lose_table(cloud.database)
     broken = await cloud.get(SERVERS)
     assert (broken.status_code, len(_id(broken))) == (500, 36)
 
