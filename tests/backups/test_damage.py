@@ -1,5 +1,6 @@
 """What a target has lost or changed: it is marked, nothing new needs it, and what can be is stored anew."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,14 @@ async def test_what_is_deleted_leaves_the_rest_of_a_damaged_one(cloud: Cloud) ->
     lost.write_bytes(good)
     assert await _verify(cloud, made[2])  # it found it as good as it was
     assert await _shown(cloud) == ["completed"]
+
+
+async def test_whoever_finds_the_same_at_once_is_in_nobodys_way(cloud: Cloud) -> None:
+    server, made = await _chain(cloud)
+    for digest in ("1" * 64, "2" * 64):  # by the second time there is a connection for each
+        found = frozenset([(made[0]["uuid"], digest)])
+        args = (cloud.runtime, cloud.runtime.repository, server, (await _stored(cloud, 1)).target)
+        await asyncio.gather(*(damage.record(*args, damaged=found) for _ in range(6)))
+    async with cloud.reading() as ctx:
+        assert len(await damage.chunks(ctx, server)) == 2
+    assert await _shown(cloud) == ["completed"] * 3  # none of them has such a chunk

@@ -18,6 +18,7 @@ from vpsd.backups.targets import Missing
 from vpsd.core.context import Ctx, Transactions
 from vpsd.core.db import Statement
 from vpsd.events import service as events
+from vpsd.servers import queries as servers
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ async def record(
     `look`: also where nothing of that is new.
     """
     async with transactions.write() as ctx:
+        await servers.lock(ctx, server_id)  # whoever finds the same waits
         before = await chunks(ctx, server_id)
         new, mended = damaged - before, (before & whole) - damaged
         named = [{"server_id": server_id, "of": owner, "named": digest} for owner, digest in mended]
