@@ -48,6 +48,8 @@ async def test_a_clock_that_is_set_at_every_call_costs_no_operation_anything(clo
     cloud.hypervisor.after_call = cloud.target.before_call = None
     made = [one for one in await rows(cloud.database, "operations") if one["command"] == command]
     assert [(one["status"], one["attempts"]) for one in made] == [("succeeded", 1)]
+    assert "did not" not in (made[0]["detail"] or "")  # shut down by ACPI in its time
+    assert (await cloud.row(server)).status_detail is None  # nor is a boot said to have been silent
     assert await cloud.status(server) == RESTS.get(command, Status.ACTIVE)
     assert await Audit(cloud.runtime).run() == []
 
