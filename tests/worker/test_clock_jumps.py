@@ -103,6 +103,21 @@ async def test_what_waits_for_its_next_try_has_it_in_time_and_is_not_given_up(cl
     assert await cloud.status(server) == "active"
 
 
+async def test_a_boot_has_all_of_its_time_when_the_clock_is_set_forward(cloud: Cloud) -> None:
+    cloud.hypervisor.boot_seconds, cloud.hypervisor.has_agent = 30, False
+    server = await cloud.create()
+
+    def is_set(call: str) -> None:
+        if call == "is_up":
+            cloud.hypervisor.after_call = None
+            cloud.clock.jump(2 * HOUR)
+
+    cloud.hypervisor.after_call = is_set
+    await cloud.work()
+    row = await cloud.row(server)
+    assert (row.status, row.status_detail) == ("active", None)
+
+
 async def test_a_try_that_fails_after_the_clock_was_set_forward_is_not_the_last(cloud: Cloud) -> None:
     server = await cloud.create()
 
