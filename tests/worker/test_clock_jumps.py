@@ -48,6 +48,8 @@ async def test_a_clock_that_is_set_at_every_call_costs_no_operation_anything(clo
     cloud.hypervisor.after_call = cloud.target.before_call = None
     made = [one for one in await rows(cloud.database, "operations") if one["command"] == command]
     assert [(one["status"], one["attempts"]) for one in made] == [("succeeded", 1)]
+    assert "did not" not in (made[0]["detail"] or "")  # shut down by ACPI in its time
+    assert (await cloud.row(server)).status_detail is None  # nor is a boot said to have been silent
     assert await cloud.status(server) == RESTS.get(command, Status.ACTIVE)
     assert await Audit(cloud.runtime).run() == []
 
@@ -99,6 +101,21 @@ async def test_what_waits_for_its_next_try_has_it_in_time_and_is_not_given_up(cl
     cloud.clock.advance(30)
     await cloud.work()
     assert await cloud.status(server) == "active"
+
+
+async def test_a_boot_has_all_of_its_time_when_the_clock_is_set_forward(cloud: Cloud) -> None:
+    cloud.hypervisor.boot_seconds, cloud.hypervisor.has_agent = 30, False
+    server = await cloud.create()
+
+    def is_set(call: str) -> None:
+        if call == "is_up":
+            cloud.hypervisor.after_call = None
+            cloud.clock.jump(2 * HOUR)
+
+    cloud.hypervisor.after_call = is_set
+    await cloud.work()
+    row = await cloud.row(server)
+    assert (row.status, row.status_detail) == ("active", None)
 
 
 async def test_a_try_that_fails_after_the_clock_was_set_forward_is_not_the_last(cloud: Cloud) -> None:

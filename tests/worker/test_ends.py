@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cloud import Cloud
+from tests.core.test_ending import deaf
 from vpsd.audit import Audit
 from vpsd.core import ending
 from vpsd.core.ending import end_all
@@ -30,6 +31,27 @@ def _deaf(chance: random.Random) -> Callable[[str], Coroutine[Any, Any, None]]:
                 raise
 
     return call
+
+
+async def test_a_runner_ends_although_a_call_of_an_operation_swallows_the_cancellation_and_goes_on(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_AGAIN_SECONDS", 0.01)
+    await cloud.create()
+    called = asyncio.Event()
+
+    async def goes_on(call: str) -> None:
+        if call == "ensure_disk":
+            called.set()
+            await deaf(1)
+
+    cloud.hypervisor.before_call = goes_on
+    runner = asyncio.create_task(cloud.runner().run())
+    await called.wait()
+    runner.cancel()  # told once: it sees to its operations by itself
+    async with asyncio.timeout(5):
+        await asyncio.wait({runner})
+    assert runner.cancelled()
 
 
 @pytest.mark.parametrize("seed", range(4))
