@@ -51,6 +51,15 @@ async def test_who_says_nothing_is_not_waited_for(served: Served) -> None:
     assert await open_until(served, await served.client(), LIMITS.first_byte_seconds) == b""
 
 
+async def test_the_server_looks_for_those_that_take_too_long_by_itself(served: Served) -> None:
+    client = await served.client()
+    served.time += LIMITS.first_byte_seconds
+    await served.server.on_tick(1)
+    assert len(served.room) == 1
+    await served.server.on_tick(10)
+    assert await client.rest() == b""
+
+
 async def test_a_head_that_comes_slowly_is_not_waited_for(cloud: Cloud) -> None:
     async with serving_app(cloud.app()) as served:
         client = await served.client()
