@@ -20,6 +20,56 @@ async def serving(cloud: Cloud) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{served.port}"
 
 
+GET = b"GET / HTTP/1.1\r\nHost: vpsd.test\r\n\r\n"
+
+
+class App:
+    """An application that answers with the body that it got, when it may; it notes what it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.under_way = 0
+        self.most_at_once = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.reads = True
+        self.reads_late = False
+        self.piece = b""  # of an answer without end
+        self.sent = 0
+        self.answer = b""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        self.seen.append(scope["path"])
+        self.fields = scope["headers"]
+        self.under_way += 1
+        self.most_at_once = max(self.most_at_once, self.under_way)
+        if self.reads_late:
+            await self.may_answer.wait()
+        body, more = b"", self.reads
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.under_way -= 1
+                return
+            body, more = body + message["body"], message["more_body"]
+        await self.may_answer.wait()
+        body = self.answer or body
+        length = [] if self.piece else [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        while self.piece:
+            await send({"type": "http.response.body", "body": self.piece, "more_body": True})
+            self.sent += 1
+        self.under_way -= 1
+        await send({"type": "http.response.body", "body": body})
+
+
 class Served:
     """A server at a port, whose time only moves when it is told to."""
 

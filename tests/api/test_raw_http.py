@@ -96,3 +96,11 @@ async def test_a_client_that_hangs_up_is_no_failure(cloud: Cloud, caplog: pytest
     (line,) = [record for record in caplog.records if record.name == "vpsd.access"]
     assert (line.levelno, vars(line)["status"]) == (logging.DEBUG, 499)
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+async def test_nothing_that_follows_a_refused_request_is_looked_at(cloud: Cloud) -> None:
+    odd = (b"GET //x HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n", b"nonsense\r\n\r\n")
+    async with serving_app(cloud.app()) as served:
+        for refused in odd:
+            answer = await send(served.port, refused + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (answer.count(b"HTTP/1.1 400 "), answer.count(b"HTTP/1.1 200 ")) == (1, 0)

@@ -1,73 +1,23 @@
-"""The server over raw sockets: time limits, requests that are sent ahead, clients that do not read, and the end.
+"""The server over raw sockets: time limits, requests that are sent ahead, clients that do not read.
 
 uvicorn's inside that `vpsd.api.http.connection` relies on is what these tests go through.
 """
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import uvicorn
 
 from tests.api.raw_http import request
-from tests.api.serving import Client, Served, serving_app, until
+from tests.api.serving import GET, App, Client, Served, serving_app, until
 from tests.cloud import Cloud
 from vpsd.api.http.connections import Limits
 
 LIMITS = Limits()
-GET = b"GET / HTTP/1.1\r\nHost: vpsd.test\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: vpsd.test\r\nContent-Length: 10\r\n\r\n"
 NO_ROOM = b'{"detail":"vpsd has too many connections. Try again in a moment.","code":"unavailable"}'
-
-
-class App:
-    """An application that answers with the body that it got, when it may; it notes what it sees."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        self.fields: list[tuple[bytes, bytes]] = []
-        self.under_way = 0
-        self.most_at_once = 0
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
-        self.reads = True
-        self.reads_late = False
-        self.piece = b""  # of an answer without end
-        self.sent = 0
-        self.answer = b""
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        self.seen.append(scope["path"])
-        self.fields = scope["headers"]
-        self.under_way += 1
-        self.most_at_once = max(self.most_at_once, self.under_way)
-        if self.reads_late:
-            await self.may_answer.wait()
-        body, more = b"", self.reads
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.under_way -= 1
-                return
-            body, more = body + message["body"], message["more_body"]
-        await self.may_answer.wait()
-        body = self.answer or body
-        length = [] if self.piece else [(b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": length})
-        while self.piece:
-            await send({"type": "http.response.body", "body": self.piece, "more_body": True})
-            self.sent += 1
-        self.under_way -= 1
-        await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture
@@ -99,6 +49,15 @@ async def open_until(served: Served, client: Client, *limits: float) -> bytes:
 
 async def test_who_says_nothing_is_not_waited_for(served: Served) -> None:
     assert await open_until(served, await served.client(), LIMITS.first_byte_seconds) == b""
+
+
+async def test_the_server_looks_for_those_that_take_too_long_by_itself(served: Served) -> None:
+    client = await served.client()
+    served.time += LIMITS.first_byte_seconds
+    await served.server.on_tick(1)
+    assert len(served.room) == 1
+    await served.server.on_tick(10)
+    assert await client.rest() == b""
 
 
 async def test_a_head_that_comes_slowly_is_not_waited_for(cloud: Cloud) -> None:
@@ -384,80 +343,6 @@ async def test_a_body_beside_an_upgrade_is_not_taken_for_the_next_request(served
     )
     assert app.seen == ["-"]  # only as a refusal
     client.close()
-
-
-# The end.
-
-
-@asynccontextmanager
-async def started(app: App) -> AsyncIterator[Served]:
-    """A server that a test ends itself, by its `shutdown`."""
-    served = Served(app, 1000, {}, {})
-    served.server.config.load()
-    served.server.lifespan = served.server.config.lifespan_class(served.server.config)
-    await served.server.startup([served.listener])
-    yield served
-    assert not served.server.server_state.connections
-    assert not served.server.server_state.tasks
-
-
-async def test_at_the_end_nobody_is_reset_and_all_that_was_asked_is_answered(app: App) -> None:
-    async with started(app) as served:
-        old = await served.client()
-        await old.send(GET)
-        await old.answer()
-        served.advance(LIMITS.last_call_seconds)
-        young, busy = await served.client(), await served.client()
-        app.may_answer.clear()
-        await busy.send(GET)
-        queued = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(20)]
-        for each in queued:
-            each.sendall(GET)
-        ending = asyncio.create_task(served.server.shutdown([served.listener]))
-        await until(lambda: len(app.seen) == 22)
-        assert await old.rest() == b""
-        await young.send(GET)  # crosses the end
-        app.may_answer.set()
-        for client in (young, busy):
-            status, fields, _ = await client.answer()
-            assert (status, fields[b"connection"]) == (200, b"close")
-            assert await client.rest() == b""
-        for each in queued:
-            each.setblocking(False)
-            reader, writer = await asyncio.open_connection(sock=each)
-            client = Client(reader, writer)
-            assert (await client.answer())[0] == 200
-            assert await client.rest() == b""
-            client.close()
-        for client in (old, young, busy):
-            client.close()
-        await ending
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.1", served.port))
-
-
-async def test_an_idle_connection_is_given_a_moment_at_the_end(app: App) -> None:
-    async with started(app) as served:
-        client = await served.client()
-        await client.send(GET)
-        await client.answer()
-        ending = asyncio.create_task(served.server.shutdown([served.listener]))
-        await client.send(b"")
-        assert not client.reader.at_eof()
-        served.advance(LIMITS.last_call_seconds)
-        assert await client.rest() == b""
-        client.close()
-        await ending
-
-
-async def test_who_is_not_served_in_time_is_cut_off_at_the_end(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with started(app) as served:
-        served.room.limits = Limits(end_seconds=0.05)
-        app.may_answer.clear()
-        client = await served.client()
-        await client.send(GET)
-        await served.server.shutdown([served.listener])
-        await until(lambda: not served.server.server_state.connections)
 
 
 def test_the_uvicorn_is_the_one_whose_inside_is_known() -> None:

@@ -1,7 +1,7 @@
 """One client's connection: uvicorn's HTTP/1.1 over httptools, with limits to what the client may send, and when.
 
-It relies on the inside of uvicorn, which is therefore pinned to one minor version; `tests/api/test_server.py` says on
-what. One request is read at a time: what a client sends ahead stays where it is until its turn comes.
+It relies on the inside of uvicorn, which is therefore pinned to one minor version; `tests/api/test_server.py` goes
+through all of it. One request is read at a time: what a client sends ahead stays where it is until its turn comes.
 """
 
 import asyncio
