@@ -57,6 +57,7 @@ _REFUSALS = {
     503: "No host has room for it now, or its storage is almost full",
     404: "There is nothing with this id",
     413: "The body is too large",
+    414: "The URL is too long",
     415: "The body is not sent as application/json",
 }
 _AWAY, _UNKNOWN = errors.DatabaseUnavailable.code, errors.OutcomeUnknown.code
@@ -273,6 +274,7 @@ class _Operation:
             *([404] if route.ids or errors.NotFound in route.raises else []),
             *([409, 422] if route.method == "POST" else []),
             *([413, 415] if route.body else []),
+            *([414] if route.query.__struct_fields__ else []),
             *(status for status in map(status_code_of, route.raises) if status in (402, 503)),
         ]
 

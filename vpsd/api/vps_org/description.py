@@ -5,6 +5,7 @@ from vpsd.api.http.authentication import LacksPermission
 from vpsd.api.http.context import LimitReached, NoToken
 from vpsd.api.http.errors import CODES, TOO_LARGE, Problem
 from vpsd.api.http.openapi import ApiDescription
+from vpsd.api.http.refusals import URL_TOO_LONG
 from vpsd.api.http.requests import NOT_JSON, WRONG_TYPE
 from vpsd.api.vps_org.examples import ANSWERS, BODIES, DRY_RUN, STANDARD
 from vpsd.api.vps_org.texts import text
@@ -30,7 +31,8 @@ _ERRORS: tuple[errors.VpsdError, ...] = (
     CommandRefused(Status.ACTIVE, Command.START),
     UnderWay(Command.CREATE),
 )
-_OF_HTTP = {413: TOO_LARGE, 415: WRONG_TYPE, 400: NOT_JSON.format("JSON is malformed: expected ',' or '}' (byte 24)")}
+_OF_HTTP = {413: TOO_LARGE, 414: URL_TOO_LONG.detail, 415: WRONG_TYPE}
+_OF_HTTP |= {400: NOT_JSON.format("JSON is malformed: expected ',' or '}' (byte 24)")}
 _PROBLEMS = {error.code: Problem(text(error), error.code) for error in _ERRORS}
 _PROBLEMS |= {CODES[status]: Problem(detail, CODES[status]) for status, detail in _OF_HTTP.items()}
 
