@@ -178,7 +178,7 @@ async def open_transactions(
 
 
 def _clock(settings: Settings, database: db.Database) -> Clock:
-    return SystemClock() if settings.database_url is None else DatabaseClock(SystemClock(), database)
+    return SystemClock() if settings.url.startswith("sqlite") else DatabaseClock(SystemClock(), database)
 
 
 def _before_new(settings: Settings, new_cloud: bool) -> None:
