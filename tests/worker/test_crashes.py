@@ -9,6 +9,7 @@ import pytest
 from tests.cloud import Cloud
 from tests.killed import Killed
 from tests.worker.told import assert_arrived, calls_of, delete, told
+from vpsd.audit import Audit
 from vpsd.lifecycle import Command
 from vpsd.operations.service import LEASE_SECONDS
 
@@ -48,3 +49,23 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
         await assert_arrived(cloud, server, command, f"killed at call {number}")
         if command is not Command.DELETE:
             await delete(cloud, server)
+
+
+async def test_a_rebuild_given_up_once_the_old_disk_is_gone_goes_on_with_the_next_start(cloud: Cloud) -> None:
+    server = await told(cloud, Command.REBUILD)
+
+    def die_behind_the_removal(call: str) -> None:
+        if call == "remove":
+            raise Killed
+
+    cloud.hypervisor.after_call = die_behind_the_removal
+    with pytest.raises(Killed):
+        await cloud.work("first")
+    cloud.hypervisor.after_call = None
+    cloud.clock.advance(2 * 3600)
+    await cloud.work("second")
+    assert await cloud.status(server) == "error"
+    assert await Audit(cloud.runtime).run() == []
+    assert (await cloud.post(f"/api/v1/servers/{server}/start/")).status_code == 200
+    await cloud.settle()
+    await assert_arrived(cloud, server, Command.REBUILD, "started")

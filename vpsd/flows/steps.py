@@ -274,6 +274,16 @@ async def discard_disk(job: Job) -> None:
         await updates.set_discarded(ctx, job.server.id, job.operation.argument)
 
 
+async def clean_up_rebuild(job: Job) -> str | None:
+    """Have the row say that the old disk is gone, where a rebuild was given up between the two: a start makes it."""
+    assert job.operation.argument is not None
+    if job.server.provisioned_at_ms is None or job.disk in (await job.runtime.hypervisor.volumes()).disks:
+        return None
+    async with job.write() as ctx:
+        await updates.set_discarded(ctx, job.server.id, job.operation.argument)
+    return "Its old disk is gone; a start makes the new one."
+
+
 async def remove_guest(job: Job) -> None:
     """Have nothing of the server left on the host."""
     await job.runtime.hypervisor.remove(job.name, await job.old_disks())

@@ -18,6 +18,7 @@ from vpsd.flows.first_boot import set_right
 from vpsd.flows.job import Job
 from vpsd.flows.steps import (
     await_boot,
+    clean_up_rebuild,
     define_guest,
     discard_disk,
     fetch_image,
@@ -67,6 +68,7 @@ CLEAN_UP: dict[Command, Callable[[Job], Awaitable[str | None]]] = {
     Command.BACKUP: clean_up_backup,
     Command.BACKUP_DAILY: clean_up_backup,
     Command.RESTORE: clean_up_restore,
+    Command.REBUILD: clean_up_rebuild,
 }
 
 # In the transaction in which the operation ends; the text is why it came to nothing.
