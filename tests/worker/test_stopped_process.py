@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,8 @@ def test_a_process_that_is_stopped_while_it_discards_a_disk_does_not_reach_the_n
     (old,) = _guests(one)
     with _suspended(old):  # libvirt takes ten seconds to end it, and the process waits for that
         one.post(f"servers/{server}/rebuild/", {"os_id": 1})
-        until(lambda: one.operations(server)[-1]["step"] == "discard_disk", "the rebuild")
+        until(lambda: _is_being_ended(old), "the rebuild to end the old guest")
+        assert one.operations(server)[-1]["step"] == "discard_disk"
         with _suspended(psutil.Process(one.pid)):
             two.start()
             two.until_status(server, "active")
@@ -52,11 +54,11 @@ def test_a_process_that_is_stopped_while_it_discards_a_disk_does_not_reach_the_n
             assert new.pid != old.pid
     until(lambda: "taken it over" in one.said() or "its lease is over" in one.said(), "the end of what was stopped")
     until(lambda: one.is_well(), "the process that goes on")
+    assert two.run_json("check") == []  # by its end, the call that went on has ended, too
     assert two.get(f"servers/{server}/")["status"] == "active"
     assert [guest.pid for guest in _guests(two)] == [new.pid]
     for file in ("vpsd-*.qcow2", "vpsd-*-seed.iso", "serial/vpsd-*.log"):
         assert len(list((one.data / "pool").glob(file))) == 1, file
-    assert two.run_json("check") == []
     two.delete(server)
     until(lambda: not _guests(two), "the deletion")
 
@@ -69,6 +71,12 @@ def _suspended(process: psutil.Process) -> Iterator[None]:
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGCONT)
+
+
+def _is_being_ended(process: psutil.Process) -> bool:
+    """Whether a process that is suspended has been sent SIGTERM."""
+    (pending,) = re.findall(r"ShdPnd:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _guests(vpsd: Vpsd) -> list[psutil.Process]:
