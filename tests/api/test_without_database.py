@@ -134,7 +134,7 @@ async def test_a_commit_without_an_answer_is_told_as_one_and_the_key_finds_out(c
 
 async def test_a_refusal_is_told_although_its_key_could_not_be_given_back(cloud: Cloud) -> None:
     stumbling = Stumbling(cloud.database)
-    stumbling.at_the_end[WORK] = Unusable("no")
+    stumbling.at_the_end[WORK] = Unusable.plain("no")
     stumbling.at_the_end[WORK + 1] = DatabaseUnavailable(Problem.FULL, "no space")
     async with api_on(cloud, stumbling) as http:
         refused = await http.post(SERVERS, json=WEB, headers=KEY)

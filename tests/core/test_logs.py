@@ -100,8 +100,7 @@ async def test_every_request_has_a_line_with_its_id_method_path_and_status(
             *(method, path, status, "127.0.0.1"),
         ]
         assert line["duration_ms"] >= 0
-        known = who is not None and status not in (404, 405)  # where there is no such route nobody asks who it is
-        assert (line.get("account_id"), line.get("token_id")) == ((1, me) if known else (None, None))
+        assert (line.get("account_id"), line.get("token_id")) == ((1, me) if who is not None else (None, None))
 
 
 async def test_an_error_of_vpsds_own_is_logged_in_full_under_the_id_that_was_answered(

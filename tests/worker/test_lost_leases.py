@@ -152,7 +152,7 @@ async def test_who_takes_over_a_cleaning_up_does_not_make_the_disk_again_that_ma
 
     def refuse(call: str) -> None:
         if call == "write_disk":
-            raise Unusable("The pool is full.")
+            raise Unusable.plain("The pool is full.")
 
     async def let_another_go_on(call: str) -> None:
         if call == "delete_disk":
@@ -192,10 +192,10 @@ class Away:
         self._database = database
         self.is_away = False
 
-    def write(self) -> AbstractAsyncContextManager[Tx]:
+    def write(self, wait_seconds: float) -> AbstractAsyncContextManager[Tx]:
         if self.is_away:
             raise ConnectionError("the database is away")
-        return self._database.write()
+        return self._database.write(wait_seconds)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)

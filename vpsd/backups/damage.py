@@ -40,6 +40,7 @@ _FORGET = Statement(
 _MARK = Statement(
     update(backups).where(
         backups.c.id == bindparam("backup_id"),
+        backups.c.account_id == bindparam("account_id"),
         backups.c.status == bindparam("before"),
         backups.c.deleted_at_ms.is_(None),
     ),
@@ -123,7 +124,8 @@ async def _review(
     what = noun((Kind(backup.kind),))
     async with transactions.write() as ctx:
         error = LOST if is_damaged else None
-        if await ctx.tx.run(_MARK, backup_id=backup.id, before=backup.status, status=status, error=error):
+        own = ctx.in_account(backup.account_id)
+        named = {"account_id": own.account_id, "backup_id": backup.id}
+        if await ctx.tx.run(_MARK, **named, before=backup.status, status=status, error=error):
             action = f"{what}.{'damaged' if is_damaged else 'mended'}"
-            own = ctx.in_account(backup.account_id)
             await events.record(own, action, what, backup.id, f"of server {backup.server_id}")

@@ -147,8 +147,8 @@ class Runner:
     async def _run_steps(self, job: Job) -> None:
         operation = job.operation
         await job.runtime.hypervisor.take(job.name)
-        if operation.deadline_at_ms is not None and (
-            self._runtime.clock.now_ms() > operation.deadline_at_ms or operation.attempts > operations.MAX_ATTEMPTS
+        if job.ends_at is not None and (
+            self._runtime.clock.monotonic() > job.ends_at or operation.attempts > operations.MAX_ATTEMPTS
         ):
             last = Failure(
                 operation.error or "the worker died", operation.cause or operation.error or "the worker died"
