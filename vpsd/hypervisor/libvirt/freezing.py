@@ -177,7 +177,8 @@ def _first_line(error: Exception) -> str:
     line = str(error).partition("\n")[0]
     if isinstance(error, libvirt.libvirtError):
         said = _AGENT_SAID.search(line)
-        line = said[1] if said else "the host could not ask it"
+        silent = error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE
+        line = said[1] if said else "Guest agent is not responding" if silent else "the host could not ask it"
     return line[:200].rstrip(".")
 
 
