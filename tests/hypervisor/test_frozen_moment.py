@@ -95,7 +95,7 @@ def test_a_freeze_that_is_not_answered_in_time_is_undone_and_the_export_begins(f
     fake.answers[_FREEZE] = None
     freeze = _freeze(fake)
     assert (freeze.frozen, freeze.asked, freeze.ms) == (False, True, None)
-    assert "could not freeze / in time: the host could not ask it." in freeze.detail
+    assert "could not freeze / in time: Guest agent is not responding." in freeze.detail
     assert fake.asked.index(_THAW) < fake.asked.index("export")
 
 
