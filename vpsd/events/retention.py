@@ -24,7 +24,7 @@ _OLD = table.c.at_ms < bindparam("before_ms")
 _KEPT_FROM = event_retention.c.kept_from_ms
 _RAISE = Statement(
     update(event_retention)
-    .where(or_(bindparam("before_ms") > _KEPT_FROM, _KEPT_FROM > bindparam("now_ms")))  # by a clock that was ahead
+    .where(or_(bindparam("before_ms") > _KEPT_FROM, bindparam("now_ms") < _KEPT_FROM))  # by a clock that was ahead
     .values(kept_from_ms=bindparam("before_ms"))
 )
 _ADD = Statement(insert(event_retention), ("id", "kept_from_ms"))
