@@ -110,6 +110,17 @@ def test_a_disk_of_an_earlier_vpsd_is_mended_where_it_is(host: libvirt.virConnec
     subprocess.run(["qemu-img", "check", "-q", str(disk)], check=True)
 
 
+def test_a_link_that_was_left_at_the_old_place_is_no_second_pool(host: libvirt.virConnect, tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    _make_disk(host, before)
+    before.rename(after)
+    before.symlink_to(after)
+    assert _pool(after).path(host).samefile(after)
+    before.unlink()
+    assert _pool(after).path(host) == after
+    assert _pool(after).list(host).disks == {NAME}
+
+
 def test_a_pool_that_is_still_there_or_nowhere_is_not_taken_for_one_that_moved(
     host: libvirt.virConnect, tmp_path: Path
 ) -> None:

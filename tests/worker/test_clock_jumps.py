@@ -6,6 +6,7 @@ import random
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import update
 
@@ -19,6 +20,7 @@ from vpsd.accounts.models import accounts
 from vpsd.audit import Audit
 from vpsd.backups.models import backups
 from vpsd.core.db import Statement
+from vpsd.core.jumps import ClockJumps
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.protocol import GuestStats, PowerState
 from vpsd.lifecycle import Command, Status
@@ -29,6 +31,7 @@ from vpsd.operations.service import LEASE_SECONDS
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
 from vpsd.worker import clock_jumps
+from vpsd.worker.biller import Biller
 
 SERVERS = "/api/v1/servers/"
 JUMPS = [-HOUR, -20, 2 * HOUR]
@@ -364,6 +367,20 @@ async def test_requests_are_answered_whatever_the_clock_was_set_to(cloud: Cloud)
             assert (await cloud.get(path, who=who)).status_code == 200
         cloud.clock.jump(seconds)
     assert (await cloud.get("/health", who=None)).status_code == 200
+
+
+async def test_a_process_that_starts_with_its_clock_ahead_does_nothing_final_at_once(cloud: Cloud) -> None:
+    await cloud.have_server()
+    cloud.clock.jump(2 * HOUR)
+    runtime = msgspec.structs.replace(cloud.runtime, jumps=ClockJumps(cloud.clock))  # as a new process
+    await clock_jumps.look_at_start(runtime)
+    before = await rows(cloud.database, "ledger")
+    await Biller(runtime).bill()
+    assert await rows(cloud.database, "ledger") == before
+    assert runtime.jumps.told_seconds is None
+    cloud.clock.advance(QUIET)
+    await Biller(runtime).bill()
+    assert await rows(cloud.database, "ledger") != before
 
 
 async def test_a_jump_is_logged_once_and_told_for_an_hour(cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,6 +34,7 @@ class ClockJumps:
         self._clock = clock
         self._offset_ms = self._measure()
         self._owed_ms = 0  # jumps after which nothing was set right yet
+        self._doubted_at: float | None = None
         self._last: tuple[float, int] | None = None  # when, by what passes steadily, and how many seconds
 
     def _measure(self) -> int:
@@ -65,6 +66,10 @@ class ClockJumps:
         """What is stored was set right after the jump that `look` told of."""
         self._owed_ms = 0
 
+    def doubt(self) -> None:
+        """The clock may be ahead, for all that a start can tell: for a while nothing final is done, nor told."""
+        self._doubted_at = self._clock.monotonic()
+
     def within(self, seconds: float) -> bool:
         """Whether the last jump was noticed less than so many seconds ago."""
         return self._last is not None and self._clock.monotonic() - self._last[0] < seconds
@@ -72,7 +77,8 @@ class ClockJumps:
     @property
     def unsettled(self) -> bool:
         """Whether the time may turn out to be wrong: nothing final is done by it."""
-        return self.within(_UNSETTLED_SECONDS)
+        doubted = self._doubted_at is not None and self._clock.monotonic() - self._doubted_at < _UNSETTLED_SECONDS
+        return doubted or self.within(_UNSETTLED_SECONDS)
 
     @property
     def told_seconds(self) -> int | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
@@ -17,6 +18,7 @@ from vpsd.hypervisor.libvirt.port_probe import PortProbes
 from vpsd.hypervisor.libvirt.serial_logs import SerialLogs
 from vpsd.hypervisor.libvirt.storage import Pool
 from vpsd.hypervisor.libvirt.virtualization import Virtualization
+from vpsd.hypervisor.names import guest_of
 from vpsd.hypervisor.owner import ANYBODY, Owner
 
 T = TypeVar("T")
@@ -42,7 +44,7 @@ class Calls:
         Raises `Misconfigured` if there is no usable libvirt.
         """
         connect.require_python_binding()
-        self._prefix = f"vpsd-{instance}-"
+        self._own = re.compile(rf"vpsd-{re.escape(instance)}-\d+")  # whole: a clone that virt-clone made is not ours
         self._data = data
         self._owner = ANYBODY
         self._choice = connect.choose(uri, data, machine or connect.LocalMachine())
@@ -99,17 +101,17 @@ class Calls:
 
     def _on_change(self, name: str) -> None:
         """In libvirt's event thread."""
-        if name.startswith(self._prefix):
+        if self._own.fullmatch(name):
             self._networks.forget(name)
             for changed in tuple(self._watchers):
                 changed(name)
 
     def _on_reboot(self, name: str) -> None:
         """In libvirt's event thread."""
-        if name.startswith(self._prefix):
+        if self._own.fullmatch(name):
             for rebooted in tuple(self._reboot_watchers):
                 rebooted(name)
 
     def _require_own(self, name: str) -> None:
-        if not name.startswith(self._prefix):
+        if not self._own.fullmatch(guest_of(name)):
             raise Unusable(f"{name} does not belong to this vpsd.")

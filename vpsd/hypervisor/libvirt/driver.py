@@ -66,7 +66,7 @@ class LibvirtHypervisor(Calls):
         def ask(host: libvirt.virConnect) -> dict[str, Guest]:
             found = {}
             for domain, values in host.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0):
-                if domain.name().startswith(self._prefix):
+                if self._own.fullmatch(domain.name()):
                     guest = self._networks.guest(domain, values["state.state"], values["state.reason"])
                     if guest is not None:
                         found[guest.name] = guest

@@ -51,7 +51,7 @@ def follow(host: libvirt.virConnect, name: str, path: Path, files: re.Pattern[st
             return
         raise
     old = target(pool)
-    if old is None or old == str(path):
+    if old is None or is_same(host, Path(old), path):
         return
     if _holds(pool, files):
         if is_local(host.getURI()) and any(files.fullmatch(file.name) for file in _list(path)):
@@ -78,6 +78,14 @@ def follow(host: libvirt.virConnect, name: str, path: Path, files: re.Pattern[st
     for volume in pool.listAllVolumes(0) if pool.isActive() else ():
         if files.fullmatch(volume.name()) and volume.name().split(".")[0] not in running:
             make_portable(volume)
+
+
+def is_same(host: libvirt.virConnect, one: Path, other: Path) -> bool:
+    """Whether two paths lead to one folder of the host; a symbolic link on another machine is not followed."""
+    try:
+        return one == other or (is_local(host.getURI()) and one.samefile(other))
+    except OSError:
+        return False  # one of them is not there
 
 
 def _holds(pool: libvirt.virStoragePool, files: re.Pattern[str]) -> bool:

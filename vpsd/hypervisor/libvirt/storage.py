@@ -81,7 +81,7 @@ class Pool:
     def path(self, host: libvirt.virConnect) -> Path:
         """The pool's folder on the host; raises `Misconfigured` if it is not the configured one."""
         present = Path(moves.target(self.open(host)) or self._path)
-        if self._path_is_explicit and present != self._path:
+        if self._path_is_explicit and not moves.is_same(host, present, self._path):
             raise Misconfigured(
                 f"The disks of this vpsd are in {present} on the host, but VPSD_POOL_DIR is {self._path}. "
                 f"Set it to {present}, or stop vpsd and move that folder to {self._path} while no server runs."
