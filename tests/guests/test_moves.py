@@ -56,8 +56,9 @@ def test_a_server_boots_with_its_data_where_the_folder_is_by_now(mover: Vpsd) ->
     mover.post(f"servers/{made['id']}/stop/")
     mover.until_status(made["id"], "stopped")
     assert mover.interrupt() == 0
-    disk = f"pool/{Host(mover).name(made['id'])}.qcow2"
-    base = _backing(mover.data / disk)
+    (found,) = (mover.data / "pool").glob(f"{Host(mover).name(made['id'])}.*.qcow2")
+    disk = found.relative_to(mover.data)
+    base = _backing(found)
     assert "/" not in base
     absolute = ["-b", str(mover.data / "pool" / base), "-F", "qcow2"]  # as earlier vpsd named it
     subprocess.run(["qemu-img", "rebase", "-u", *absolute, str(mover.data / disk)], check=True)

@@ -87,8 +87,9 @@ def tell_all(vpsd: Vpsd, servers: dict[Command, int], key_id: int) -> None:
 
 
 def under_way(vpsd: Vpsd) -> dict[int, str | None]:
-    """The steps of all open operations, by server."""
-    return dict(vpsd.rows("SELECT server_id, step FROM operations WHERE finished_at_ms IS NULL"))
+    """The steps of all open operations, by server; before the first of them a worker puts its mark on the guest."""
+    step = "coalesce(step, CASE WHEN attempts > 0 THEN 'take' END)"
+    return dict(vpsd.rows(f"SELECT server_id, {step} FROM operations WHERE finished_at_ms IS NULL"))
 
 
 def tell_steps(vpsd: Vpsd) -> list[tuple[Any, ...]]:
@@ -108,7 +109,7 @@ def kill_at_a_chance_step(vpsd: Vpsd, servers: dict[Command, int]) -> None:
         ((step, attempts, finished),) = vpsd.rows(
             f"SELECT step, attempts, finished_at_ms FROM operations WHERE {where} ORDER BY id DESC LIMIT 1"
         )
-        return attempts > 1 and (finished is not None or names.index(step) >= wanted)
+        return attempts > 1 and (finished is not None or (step in names and names.index(step) >= wanted))
 
     until(has_come_there, f"{command} to come to {names[wanted]}", 400)
     vpsd.kill()
