@@ -176,6 +176,10 @@ AT_REST = frozenset(Status) - {rule.working for rule in RULES.values()}
 """Statuses in which nothing is under way."""
 
 
+ENDS_OFF = frozenset({_C.STOP, _C.HARD_STOP, _C.SUSPEND, _C.SOFT_DELETE, _C.DELETE})
+"""Commands that cut the guest's power in the end, whether or not it answers."""
+
+
 def allowed(status: Status) -> list[Command]:
     """What a customer may tell a server in that status."""
     return [

@@ -218,10 +218,10 @@ async def test_a_rebuild_may_push_aside_a_new_hostnames_way(cloud: Cloud) -> Non
     server_id = await cloud.have_server()
     await cloud.ask("PATCH", f"{SERVERS}{server_id}/", json={"hostname": "new.example.com"})
     runner = cloud.runner()
-    operation = await runner._claim()
-    assert operation is not None
+    claimed = await runner._claim()
+    assert claimed is not None
     assert (await cloud.post(f"{SERVERS}{server_id}/rebuild/", {"os_id": 3})).status_code == 200
-    await runner.work(operation, since=0.0)
+    await runner.work(*claimed)
     await cloud.settle()
     row = await cloud.row(server_id)
     assert (row.status, row.os_id, row.seed_hostname) == ("active", 3, "new.example.com")

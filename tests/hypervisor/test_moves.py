@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -12,7 +13,7 @@ import pytest
 from vpsd.errors import Misconfigured, Unusable
 from vpsd.hypervisor.libvirt import daemon, qcow2
 from vpsd.hypervisor.libvirt.storage import Pool
-from vpsd.hypervisor.owner import ANYBODY
+from vpsd.hypervisor.owner import ANYBODY, Owner, TakenOver
 from vpsd.hypervisor.protocol import guest_name
 
 pytestmark = pytest.mark.guest
@@ -104,7 +105,7 @@ def test_a_disk_of_an_earlier_vpsd_is_mended_where_it_is(host: libvirt.virConnec
     _as_an_earlier_vpsd(disk)
     size = disk.stat().st_size
     for _ in range(2):
-        _pool(disk.parent).make_portable(host, NAME, NAME)
+        _pool(disk.parent).make_portable(host, NAME, NAME, ANYBODY)
         assert _backing(disk) == f"{BASE}.qcow2".encode()
     assert disk.stat().st_size == size
     subprocess.run(["qemu-img", "check", "-q", str(disk)], check=True)
@@ -119,6 +120,25 @@ def test_a_link_that_was_left_at_the_old_place_is_no_second_pool(host: libvirt.v
     before.unlink()
     assert _pool(after).path(host) == after
     assert _pool(after).list(host).disks == {NAME}
+
+
+def test_who_comes_too_late_neither_mends_nor_grows_a_disk(host: libvirt.virConnect, tmp_path: Path) -> None:
+    disk = _make_disk(host, tmp_path / "pool")
+    _as_an_earlier_vpsd(disk)
+    before, pool, checks = disk.read_bytes(), _pool(disk.parent), iter(range(9))
+
+    def is_over(since: int) -> None:
+        if next(checks) >= since:
+            raise TakenOver
+
+    for since in range(2):  # before it is read, and before it is written
+        checks = iter(range(9))
+        with pytest.raises(TakenOver):
+            pool.make_portable(host, NAME, NAME, Owner(check=partial(is_over, since)))
+    pool.make_portable(host, NAME, NAME, Owner("11111111-7a57-4a0c-9f0c-6a1b6d2e9f11"))
+    with pytest.raises(TakenOver):
+        pool.grow_disk(host, NAME, 4 * DISK_BYTES, Owner(check=partial(is_over, 0)))
+    assert disk.read_bytes() == before
 
 
 def test_a_pool_that_is_still_there_or_nowhere_is_not_taken_for_one_that_moved(

@@ -1,13 +1,17 @@
 """Whom a host obeys: what every driver keeps, so that nobody changes what is another's, nor what others took since."""
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import libvirt
 import msgspec
 import pytest
 
 from tests.hypervisor.rigs import DISK_BYTES, INSTANCE, NAME, RealRig, Rig, RootWithoutLibvirt, copy, power, prepare
+from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 from vpsd.hypervisor.names import disk_generation, disk_name
 from vpsd.hypervisor.owner import NameTaken, Owner, TakenOver
@@ -62,6 +66,39 @@ async def test_what_an_earlier_owner_asks_comes_too_late(rig: Rig) -> None:
     with pytest.raises(TakenOver):
         await first.remove(NAME, [NAME])
     assert await power(rig) is not None
+
+
+async def test_who_comes_later_need_not_mark_a_guest_that_hangs_and_keeps_out_who_came_before(rig: Rig) -> None:
+    first, second, of_a_copy = (rig.hypervisor.held_by(Owner(rig.spec.uuid, term)) for term in ("9.9", "10.1", "5.1"))
+    await prepare(rig)
+    await first.take(NAME)
+    await first.power_on(NAME)
+    await second.power_off(NAME)  # nobody took the guest since
+    await second.take(NAME)
+    with pytest.raises(TakenOver):
+        await first.power_on(NAME)
+    await of_a_copy.take(NAME)  # an older copy of the database was put back, whose operations have earlier numbers
+    await of_a_copy.power_on(NAME)
+    assert await power(rig) is PowerState.RUNNING
+
+
+@pytest.mark.guest
+async def test_a_guest_whose_qemu_hangs_is_powered_off_and_removed(real: RealRig) -> None:
+    first, second = (real.hypervisor.held_by(Owner(real.spec.uuid, term)) for term in ("7.1", "8.1"))
+    await prepare(real)
+    await first.take(NAME)
+    await first.power_on(NAME)
+    os.kill(real.qemu_pid(), signal.SIGSTOP)
+    sampling = asyncio.create_task(real.hypervisor.stats(NAME))  # it holds the domain's job until QEMU answers
+    host = libvirt.open(daemon.uri(real.data))
+    while host.lookupByName(NAME).controlInfo()[0] == libvirt.VIR_DOMAIN_CONTROL_OK:
+        await asyncio.sleep(0.01)
+    host.close()
+    assert not sampling.done()
+    await second.remove(NAME, [NAME])
+    assert await real.hypervisor.guest(NAME) is None
+    assert not (await real.hypervisor.volumes()).disks
+    await asyncio.gather(sampling, return_exceptions=True)
 
 
 async def test_who_has_no_time_left_changes_nothing(rig: Rig) -> None:

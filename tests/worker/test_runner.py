@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.api.tables import rows
 from tests.cloud import Cloud
+from tests.worker.told import assert_arrived, told
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, Tx
 from vpsd.errors import Busy, Unavailable, Unusable
-from vpsd.lifecycle import Command, Status
+from vpsd.lifecycle import ENDS_OFF, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Failure, Lease, LostLease
 
@@ -110,6 +112,47 @@ async def test_a_long_step_keeps_its_lease(cloud: Cloud) -> None:
     assert await cloud.runner("first", tick=tick).run_once()
     assert await cloud.status(1) == "active"
     assert [o["attempts"] for o in await cloud.operations(1)] == [1]
+
+
+def _hang(call: str) -> None:
+    """What a QEMU that does not answer has libvirt say."""
+    if call in ("take", "request_shutdown"):
+        raise Unavailable("cannot acquire state change lock")
+
+
+@pytest.mark.parametrize("command", sorted(ENDS_OFF))
+async def test_a_guest_that_hangs_is_ended_although_it_cannot_be_marked(
+    cloud: Cloud, command: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await told(cloud, command)
+    cloud.hypervisor.before_call = _hang
+    await cloud.settle()
+    cloud.hypervisor.before_call = None
+    await assert_arrived(cloud, server, command, "its QEMU hangs")
+    done = [one for one in await rows(cloud.database, "operations") if one["command"] == command]
+    assert [(one["status"], one["attempts"]) for one in done] == [("succeeded", 1)]
+    assert f"{command} of server {server} goes on with a guest that is not marked as its own" in caplog.text
+
+
+@pytest.mark.parametrize("command", sorted(set(Command) - ENDS_OFF))
+async def test_nothing_else_is_done_to_a_guest_that_cannot_be_marked(cloud: Cloud, command: Command) -> None:
+    await told(cloud, command)
+    cloud.hypervisor.calls.clear()
+    cloud.hypervisor.before_call = _hang
+    assert await cloud.work() == 1
+    assert [call for call in cloud.hypervisor.calls if call != "take"] == []
+
+
+async def test_a_guest_that_is_to_run_again_keeps_its_power_while_the_button_fails(cloud: Cloud) -> None:
+    await told(cloud, Command.REBOOT)
+
+    def fail(call: str) -> None:
+        if call == "request_shutdown":
+            raise Unavailable("cannot acquire state change lock")
+
+    cloud.hypervisor.before_call = fail
+    assert await cloud.work() == 1
+    assert cloud.hypervisor.calls[-1] == "request_shutdown"
 
 
 async def test_a_host_that_does_not_answer_is_asked_again_with_growing_pauses(cloud: Cloud) -> None:

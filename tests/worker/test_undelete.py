@@ -141,12 +141,12 @@ async def test_deleted_and_undeleted_in_the_middle_of_a_command_it_goes_where_th
     server = await cloud.have_server()
     await cloud.post(f"{SERVERS}{server}/power/", {"action": action})
     runner = cloud.runner()
-    operation = await runner._claim()  # a worker has it in hand
-    assert operation is not None
+    claimed = await runner._claim()  # a worker has it in hand
+    assert claimed is not None
     for _ in range(2):
         await delete(cloud, server)
         await undelete(cloud, server)
-    await runner.work(operation, since=0.0)
+    await runner.work(*claimed)
     await cloud.settle()
     assert await cloud.status(server) == rests
 

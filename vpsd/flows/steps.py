@@ -4,6 +4,7 @@ Every step may be repeated: it asks the host for what shall be, and a host where
 raises `Unavailable` is tried again later; `Unusable` ends the operation.
 """
 
+import logging
 from collections.abc import Sequence
 
 from vpsd.billing import rentals
@@ -18,13 +19,14 @@ from vpsd.flows.boot import Outcome, find_unpaused, watch_boot
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import Forward, Guest, GuestSpec, Image, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
-from vpsd.lifecycle import Command
+from vpsd.lifecycle import ENDS_OFF, Command
 from vpsd.network import addresses
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
 
+log = logging.getLogger(__name__)
+
 _PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
-_ENDS_OFF = (Command.STOP, Command.SUSPEND, Command.SOFT_DELETE)
 _ADDRESS_TRIES = 100  # more than workers could meet at one address
 
 
@@ -231,7 +233,7 @@ async def shut_down(job: Job) -> None:
             return
         if clock.monotonic() >= press_at and guest is not None and guest.paused_by is None:
             press_at = clock.monotonic() + _PRESS_SECONDS
-            await hypervisor.request_shutdown(job.name)
+            await _press_button(job)
         await job.pause()
     guest = await _guest_to_stop(job)
     if not _powered_off(guest):
@@ -240,9 +242,19 @@ async def shut_down(job: Job) -> None:
     job.result = f"did not shut down by ACPI within {timeout_seconds} s{held}: powered off"
 
 
+async def _press_button(job: Job) -> None:
+    """Ask the guest to shut down; where it is to be off in the end, one that hangs need not listen."""
+    try:
+        await job.runtime.hypervisor.request_shutdown(job.name)
+    except Unavailable as error:
+        if job.operation.command not in ENDS_OFF:
+            raise
+        log.warning("operation %s: %s", job.operation.id, error)
+
+
 async def _guest_to_stop(job: Job) -> Guest | None:
     """The guest; raises `GuestPaused` where the host holds one that is to run again."""
-    if job.operation.command in _ENDS_OFF:
+    if job.operation.command in ENDS_OFF:
         return await job.runtime.hypervisor.guest(job.name)
     return await find_unpaused(job)
 

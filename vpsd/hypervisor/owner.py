@@ -37,7 +37,7 @@ class Owner(msgspec.Struct, frozen=True):
     """
 
     uuid: str | None = None  # of the guest
-    term: str | None = None  # what `Hypervisor.take` has marked the guest with
+    term: str | None = None  # what `Hypervisor.take` marks the guest with: the operation's id and fence, `7.2`
     check: Callable[[], None] = _always
 
     def is_other(self, uuid: str) -> bool:
@@ -45,9 +45,18 @@ class Owner(msgspec.Struct, frozen=True):
         return self.uuid is not None and uuid != self.uuid
 
     def check_term(self, present: str | None) -> None:
-        """Raise `TakenOver` for a guest that has another's mark."""
-        if self.term is not None and present != self.term:
+        """Raise `TakenOver` for a guest that has a later mark: one with an earlier mark, or none, nobody took since."""
+        if self.term is not None and present is not None and _is_later(present, self.term):
             raise TakenOver
+
+
+def _is_later(term: str, other: str) -> bool:
+    """Whether that operation, or that lease of the same one, is the later; a mark that vpsd did not write counts so."""
+    try:
+        (operation, fence), (other_operation, other_fence) = (map(int, one.split(".")) for one in (term, other))
+    except ValueError:
+        return term != other
+    return (operation, fence) > (other_operation, other_fence)
 
 
 ANYBODY = Owner()

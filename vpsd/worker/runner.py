@@ -18,7 +18,7 @@ from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
 from vpsd.hypervisor.owner import TakenOver
-from vpsd.lifecycle import RULES, Command, Status
+from vpsd.lifecycle import ENDS_OFF, RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.operations.service import Failure, LostLease
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0  # the net under the wake-ups
 _LONGEST_PAUSE_SECONDS = 30
+_LEAST_BEAT_SECONDS = 0.1
 _CLEAN_UP = "clean_up"  # in place of a step
 
 Tick = Callable[[float], Awaitable[None]]
@@ -67,10 +68,10 @@ class Runner:
         while len(self._tasks) < workers and not is_ending():
             # Backups may take hours, and a night has many: they never take the last worker slots from who wants to
             # start.
-            since = self._monotonic()
-            operation = await self._claim(quick=len(self._moving) >= max(1, workers // 2))
-            if operation is None:
+            claimed = await self._claim(quick=len(self._moving) >= max(1, workers // 2))
+            if claimed is None:
                 return
+            operation, since = claimed
             task = asyncio.create_task(self._work_logged(operation, since), name=f"operation {operation.id}")
             moves_disks = RULES[Command(operation.command)].moves_disks
             for tasks in (self._tasks, *([self._moving] if moves_disks else [])):
@@ -80,19 +81,21 @@ class Runner:
 
     async def run_once(self) -> bool:
         """Take one operation as far as it goes now; False when none is due."""
-        since = self._monotonic()
-        operation = await self._claim()
-        if operation is None:
+        claimed = await self._claim()
+        if claimed is None:
             return False
-        await self.work(operation, since)
+        await self.work(*claimed)
         return True
 
-    async def _claim(self, *, quick: bool = False) -> Operation | None:
+    async def _claim(self, *, quick: bool = False) -> tuple[Operation, float] | None:
+        """An operation that is due, and when its lease was asked for."""
         await clock_jumps.look(self._runtime)
         # By a clock that was just set leases seem to have run out whose workers live: they renew them first.
         take_over = not self._runtime.jumps.within(operations.LEASE_SECONDS)
+        since = self._monotonic()
         async with self._runtime.write() as ctx:
-            return await operations.claim(ctx, self._owner, quick=quick, take_over=take_over)
+            operation = await operations.claim(ctx, self._owner, quick=quick, take_over=take_over)
+        return None if operation is None else (operation, since)
 
     async def _work_logged(self, operation: Operation, since: float) -> None:
         try:
@@ -146,7 +149,7 @@ class Runner:
 
     async def _run_steps(self, job: Job) -> None:
         operation = job.operation
-        await job.runtime.hypervisor.take(job.name)
+        await _take(job)
         if job.ends_at is not None and (
             self._runtime.clock.monotonic() > job.ends_at or operation.attempts > operations.MAX_ATTEMPTS
         ):
@@ -175,7 +178,8 @@ class Runner:
 
     async def _keep_lease(self, job: Job) -> None:
         while not is_ending():
-            await self._tick(operations.LEASE_SECONDS / 5)
+            left = job.lease_clock.seconds_left()  # the database may have been slow
+            await self._tick(max(_LEAST_BEAT_SECONDS, min(operations.LEASE_SECONDS / 5, left / 3)))
             since = self._monotonic()
             try:
                 async with self._runtime.write() as ctx:
@@ -265,6 +269,22 @@ class Runner:
         if successor is not None:  # it goes first
             await self._clean_up(job)
             await self._hand_over(job)
+
+
+async def _take(job: Job) -> None:
+    """Mark the guest; one that hangs cannot be marked, and is ended all the same.
+
+    It has an earlier mark then, and whatever starts it again marks it first.
+    """
+    try:
+        await job.runtime.hypervisor.take(job.name)
+    except Unavailable as error:
+        if job.operation.command not in ENDS_OFF:
+            raise
+        log.warning(
+            "operation %s: %s of server %s goes on with a guest that is not marked as its own: %s",
+            *(job.operation.id, job.operation.command, job.server.id, error),
+        )
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:

@@ -158,9 +158,9 @@ def pause_reason(domain: libvirt.virDomain, state: int, reason: int) -> PauseRea
 
 def resume(host: libvirt.virConnect, name: str, owner: Owner) -> None:
     """Resume the domain if QEMU has paused it for an error of its storage."""
-    domain = find_own(host, name, owner)
+    domain = find(host, name)
     try:
-        if domain is not None and pause_reason(domain, *domain.state()) is not None:
+        if domain is not None and pause_reason(domain, *domain.state()) is not None and is_own(domain, owner):
             domain.resume()
     except libvirt.libvirtError as error:
         if not _is_off(error):
@@ -172,6 +172,7 @@ def grow_disk(host: libvirt.virConnect, name: str, size_bytes: int, owner: Owner
     domain = require_name(host, name, owner)
     if domain is None or not domain.isActive():
         return False
+    owner.check()
     domain.blockResize(DISK, size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
     return True
 

@@ -145,11 +145,11 @@ class LibvirtHypervisor(Calls):
             if domains.grow_disk(host, name, size_bytes, self._owner):
                 return
             try:
-                self._pool.grow_disk(host, disk, size_bytes)
+                self._pool.grow_disk(host, disk, size_bytes, self._owner)
             except libvirt.libvirtError:  # a QEMU that died left bitmaps in the disk: only a QEMU can remove them
                 if not exports.remove_bitmaps(host, name, self._pool.disk_path(host, disk), self._owner):
                     raise
-                self._pool.grow_disk(host, disk, size_bytes)
+                self._pool.grow_disk(host, disk, size_bytes, self._owner)
 
         await self._change(name, ask, f"grow the disk of {name}")
 
@@ -218,7 +218,7 @@ class LibvirtHypervisor(Calls):
             virt_type, _ = self._virtualization.find(host, local=self._is_local)
             domains.require_name(host, spec.name, self._owner)  # before it has a log
             domains.define(host, spec, build(spec, self._files(host, spec), virt_type), self._owner)
-            self._pool.make_portable(host, spec.name, spec.disk)
+            self._pool.make_portable(host, spec.name, spec.disk, self._owner)
             self._networks.forget(spec.name)
 
         await self._change(spec.name, ask, f"define the guest {spec.name}")

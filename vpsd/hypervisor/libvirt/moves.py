@@ -7,6 +7,7 @@ powered on.
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -122,11 +123,14 @@ def _move_definition(domain: libvirt.virDomain, old: str, new: str) -> None:
     domain.connect().defineXML(Xml.tostring(definition, encoding="unicode"))
 
 
-def make_portable(volume: libvirt.virStorageVol) -> None:
-    """Have a disk that is not in use name its base by its name alone: so they may move together."""
+def make_portable(volume: libvirt.virStorageVol, may_write: Callable[[], bool] = lambda: True) -> None:
+    """Have a disk that is not in use name its base by its name alone: so they may move together.
+
+    `may_write` is asked right before it is written to, long after it was read.
+    """
     if not is_qcow2(volume):
         return
     head = qcow2.with_relative_backing(receive(volume, 0, qcow2.CLUSTER_BYTES))
-    if head is not None:
+    if head is not None and may_write():
         with Upload(volume, len(head)) as upload:
             upload.send(head)

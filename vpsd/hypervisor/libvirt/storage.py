@@ -263,9 +263,11 @@ class Pool:
         size: int = self._disk_of(host, disk).info()[1]
         return size
 
-    def grow_disk(self, host: libvirt.virConnect, disk: str, size_bytes: int) -> None:
+    def grow_disk(self, host: libvirt.virConnect, disk: str, size_bytes: int, owner: Owner) -> None:
         """Grow a disk that is not in use."""
-        self._disk_of(host, disk).resize(size_bytes, 0)
+        volume = self._disk_of(host, disk)
+        owner.check()
+        volume.resize(size_bytes, 0)
 
     def _disk_of(self, host: libvirt.virConnect, disk: str) -> libvirt.virStorageVol:
         pool = self.open(host)
@@ -325,11 +327,16 @@ class Pool:
         for disk in sorted(disks):
             self.delete_disk(host, disk, owner)
 
-    def make_portable(self, host: libvirt.virConnect, name: str, disk: str) -> None:
+    def make_portable(self, host: libvirt.virConnect, name: str, disk: str, owner: Owner) -> None:
         """Have the disk of a guest that is off, if any, name its base without a path, which earlier vpsd did not."""
-        volume, domain = find(self.open(host), f"{disk}.qcow2"), domains.find(host, name)
-        if volume is not None and domain is not None and not domain.isActive():
-            moves.make_portable(volume)
+
+        def may_write() -> bool:
+            domain = domains.find(host, name)
+            return domain is not None and not domain.isActive() and domains.is_own(domain, owner)
+
+        volume = find(self.open(host), f"{disk}.qcow2")
+        if volume is not None and may_write():
+            moves.make_portable(volume, may_write)
 
     def _require_unused(self, pool: libvirt.virStoragePool, key: str) -> None:
         users = [
