@@ -178,6 +178,69 @@ async def test_a_backup_that_needs_what_is_damaged_fails_once_and_the_next_one_i
     assert await _verify(cloud, await cloud.have_copy(server))
 
 
+async def test_damage_that_is_found_while_a_backup_is_stored_fails_what_inherits_it(cloud: Cloud) -> None:
+    server, made = await _chain(cloud)
+    await _write(cloud, server, 7, "version 3")
+    running = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
+
+    async def find(call: str) -> None:
+        if call == "put":  # what was known to be damaged was read before
+            cloud.target.before_call = None
+            _spoil(await _chunk(cloud, made[0], 2))
+            assert not await _verify(cloud, made[0])
+
+    cloud.target.before_call = find
+    await cloud.work()
+    shown = (await cloud.get(f"/api/v1/backups/{running['id']}/")).json()
+    assert (shown["status"], shown["error"]) == (
+        "failed",
+        "A backup before this one is damaged; the next one copies everything again.",
+    )
+    assert await _verify(cloud, await cloud.have_copy(server))
+    assert all([await _verify(cloud, one) for one in made])
+
+
+@pytest.mark.parametrize("moment", ["put", "keep_checkpoint"])
+async def test_damage_that_does_not_concern_a_backup_that_is_stored_is_not_its_own(cloud: Cloud, moment: str) -> None:
+    server, made = await _chain(cloud)
+    await _write(cloud, server, 7, "version 3")
+    running = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
+
+    async def find(call: str) -> None:
+        if call == moment:
+            cloud.target.before_call = cloud.hypervisor.before_call = None
+            _spoil(await _chunk(cloud, made[0], 7))
+            await _verify(cloud, made[0])
+            seen.extend(await _shown(cloud))
+
+    seen: list[str] = []
+    cloud.target.before_call = cloud.hypervisor.before_call = find
+    await cloud.work()
+    assert seen == ["damaged", "completed", "completed", "in_progress"]
+    shown = (await cloud.get(f"/api/v1/backups/{running['id']}/")).json()
+    assert (shown["status"], shown["incremental"]) == ("completed", True)
+    assert await _shown(cloud) == ["damaged", "completed", "completed", "completed"]
+
+
+async def test_damage_that_is_found_between_the_last_chunk_and_the_end_marks_the_backup(cloud: Cloud) -> None:
+    server, made = await _chain(cloud)
+    await _write(cloud, server, 7, "version 3")
+    running = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
+
+    async def find(call: str) -> None:
+        if call == "keep_checkpoint":
+            cloud.hypervisor.before_call = None
+            _spoil(await _chunk(cloud, made[0], 2))
+            assert not await _verify(cloud, made[0])
+
+    cloud.hypervisor.before_call = find
+    await cloud.work()
+    assert await _shown(cloud) == ["damaged"] * 4
+    shown = (await cloud.get(f"/api/v1/backups/{running['id']}/")).json()
+    assert (shown["error"], shown["completed_at"] is not None) == (damage.LOST, True)
+    assert (await cloud.operations(server))[-1]["status"] == "succeeded"
+
+
 async def test_a_lost_manifest_marks_its_backup_alone(cloud: Cloud) -> None:
     server, made = await _chain(cloud)
     (manifest,) = cloud.target.folder.rglob(f"{made[0]['uuid']}/manifest")

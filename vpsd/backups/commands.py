@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import bindparam, case, insert, update
 
 from vpsd.backups import queries, retention
 from vpsd.backups.faults import (
@@ -57,7 +57,12 @@ _SET_EXPORTED = Statement(
     + ("cloud_init", "target", "key_id"),
 )
 _SET_STORED = Statement(_ONE, ("disk_bytes", "size_bytes", "sent_bytes"))
-_SET_COMPLETED = Statement(_MADE, ("status", "completed_at_ms", "expires_at_ms"))
+_SET_COMPLETED = Statement(
+    _ONE.where(_c.completed_at_ms.is_(None)).values(  # its damage may have been found before its end
+        status=case((_c.status == BackupStatus.DAMAGED, _c.status), else_=BackupStatus.COMPLETED.value)
+    ),
+    ("completed_at_ms", "expires_at_ms"),
+)
 _SET_FAILED = Statement(_MADE, ("status", "error", "expires_at_ms"))
 _DELETE = Statement(_ONE.where(_c.deleted_at_ms.is_(None)), ("deleted_at_ms",))
 _HIDE_FAILED = Statement(
@@ -252,8 +257,7 @@ async def record_end(ctx: Ctx, operation: Operation, error: str | None) -> None:
         if backup.kind == Kind.AUTOMATIC:
             earlier = await queries.automatic_times(ctx, backup.server_id)
             expires_at_ms = retention.expires_at_ms(ctx.settings, backup.created_at_ms, earlier)
-        completed = {"status": BackupStatus.COMPLETED, "completed_at_ms": ctx.now_ms, "expires_at_ms": expires_at_ms}
-        await ctx.tx.run(_SET_COMPLETED, backup_id=backup.id, **completed)
+        await ctx.tx.run(_SET_COMPLETED, backup_id=backup.id, completed_at_ms=ctx.now_ms, expires_at_ms=expires_at_ms)
         return
     failed = {"status": BackupStatus.FAILED, "error": error or "It was not stored."}
     await ctx.tx.run(_SET_FAILED, backup_id=backup.id, expires_at_ms=ctx.now_ms + _FAILED_SHOWN_MS, **failed)

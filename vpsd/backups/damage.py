@@ -101,7 +101,7 @@ async def record(
         now_ms = ctx.now_ms
         rows = [{"server_id": server_id, "owner": o, "digest": d, "found_at_ms": now_ms} for o, d in sorted(new)]
         await ctx.tx.many(_ADD, rows)
-        stored = [one for one in await queries.stored(ctx) if one.server_id == server_id and one.target == target]
+        stored = await queries.on_target(ctx, server_id, target)
     if new or mended or look or any(one.status == BackupStatus.DAMAGED for one in stored):
         for one in stored:
             await _review(transactions, repository, one, (before | new) - mended)
@@ -119,7 +119,7 @@ async def _review(
     except WrongKey:
         return  # nobody can tell without its key
     status = BackupStatus.DAMAGED if is_damaged else BackupStatus.COMPLETED
-    if status == backup.status:
+    if status == backup.status or (not is_damaged and backup.status == BackupStatus.IN_PROGRESS):
         return
     what = noun((Kind(backup.kind),))
     async with transactions.write() as ctx:

@@ -123,6 +123,16 @@ _STORED = Statement(
     .order_by(_c.id),
     into=StoredBackup,
 )
+_ON_TARGET = Statement(
+    select(backups, servers.c.uuid.label("server_uuid"))
+    .join_from(backups, servers)
+    .where(
+        *(_OF_SERVER, _SHOWN, _c.target.is_not_distinct_from(bindparam("target"))),
+        or_(IS_STORED, and_(_c.status == BackupStatus.IN_PROGRESS, _c.size_bytes.is_not(None))),
+    )
+    .order_by(_c.id),
+    into=StoredBackup,
+)
 _PRESENT = Statement(select(backups).where(_c.purged_at_ms.is_(None)).order_by(_c.id), into=Backup)
 _USED_BY = Statement(
     select(servers.c.id)
@@ -233,6 +243,11 @@ async def get_any(ctx: Ctx, backup_id: int) -> Backup:
 async def stored(ctx: Ctx) -> list[StoredBackup]:
     """For the operator: the completed and the damaged ones of all accounts, oldest first."""
     return await ctx.tx.all(_STORED)
+
+
+async def on_target(ctx: Ctx, server_id: int, target: str | None) -> list[StoredBackup]:
+    """Those of a server that are whole on a target, or were; also the one that is about to be completed."""
+    return await ctx.tx.all(_ON_TARGET, server_id=server_id, target=target)
 
 
 async def row(ctx: Ctx, backup_id: int) -> Backup:

@@ -2,17 +2,17 @@
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from vpsd.backups import commands, damage, marks, queries
 from vpsd.backups.faults import IsDamaged
 from vpsd.backups.models import Backup, BackupStatus, Kind
 from vpsd.backups.queries import noun
-from vpsd.backups.repository import BackupRef, Damaged
+from vpsd.backups.repository import BackupRef, ChunkRef, Damaged
 from vpsd.backups.targets import Missing
 from vpsd.backups.transfer import StoreResult, chunk_numbers, fill_gaps, store, stream_contents
 from vpsd.catalog import service as catalog
-from vpsd.errors import Unusable, waiting_for
+from vpsd.errors import DatabaseUnavailable, Unusable, waiting_for
 from vpsd.flows import cloud_init, freezing
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import PowerState, Progress, disk_name
@@ -112,7 +112,8 @@ async def _await_export(job: Job) -> None:
     while (done := await job.runtime.hypervisor.export_progress(job.name)) < 1.0:
         if clock.monotonic() - reported_at >= 1:
             reported_at = clock.monotonic()
-            await job.report(done, "copying the disk")
+            with suppress(DatabaseUnavailable):  # as long as the lease lasts the copy goes on
+                await job.report(done, "copying the disk")
         await job.pause()
 
 
@@ -160,14 +161,24 @@ async def store_copy(job: Job) -> None:
             await damage.record(
                 *(job.runtime, runtime.repository, job.server.id, backup.target), whole=stored.stored_anew
             )
-    async with job.write() as ctx:
-        await commands.set_stored(
-            ctx,
-            backup.id,
-            disk_bytes=blocks.size_bytes,
-            size_bytes=stored.data_bytes,
-            sent_bytes=stored.sent_bytes,
-        )
+        known = damaged - stored.stored_anew
+        while found := await _set_stored(job, backup, blocks.size_bytes, stored, known):
+            manifest = await runtime.repository.read_manifest(BackupRef(job.server.uuid, backup.uuid))
+            if lost := manifest.referenced_chunks() & found:
+                raise Damaged("a backup before this one was found to be damaged while this one was stored", lost)
+            known |= found
+
+
+async def _set_stored(
+    job: Job, backup: Backup, disk_bytes: int, stored: StoreResult, known: frozenset[ChunkRef]
+) -> frozenset[ChunkRef]:
+    """Note that it is stored, unless more chunks are damaged than were known: those."""
+    async with job.write() as ctx:  # has the server's lock, as has who finds damage: nothing is missed between the two
+        found = await damage.chunks(ctx, job.server.id) - known
+        if not found:
+            sizes = {"size_bytes": stored.data_bytes, "sent_bytes": stored.sent_bytes}
+            await commands.set_stored(ctx, backup.id, disk_bytes=disk_bytes, **sizes)
+        return found
 
 
 async def drop_copy(job: Job) -> None:
@@ -266,7 +277,10 @@ async def take_restored_disk(job: Job) -> None:
         return
     await job.runtime.hypervisor.keep_checkpoint(job.name, None)
     base, cmdline = await kernel_of(job, backup)
-    restored = BootSource(job.new_generation, backup.os_id, base, cmdline, backup.firmware)
+    generation, present = job.new_generation, (await job.runtime.hypervisor.volumes()).disks
+    if disk_name(job.name, generation) not in present and await _older_disk(job) is not None:
+        generation = job.operation.id
+    restored = BootSource(generation, backup.os_id, base, cmdline, backup.firmware)
     async with job.write() as ctx:
         await updates.set_boot(ctx, server.id, restored, server.boot_source)
 
@@ -274,6 +288,12 @@ async def take_restored_disk(job: Job) -> None:
 def _is_restored(job: Job) -> bool:
     """Whether the server is on the disk that this restore has written: as this vpsd names it, or an older one did."""
     return job.server.disk in (job.new_generation, job.operation.id)
+
+
+async def _older_disk(job: Job) -> str | None:
+    """The disk that an older vpsd, which named it after the operation's id, has written for this restore."""
+    disk = disk_name(job.name, job.operation.id)
+    return disk if disk in await job.old_disks() else None
 
 
 async def roll_back(job: Job) -> None:
@@ -316,4 +336,6 @@ async def clean_up_restore(job: Job) -> str | None:
     if _is_restored(job):
         return None  # it had come to its end
     await job.runtime.hypervisor.delete_disk(disk_name(job.name, job.new_generation))
+    if (older := await _older_disk(job)) is not None:
+        await job.runtime.hypervisor.delete_disk(older)
     return "The server has the disk that it had before."

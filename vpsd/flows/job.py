@@ -12,7 +12,7 @@ from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.core.ending import end_all, is_ending
-from vpsd.errors import waiting_for
+from vpsd.errors import DatabaseUnavailable, waiting_for
 from vpsd.hypervisor.names import disk_generation, disk_name, guest_name
 from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import Image, Progress
@@ -168,7 +168,8 @@ class Job:
                 if done:
                     return task.result()
                 if latest:
-                    await self.report(*latest.pop())
+                    with suppress(DatabaseUnavailable):  # as long as the lease lasts the work goes on
+                        await self.report(*latest.pop())
                 if self.superseded:
                     raise Superseded
         finally:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from vpsd.billing import rentals
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem
+from vpsd.core.context import Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.core.ids import mac_address
 from vpsd.core.units import GIB
@@ -19,8 +20,10 @@ from vpsd.flows.boot import Outcome, find_unpaused, watch_boot
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import Forward, Guest, GuestSpec, Image, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
-from vpsd.lifecycle import ENDS_OFF, Command
+from vpsd.lifecycle import ENDS_OFF, RULES, Command, Status
 from vpsd.network import addresses
+from vpsd.operations import service as operations
+from vpsd.operations.models import OperationStatus
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
 
@@ -45,6 +48,7 @@ async def reserve_address(job: Job) -> None:
 
 async def fetch_image(job: Job) -> None:
     """Have the operating system's image on the host; a server that has its disk needs none."""
+    await _note_lost_disk(job)
     if job.server.provisioned_at_ms is not None or job.server.base is not None:
         return
     if job.server.source_backup_id is not None:
@@ -59,6 +63,31 @@ async def fetch_image(job: Job) -> None:
         base, cmdline, firmware = image.key, image.cmdline if image.kernel else None, image.firmware
     async with job.write() as ctx:
         await updates.set_base(ctx, job.server.id, job.new_generation, base, cmdline, firmware)
+
+
+async def _note_lost_disk(job: Job) -> None:
+    """Have the row say that the disk is gone where a rebuild has removed it and was given up before it could say so."""
+    if job.server.provisioned_at_ms is None:
+        return
+    async with job.runtime.read() as ctx:
+        os_id = await _given_up_rebuild(ctx, job.server.id)
+    if os_id is None or job.disk in (await job.runtime.hypervisor.volumes()).disks:
+        return
+    async with job.write() as ctx:
+        await updates.set_discarded(ctx, job.server.id, os_id)
+    await job.refresh()
+
+
+async def _given_up_rebuild(ctx: Ctx, server_id: int) -> int | None:
+    """The system of the rebuild since which the server was never up, if it may have removed the disk."""
+    for operation in await operations.latest(ctx, server_id):
+        if operation.command == Command.REBUILD:
+            is_over = operation.status in (OperationStatus.FAILED, OperationStatus.CANCELLED)
+            may_have_removed = operation.step in (discard_disk.__name__, operations.CLEAN_UP_STEP)
+            return operation.argument if is_over and may_have_removed else None
+        if operation.status == OperationStatus.SUCCEEDED and RULES[Command(operation.command)].success is Status.ACTIVE:
+            return None
+    return None
 
 
 def _require_room(job: Job, system: OperatingSystem, image: Image) -> None:

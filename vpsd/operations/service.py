@@ -34,6 +34,8 @@ _LATEST_SHOWN = 50
 
 MAX_ATTEMPTS = 20  # of an operation that has a deadline
 LONGEST_PAUSE_SECONDS = 300  # between two tries
+CLEAN_UP_STEP = "clean_up"  # in place of a step: only the cleaning up is left
+CLEAN_UP_SECONDS = 900  # for the cleaning up behind a failure, whatever time the operation had
 _ENDED_MS = 0  # when a lease ran out that was ended
 _NEVER_MS = 1 << 62
 
@@ -135,6 +137,9 @@ _RENEW = Statement(update(operations).where(*_LEASED), ("lease_until_ms",))
 _HOLD = Statement(select(_c.id).where(*_LEASED).with_for_update(), into=int)
 _REPORT = Statement(update(operations).where(*_LEASED), ("progress", "detail"))
 _STEP = Statement(update(operations).where(*_LEASED).values(detail=None), ("step", "progress", "detail"))
+_BEGIN_CLEAN_UP = Statement(
+    update(operations).where(*_LEASED).values(progress=0.0), ("step", "detail", "error", "cause", "deadline_at_ms")
+)
 _UNLEASED = {"lease_owner": None, "lease_until_ms": None}
 _RESCHEDULE = Statement(
     update(operations).where(*_LEASED).values(status=OperationStatus.QUEUED, **_UNLEASED),
@@ -328,6 +333,16 @@ async def report(ctx: Ctx, lease: Lease, progress: float, detail: str) -> None:
 async def save_step(ctx: Ctx, lease: Lease, step: str, progress: float) -> None:
     """Save the step that comes next; raises `LostLease`."""
     await _save(ctx, _STEP, lease, step=step, progress=progress)
+
+
+async def begin_clean_up(ctx: Ctx, lease: Lease, failure: Failure | None) -> None:
+    """Save that only the cleaning up is left to do, and why: what failed, or None where it gives way.
+
+    Raises `LostLease`.
+    """
+    said = {"detail": failure and failure.error, "error": failure and failure.error, "cause": failure and failure.cause}
+    deadline_ms = ctx.now_ms + CLEAN_UP_SECONDS * 1000
+    await _save(ctx, _BEGIN_CLEAN_UP, lease, step=CLEAN_UP_STEP, deadline_at_ms=deadline_ms, **said)
 
 
 async def reschedule(ctx: Ctx, lease: Lease, failure: Failure, run_at_ms: int) -> None:

@@ -21,7 +21,7 @@ from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import ENDS_OFF, RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.service import Failure, LostLease
+from vpsd.operations.service import CLEAN_UP_STEP, Failure, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers.transitions import ended, found, transition
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0  # the net under the wake-ups
 _LONGEST_PAUSE_SECONDS = 30
 _LEAST_BEAT_SECONDS = 0.1
-_CLEAN_UP = "clean_up"  # in place of a step
 
 Tick = Callable[[float], Awaitable[None]]
 
@@ -130,10 +129,12 @@ class Runner:
 
     async def _attempt(self, job: Job) -> None:
         try:
+            if job.operation.step == CLEAN_UP_STEP and not job.superseded:
+                raise _reason(job.operation)
             await self._run_steps(job)
             await self._end(job, None)
         except Superseded:
-            await self._clean_up(job)
+            await self._clean_up(job, None)
             await self._hand_over(job)
         except LostLease:
             raise
@@ -158,8 +159,6 @@ class Runner:
             )
             given_up = last.after(f"Given up after {operation.attempts - 1} attempts: ")
             raise Unusable(given_up.cause, given_up.error)
-        if operation.step == _CLEAN_UP and not job.superseded:
-            raise Unusable.plain(operation.detail or "The worker died while it cleaned up.")
         flow = FLOWS[Command(operation.command)]
         names = [step.__name__ for step in flow]
         first = names.index(operation.step) if operation.step in names else 0
@@ -194,27 +193,52 @@ class Runner:
                 if job.lease_clock.seconds_left() <= 0:
                     return
 
-    async def _clean_up(self, job: Job, error: str | None = None) -> str | None:
-        clean_up = CLEAN_UP.get(Command(job.operation.command))
+    async def _clean_up(self, job: Job, failure: Failure | None) -> str | None:
+        """Clean up behind what failed, or gives way (None); what there is to say of it, or None: that comes later."""
+        operation = job.operation
+        clean_up = CLEAN_UP.get(Command(operation.command))
+        if clean_up is None:
+            return ""
+        was_begun = operation.step == CLEAN_UP_STEP
+        if not was_begun:
+            async with self._runtime.write() as ctx:  # first: who takes over must not make what is deleted here
+                await operations.begin_clean_up(ctx, job.lease, failure)
+            job.ends_at = self._runtime.clock.monotonic() + operations.CLEAN_UP_SECONDS
         try:
-            if clean_up is not None:
-                async with self._runtime.write() as ctx:  # first: who takes over must not make what is deleted here
-                    await operations.save_step(ctx, job.lease, _CLEAN_UP, 0.0)
-                    if error is not None:
-                        await operations.report(ctx, job.lease, 0.0, error)
-                await job.refresh()
-                return await clean_up(job)
-        except Exception as error:  # what is left is found by `vpsd check`; a lost lease ends what follows, too
-            log.warning("operation %s: could not clean up behind it: %s", job.operation.id, error)
-        return None
+            if was_begun:
+                await job.runtime.hypervisor.take(job.name)
+            await job.refresh()
+            return await clean_up(job) or ""
+        except (DatabaseUnavailable, TakenOver):
+            raise  # it is taken up again when the lease has run out
+        except Exception as error:  # what is left is found by `vpsd check`
+            may_wait = isinstance(error, Unavailable) and not job.superseded  # who takes over goes first
+            if failure is not None and may_wait and await self._put_off(job, failure, error):
+                return None
+            log.warning("operation %s: could not clean up behind it: %s", operation.id, error)
+        return ""
+
+    async def _put_off(self, job: Job, failure: Failure, error: Exception) -> bool:
+        """Have the cleaning up tried again, as long as there is time for it."""
+        pause_seconds = _pause_seconds(job.operation, _LONGEST_PAUSE_SECONDS)
+        assert job.ends_at is not None
+        if self._runtime.clock.monotonic() + pause_seconds > job.ends_at:
+            return False
+        log.warning("operation %s: cleaned up behind it in %s s: %s", job.operation.id, pause_seconds, error)
+        async with self._runtime.write() as ctx:
+            run_at_ms = self._runtime.clock.now_ms() + pause_seconds * 1000
+            await operations.reschedule(ctx, job.lease, failure, run_at_ms)
+        return True
 
     async def _fail(self, job: Job, failure: Failure) -> None:
         operation = job.operation
         if RULES[Command(operation.command)].minutes is None:  # tried until it is done
             await self._try_again(job, failure)
             return
-        said = await self._clean_up(job, failure.error)
-        failure = failure if said is None else failure.then(said)
+        said = await self._clean_up(job, failure)
+        if said is None:
+            return
+        failure = failure.then(said) if said else failure
         log.warning(
             "operation %s: %s of server %s failed: %s", operation.id, operation.command, job.server.id, failure.cause
         )
@@ -253,7 +277,7 @@ class Runner:
         operation = job.operation
         endless = RULES[Command(operation.command)].minutes is None
         longest = operations.LONGEST_PAUSE_SECONDS if endless else _LONGEST_PAUSE_SECONDS
-        pause_seconds = min(longest, 2 ** min(operation.attempts - 1, 16))
+        pause_seconds = _pause_seconds(operation, longest)
         run_at_ms = self._runtime.clock.now_ms() + pause_seconds * 1000
         late = job.ends_at is not None and self._runtime.clock.monotonic() + pause_seconds > job.ends_at
         if not endless and (late or operation.attempts >= operations.MAX_ATTEMPTS):
@@ -267,7 +291,7 @@ class Runner:
             if successor is None:
                 await operations.reschedule(ctx, job.lease, failure, run_at_ms)
         if successor is not None:  # it goes first
-            await self._clean_up(job)
+            await self._clean_up(job, None)
             await self._hand_over(job)
 
 
@@ -285,6 +309,16 @@ async def _take(job: Job) -> None:
             "operation %s: %s of server %s goes on with a guest that is not marked as its own: %s",
             *(job.operation.id, job.operation.command, job.server.id, error),
         )
+
+
+def _reason(operation: Operation) -> Unusable:
+    """Why an operation failed behind which only the cleaning up is left."""
+    error = operation.error or "The worker died while it cleaned up."
+    return Unusable(operation.cause or error, error)
+
+
+def _pause_seconds(operation: Operation, longest: int) -> int:
+    return min(longest, 1 << min(operation.attempts - 1, 16))
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
