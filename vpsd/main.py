@@ -319,7 +319,7 @@ async def _until_stopped(
     tasks, server = list(workers), None
     if listener is not None:
         server = Server.of(app, settings)
-        tasks.insert(0, asyncio.create_task(server.serve([listener])))
+        tasks.insert(0, asyncio.create_task(server.serve([listener]), name="API"))
         say(f"listening on http://{settings.listen}")
     waiting = asyncio.ensure_future(stop.wait())
     await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -331,7 +331,7 @@ async def _until_stopped(
     exit_after(_END_SECONDS, partial(_say_left, loop, say))
     if server is not None:
         server.should_exit = True
-        await asyncio.wait({tasks.pop(0)})
+        await asyncio.wait({tasks[0]})
     await end_all(tasks)
     for task in tasks:
         if not task.cancelled():

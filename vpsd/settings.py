@@ -89,10 +89,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, description="Requests per minute and token, in each API process; 0: no limit.")
     ] = 1200
     address_rate_limit: Annotated[
-        int, Meta(ge=0, description="Requests per minute and address (IPv6: /64), in each API process; 0: no limit.")
+        int,
+        Meta(
+            ge=0,
+            description="Requests per minute and address (IPv6: /64) without a right token, in each API process; 0: no "
+            "limit.",
+        ),
     ] = 2400
     login_failures: Annotated[
-        int, Meta(ge=0, description="Wrong tokens per address in ten minutes before it has to wait; 0: no limit.")
+        int,
+        Meta(
+            ge=0,
+            description="Wrong tokens per address in ten minutes, after which further ones get a 429; 0: no limit.",
+        ),
     ] = 20
     connections: Annotated[
         int, Meta(ge=16, le=1_000_000, description="Connections that the API serves at once, if descriptors suffice.")

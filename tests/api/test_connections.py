@@ -74,11 +74,27 @@ def test_a_few_connections_are_kept_for_this_machine() -> None:
     assert door.enter("::1") is None
 
 
+def test_a_proxy_on_this_machine_gets_none_of_them() -> None:
+    door = Door(32, trusted_proxies="127.0.0.1")
+    door.fill(30, "127.0.0.1", busy=True)
+    assert door.enter("127.0.0.1") is None
+    assert door.enter("::1") is not None
+
+
 def test_an_address_makes_room_for_itself() -> None:
     door = Door(connections_per_address=3)
     first, others = door.fill(3), door.fill(3, "198.51.100.8")
     assert door.enter() is not None
     assert [member.asked for member in [*first, *others]] == [["make room"], *[[]] * 5]
+
+
+def test_in_an_address_too_the_one_that_kept_vpsd_waiting_for_longest_makes_room() -> None:
+    door = Door(connections_per_address=3)
+    old = door.fill(3)
+    door.time = 1
+    door.room.wait(old[0], 10)  # it sent something
+    assert door.enter() is not None
+    assert [member.asked for member in old] == [[], ["make room"], []]
 
 
 def test_an_address_of_which_all_are_busy_gets_no_more() -> None:

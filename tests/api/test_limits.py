@@ -139,6 +139,13 @@ async def test_nothing_is_asked_of_the_database_for_an_address_that_has_to_wait(
         assert answer.status_code == 429
 
 
+async def test_a_token_does_not_count_for_its_address_while_the_database_is_away(cloud: Cloud) -> None:
+    caller = Caller(cloud, cloud.app(address_rate_limit=1))
+    await cloud.database.close()
+    assert await caller.times(3) == [503] * 3
+    assert await caller.times(2, None) == [401, 429]
+
+
 async def test_whoever_guesses_tokens_has_to_wait(cloud: Cloud) -> None:
     app = cloud.app(login_failures=3)
     here, there = Caller(cloud, app, "198.51.100.1"), Caller(cloud, app, "198.51.100.2")

@@ -60,6 +60,14 @@ async def test_malformed_requests_count_for_their_address(cloud: Cloud) -> None:
         assert status_of(await send(served.port, request())) == 429
 
 
+async def test_nothing_that_follows_a_refused_request_is_looked_at_beyond_the_limit_either(cloud: Cloud) -> None:
+    ambiguous = b"GET /health HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n"
+    async with serving_app(cloud.app(address_rate_limit=1)) as served:
+        assert status_of(await send(served.port, request())) == 200
+        answer = await send(served.port, ambiguous + request())
+    assert (answer.count(b"HTTP/1.1 429 "), answer.count(b"connection: close")) == (1, 1)
+
+
 async def test_who_sent_a_head_that_is_too_large_is_known_by_what_was_read_of_it(
     cloud: Cloud, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,10 +89,11 @@ async def test_options_and_405_tell_all_methods_of_a_path(cloud: Cloud) -> None:
             assert (answer.status_code, answer.headers["Allow"]) == (status_code, ", ".join(sorted(methods))), path
 
 
-async def test_a_client_that_hangs_up_is_no_failure(cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("path", ["servers/", "servers/1/start/"])
+async def test_a_client_that_hangs_up_is_no_failure(cloud: Cloud, caplog: pytest.LogCaptureFixture, path: str) -> None:
     caplog.set_level(logging.DEBUG)
     head = request(
-        b"POST /api/v1/servers/ HTTP/1.1",
+        f"POST /api/v1/{path} HTTP/1.1".encode(),
         *(b"Authorization: Bearer " + cloud.tokens["alice"].encode(), b"Content-Type: application/json"),
         b"Content-Length: 100",
         body=b"{",

@@ -19,6 +19,8 @@ LIMITS = Limits()
 POST = b"POST / HTTP/1.1\r\nHost: vpsd.test\r\nContent-Length: 10\r\n\r\n"
 NO_ROOM = b'{"detail":"vpsd has too many connections. Try again in a moment.","code":"unavailable"}'
 
+WORDY = b'{"detail":"The body comes in too many small chunks.","code":"too_large"}'
+
 
 @pytest.fixture
 def app() -> App:
@@ -71,12 +73,13 @@ async def test_a_head_that_comes_slowly_is_not_waited_for(cloud: Cloud) -> None:
         assert answer.endswith(b'"code":"timeout"}')
 
 
-async def test_a_body_that_comes_slowly_is_not_waited_for(cloud: Cloud) -> None:
+@pytest.mark.parametrize("path", ["servers/", "servers/1/start/"])
+async def test_a_body_that_comes_slowly_is_not_waited_for(cloud: Cloud, path: str) -> None:
     token = f"Authorization: Bearer {cloud.tokens['alice']}".encode()
     fields = (token, b"Content-Type: application/json", b"Content-Length: 100")
     async with serving_app(cloud.app()) as served:
         client = await served.client()
-        await client.send(request(b"POST /api/v1/servers/ HTTP/1.1", *fields, body=b"{"))
+        await client.send(request(f"POST /api/v1/{path} HTTP/1.1".encode(), *fields, body=b"{"))
         served.advance(LIMITS.body_seconds - 1)
         await client.send(b'"name":')
         answer = await open_until(served, client, 1)
@@ -273,7 +276,20 @@ async def test_a_body_in_too_many_small_chunks_is_refused(cloud: Cloud) -> None:
     async with serving_app(cloud.app()) as served:
         client = await served.client()
         await client.send(request(b"POST /api/v1/servers/ HTTP/1.1", *fields, body=body * 1200), rounds=200)
-        assert (await client.answer())[0] == 413
+        status, _, problem = await client.answer()
+        assert (status, problem) == (413, WORDY)
+
+
+@pytest.mark.parametrize(("number", "status"), [(990, 400), (1010, 413)])
+async def test_a_body_in_which_too_often_a_request_could_end_is_refused(cloud: Cloud, number: int, status: int) -> None:
+    token = f"Authorization: Bearer {cloud.tokens['alice']}".encode()
+    fields = (token, b"Content-Type: application/json", b"Transfer-Encoding: chunked")
+    body = b"%x\r\n" % (4 * number) + b"\r\n\r\n" * number + b"\r\n0\r\n\r\n"
+    async with serving_app(cloud.app()) as served:
+        client = await served.client()
+        await client.send(request(b"POST /api/v1/servers/ HTTP/1.1", *fields, body=body))
+        found, _, problem = await client.answer()
+        assert (found, problem == WORDY) == (status, status == 413)
 
 
 # Room.

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 from tests.cloud import Cloud
 from tests.idempotency.posts import KEY, WEB, WORK, Stumbling, api_on, count
 from tests.postgres_proxy import Proxy, proxied
+from vpsd.accounts import service as accounts
 from vpsd.api.http import health
 from vpsd.catalog.service import Catalog
 from vpsd.core import db
+from vpsd.core.db import WAIT_SECONDS, Database, Tx
 from vpsd.core.outages import Problem
 from vpsd.core.postgres import PostgresDatabase
 from vpsd.core.sqlite import SqliteDatabase
@@ -81,6 +84,27 @@ async def test_a_closed_database_is_a_503_as_during_a_shutdown(cloud: Cloud, cap
     told = await cloud.get("/health", who=None)
     assert (told.status_code, told.json()["database"]) == (503, {"status": "unavailable"})
     assert _told(caplog) == ["the database is unavailable"]
+
+
+class Waiting(Stumbling):
+    """Notes how long readers would wait."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.waits: list[float] = []
+
+    def read(self, wait_seconds: float = WAIT_SECONDS) -> AbstractAsyncContextManager[Tx]:
+        self.waits.append(wait_seconds)
+        return super().read(wait_seconds)
+
+
+async def test_health_does_not_wait_for_the_database_for_long(cloud: Cloud) -> None:
+    database = Waiting(cloud.database)
+    async with api_on(cloud, database) as http:
+        assert (await http.get("/health")).status_code == 200  # with a token, which is looked at as well
+        assert database.waits == [1, 1]
+        assert (await http.get(ME)).status_code == 200
+        assert database.waits[2:] == [WAIT_SECONDS] * 2
 
 
 async def test_health_tells_of_a_data_folder_without_room(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,3 +200,20 @@ async def test_a_connection_that_is_lost_in_a_commit_does_it_once_whoever_won(
         again = await http.post(SERVERS, json=WEB, headers=KEY)
     assert again.status_code == 201, again.text
     assert await count(behind, "servers") == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("connections", [0, 1])
+async def test_a_postgresql_that_answers_nothing_is_not_waited_for_longer_than_one_may(
+    behind: Cloud, proxy: Proxy, connections: int
+) -> None:
+    assert isinstance(behind.database, PostgresDatabase)
+    if not connections:
+        await behind.database._pool.expire_connections()
+    proxy.swallows = True
+    async with asyncio.timeout(5):  # of 10 s for a connection, and 30 s for a statement
+        with pytest.raises(DatabaseUnavailable):
+            async with behind.runtime.read(wait_seconds=0.05) as ctx:
+                await accounts.instance(ctx)
+    assert behind.database.status.problem == "unavailable"
+    proxy.swallows = False

@@ -44,6 +44,14 @@ def test_a_database_that_does_not_answer_is_said_without_its_password(tmp_path: 
     assert "secret" not in done.stderr
 
 
+def test_the_doctor_tells_what_the_database_says(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "vpsd.sqlite").write_text("no database " * 100)
+    tmp_path.chmod(0o711)
+    (tmp_path / "vpsd.sqlite").chmod(0o600)
+    (problem,) = command.json("doctor", data_dir=tmp_path)["problems"]
+    assert problem.endswith("The database is failing: file is not a database")
+
+
 HIDE = """
 PATH=$PATH:/usr/sbin:/sbin
 program=$(command -v libvirtd) && mount --bind /dev/null "$program"

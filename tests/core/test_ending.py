@@ -104,6 +104,25 @@ def test_a_process_that_has_ended_in_time_is_left_alone() -> None:
     assert left == []
 
 
+_BROKEN = """
+import asyncio, socket
+from vpsd import main
+from vpsd.settings import Settings
+
+async def run():
+    listener = socket.socket()
+    listener.close()  # nothing can be served on it
+    await main._until_stopped(Settings(), None, listener, [], print)
+
+asyncio.run(run())
+"""
+
+
+def test_a_server_that_fails_fails_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", _BROKEN], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "OSError: [Errno 9] Bad file descriptor")
+
+
 _STUBBORN = """
 import asyncio, sys, threading, time, uvloop
 from vpsd import main

@@ -86,8 +86,8 @@ class Stumbling:
         if number in self.after:
             raise self.after[number]
 
-    def read(self) -> AbstractAsyncContextManager[Tx]:
-        return self._database.read()
+    def read(self, wait_seconds: float = WAIT_SECONDS) -> AbstractAsyncContextManager[Tx]:
+        return self._database.read(wait_seconds)
 
     def snapshot(self) -> AbstractAsyncContextManager[Tx]:
         return self._database.snapshot()

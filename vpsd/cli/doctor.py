@@ -14,6 +14,7 @@ from vpsd.backups import marks
 from vpsd.backups.marks import BackupTarget
 from vpsd.cli.output import console, print_json
 from vpsd.cli.run import Json, read_settings
+from vpsd.cli.texts import text
 from vpsd.core import db, folder
 from vpsd.core.clock import SystemClock
 from vpsd.errors import VpsdError
@@ -57,7 +58,7 @@ def doctor(json: Json = False) -> None:
     try:
         report.backups = asyncio.run(_backups(settings))
     except VpsdError as error:
-        report.problems.append(f"no backups can be made: {error}")
+        report.problems.append(f"no backups can be made: {text(error)}")
     if settings.guests_pass_for_a_proxy:
         report.problems.append(
             "guests can pretend to be the proxy: they reach vpsd from 127.0.0.1, too. See docs/proxy.md, Beside guests"

@@ -66,9 +66,12 @@ class Transactions(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
 
     @asynccontextmanager
-    async def read(self, actor: Actor = SYSTEM) -> AsyncIterator[Ctx]:
-        """Read without a lock; every statement sees what is committed."""
-        async with self.database.read() as tx:
+    async def read(self, actor: Actor = SYSTEM, *, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Ctx]:
+        """Read without a lock; every statement sees what is committed.
+
+        `wait_seconds` is how long it may wait for a connection; a shorter time than usual is also the statements'.
+        """
+        async with self.database.read(wait_seconds) as tx:
             yield self._ctx(tx, actor)
 
     @asynccontextmanager

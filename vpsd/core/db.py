@@ -145,8 +145,11 @@ class Database(Protocol):
 
     status: DatabaseStatus
 
-    def read(self) -> AbstractAsyncContextManager[Tx]:
-        """Read without a lock; every statement sees what is committed."""
+    def read(self, wait_seconds: float = WAIT_SECONDS) -> AbstractAsyncContextManager[Tx]:
+        """Read without a lock; every statement sees what is committed.
+
+        `wait_seconds` is how long it may wait for a connection; a shorter time than usual is also the statements'.
+        """
 
     def write(self, wait_seconds: float = WAIT_SECONDS) -> AbstractAsyncContextManager[Tx]:
         """A transaction: committed at the end of the block, undone when it raises.

@@ -16,14 +16,15 @@ _COMMAND_SECONDS = 30  # a statement may take
 
 
 class _PostgresTx:
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, read_seconds: float | None = None) -> None:
         self._connection = connection
+        self._read_seconds = read_seconds  # None: like any statement
         self.changed = False
 
     async def _fetch(self, statement: Statement[Any], values: dict[str, Any]) -> tuple[Compiled, list[Any]]:
         compiled = statement.compiled(POSTGRESQL)
         with translated():
-            rows = await self._connection.fetch(compiled.sql, *compiled.arguments(values))
+            rows = await self._connection.fetch(compiled.sql, *compiled.arguments(values), timeout=self._read_seconds)
         self.changed |= bool(rows) and statement.clause.is_dml
         return compiled, rows
 
@@ -85,10 +86,10 @@ class PostgresDatabase:
                 await self._pool.release(connection)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[Tx]:
+    async def read(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Tx]:
         with self.status.noting():
-            async with self._connection() as connection:
-                yield _PostgresTx(connection)
+            async with self._connection(wait_seconds) as connection:
+                yield _PostgresTx(connection, wait_seconds if wait_seconds < WAIT_SECONDS else None)
         self.status.answered(Evidence.ANSWERED)
 
     @asynccontextmanager

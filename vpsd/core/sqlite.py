@@ -72,7 +72,7 @@ class SqliteDatabase:
         self.status = DatabaseStatus()
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[Tx]:
+    async def read(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Tx]:  # noqa: ARG002  # it never waits
         with self.status.noting():
             yield _SqliteTx(self._reader)
         self.status.answered(Evidence.ANSWERED)

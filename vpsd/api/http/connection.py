@@ -30,6 +30,7 @@ LONGEST_URL_BYTES = 8 * 1024
 
 _HEAD_END = b"\r\n\r\n"
 _LARGEST_CHUNKED_BYTES = 4 * LARGEST_BODY_BYTES  # a body as it comes, with what is between its parts
+_MOST_CHUNKED_PARTS = 1000
 _MOST_DISCARDED_BYTES = 1024 * 1024  # of what comes after the last answer
 _FULL_BODY = b'{"detail":"vpsd has too many connections. Try again in a moment.","code":"unavailable"}'
 _FULL = (
@@ -75,6 +76,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._body_left: int | None = 0  # None: chunks, which tell themselves where they end
         self._body_bytes = 0
+        self._body_parts = 0  # of chunks: those that are parsed by themselves, because a request could end there
         self._tail = b""  # the last bytes of what was parsed, in which an end may have begun
         self._ahead = b""  # sent ahead, while another request is answered
         self._discarded = 0
@@ -193,11 +195,11 @@ class Connection(HttpToolsProtocol):
     def _read(self, data: bytes) -> None:
         if self._in_head and not self._head_bytes:
             self._room.wait(self, self._room.limits.head_seconds)
+        at = 0  # what stands before it is parsed
         try:
-            while data and not self._answering and not self._deaf:
-                part = data[: self._end_of_part(data)]
-                self._parse(part)
-                data = data[len(part) :]
+            while at < len(data) and not self._answering and not self._deaf:
+                begin, at = at, self._end_of_part(data, at)
+                self._parse(data[begin:at])
         except httptools.HttpParserUpgrade:
             if self._should_upgrade():
                 self._upgrade()
@@ -208,22 +210,22 @@ class Connection(HttpToolsProtocol):
             refusal = self._refusal or refusals.MALFORMED
             self._refuse(refusal) if self._in_head else self._refuse_body(refusal)
             return
-        if self._answering and data and not self._deaf:
-            self._ahead = data
+        if self._answering and at < len(data) and not self._deaf:
+            self._ahead = data[at:]
             self.flow.pause_reading()
 
-    def _end_of_part(self, data: bytes) -> int:
-        """How much can be parsed at once, so that at most one request ends in it: heads and chunks end like this."""
+    def _end_of_part(self, data: bytes, at: int) -> int:
+        """Up to where it can be parsed at once, so that at most one request ends there: heads and chunks end so."""
         if not self._in_head and self._body_left is not None:
-            return min(self._body_left, len(data))
+            return min(at + self._body_left, len(data))
         tail, self._tail = self._tail, b""
-        begun = (tail + data[:3]).find(_HEAD_END) if tail else -1
+        begun = (tail + data[at : at + 3]).find(_HEAD_END) if tail else -1
         if begun >= 0:
-            return begun + len(_HEAD_END) - len(tail)
-        found = data.find(_HEAD_END)
+            return at + begun + len(_HEAD_END) - len(tail)
+        found = data.find(_HEAD_END, at)
         if found >= 0:
             return found + len(_HEAD_END)
-        self._tail = (tail + data[-3:])[-3:]
+        self._tail = (tail + data[max(at, len(data) - 3) :])[-3:]
         return len(data)
 
     def _parse(self, part: bytes) -> None:
@@ -231,9 +233,11 @@ class Connection(HttpToolsProtocol):
             self._body_bytes += len(part)
             if self._body_left is not None:
                 self._body_left -= len(part)
-            elif self._body_bytes > _LARGEST_CHUNKED_BYTES:
-                self._refusal = refusals.BODY_TOO_WORDY
-                raise httptools.HttpParserError
+            else:
+                self._body_parts += part.endswith(_HEAD_END)
+                if self._body_bytes > _LARGEST_CHUNKED_BYTES or self._body_parts > _MOST_CHUNKED_PARTS:
+                    self._refusal = refusals.BODY_TOO_WORDY
+                    raise httptools.HttpParserError
             self.parser.feed_data(part)
             return
         room = LARGEST_HEAD_BYTES - self._head_bytes
@@ -335,8 +339,9 @@ class Connection(HttpToolsProtocol):
         if self.is_closing():
             return
         self._in_head, self._answering = True, False
-        self._head_bytes = self._body_bytes = 0
-        self._room.wait(self, self._room.limits.idle_seconds)
+        self._head_bytes = self._body_bytes = self._body_parts = 0
+        limits = self._room.limits
+        self._room.wait(self, limits.last_call_seconds if self._room.stopping else limits.idle_seconds)
         ahead, self._ahead = self._ahead, b""
         self.flow.resume_reading()
         if ahead:

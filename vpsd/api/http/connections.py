@@ -85,12 +85,13 @@ class Connections:
         address = read_address(peer)
         network = UNKNOWN if address is None else network_of(address)
         from_proxy = address is not None and any(address in trusted for trusted in self._trusted)
-        local = address is not None and address.is_loopback
+        local = address is not None and address.is_loopback and not from_proxy
         most = self._most if local else self._most - self._most // _FOR_THIS_MACHINE
         beside = self._of_network.get(network, {})
         crowd: Collection[Member] | None = None
         if len(beside) >= self._most_per_address and not from_proxy:  # all that come through a proxy come from it
-            crowd = beside
+            waiting = [other for other in beside if other in self._turns]
+            crowd = sorted(waiting, key=lambda other: self._turns[other].since)
         elif len(self) >= most:
             crowd = self._turns
         if crowd is not None:

@@ -70,14 +70,10 @@ class RequestContext(msgspec.Struct):
         if not limiter.limit:
             return
         quota = limiter.take(key)
-        self._add("RateLimit-Policy", f'"{name}";q={quota.limit};w={limiter.window_seconds}')
-        self._add("RateLimit", f'"{name}";r={quota.remaining};t={quota.reset_seconds}')
+        self.headers["RateLimit-Policy"] = f'"{name}";q={quota.limit};w={limiter.window_seconds}'
+        self.headers["RateLimit"] = f'"{name}";r={quota.remaining};t={quota.reset_seconds}'
         if quota.retry_seconds:
             raise LimitReached(name, quota.retry_seconds)
-
-    def _add(self, header: str, text: str) -> None:
-        before = self.headers.get(header)
-        self.headers[header] = f"{before}, {text}" if before else text
 
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.types import ExceptionHandlersMap
 
 from vpsd import errors
@@ -117,7 +118,7 @@ def of_http(request: AnyRequest, error: HTTPException) -> Response[Any]:
     details = {
         404: f"There is nothing at {path}.",
         405: f"{request.method} is not possible at {path}.",
-        413: TOO_LARGE,
+        413: TOO_LARGE if isinstance(error, RequestEntityTooLarge) else error.detail,
     }
     problem = Problem(details.get(error.status_code, error.detail), CODES.get(error.status_code, "error"))
     return Response(problem, status_code=error.status_code, headers=headers)

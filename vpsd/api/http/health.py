@@ -23,7 +23,9 @@ from vpsd.errors import DatabaseUnavailable
 from vpsd.hosts.status import HostState, HostStatus, StorageState
 from vpsd.runtime import Runtime
 
-_PROBE_SECONDS = 1.0  # that /health waits to find out whether the database takes changes again
+HEALTH = "/health"
+PROBE_SECONDS = 1.0  # that /health waits for the database: monitoring does not wait for long either
+
 _FULL_BYTES = 32 * MIB  # what has less room left is as good as full
 
 
@@ -129,7 +131,7 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
         return Response(answer, status_code=200 if answers else 503)
 
     @get(
-        "/health",
+        HEALTH,
         "health",
         "Health",
         tags=["Service"],
@@ -137,6 +139,7 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
         further={503: "The database or the host does not answer, or the database takes no changes"},
         lenient=True,  # monitoring adds what it likes to defeat caches
         without_database=report,
+        wait_seconds=PROBE_SECONDS,
     )
     async def health(ctx: Ctx) -> Response[Health]:
         """Whether vpsd can do its work; 503 while its database or its host does not answer, or changes are refused.
@@ -148,7 +151,7 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
         # On a full disk what is small may still fit into what SQLite has: that proves nothing.
         if runtime is not None and not _is_full(folder) and database.take_probe():
             with suppress(DatabaseUnavailable):
-                async with runtime.write(wait_seconds=_PROBE_SECONDS) as probe:
+                async with runtime.write(wait_seconds=PROBE_SECONDS) as probe:
                     await accounts.try_to_write(probe)
         return report()
 

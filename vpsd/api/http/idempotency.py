@@ -1,5 +1,6 @@
 """How a POST is executed: once for each Idempotency-Key."""
 
+import asyncio
 import difflib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -48,7 +49,7 @@ async def _once(request: ApiRequest, key: str, handler: Handler, status_code: in
         async with runtime.write(caller) as ctx:
             answer = Answer(status_code, msgspec.json.encode(await handler(ctx)))
             await idempotency.finish(ctx, claim, answer)
-    except Exception:
+    except (Exception, asyncio.CancelledError):
         # A claim that was answered stays: after an unknown outcome that is how the next request learns of it. One that
         # cannot be dropped runs out by itself; what is told is why the request failed.
         with suppress(DatabaseUnavailable):

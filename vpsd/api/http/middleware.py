@@ -1,5 +1,6 @@
 """The outermost layer: a request's id, sender and caller, how often they may ask, CORS, the log, HEAD and OPTIONS."""
 
+import asyncio
 import logging
 import re
 import time
@@ -14,9 +15,11 @@ from vpsd.api.http.addresses import Senders
 from vpsd.api.http.context import RateLimits, RequestContext, bearer_token
 from vpsd.api.http.cors import PREFLIGHT, Cors
 from vpsd.api.http.errors import ASKS_FOR_METHODS, CODES, HUNG_UP, METHODS, Problem
+from vpsd.api.http.health import HEALTH, PROBE_SECONDS
 from vpsd.api.http.refusals import refusal_of
 from vpsd.core import logs
-from vpsd.errors import TooMany
+from vpsd.core.db import WAIT_SECONDS
+from vpsd.errors import DatabaseUnavailable, TooMany
 from vpsd.runtime import Runtime
 
 Asgi: TypeAlias = Callable[..., Awaitable[None]]
@@ -24,6 +27,11 @@ Pairs: TypeAlias = list[tuple[bytes, bytes]]
 
 log = logging.getLogger("vpsd.access")
 
+_CUT_OFF = Problem(
+    "vpsd is stopping, and did not finish this request. If you sent an Idempotency-Key, send the request again with "
+    "the same one; otherwise look first.",
+    CODES[503],
+)
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # what may stand in a log
 # HEAD is answered like GET: the server leaves the body out.
 _ANSWERED_AS = {"HEAD": "GET", "OPTIONS": ASKS_FOR_METHODS}
@@ -57,13 +65,13 @@ class RequestMiddleware:
         headers = {"X-Request-ID": request_id, **self._cors.headers(scope)}
         context = RequestContext(self._limits, sender.address, sender.network, sender.base, request_id, headers)
         scope = {**scope, "path": sender.path, "vpsd": context}
-        status = 500
+        status, began_to_answer = 500, False
         began = time.perf_counter()
 
         async def answer(message: Any) -> None:
-            nonlocal status
+            nonlocal status, began_to_answer
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, began_to_answer = message["status"], True
                 if context.caller is not None:
                     context.headers["Cache-Control"] = "no-store"  # it may hold a secret: no proxy or browser keeps it
                 ours = [(name.lower().encode(), value.encode()) for name, value in context.headers.items()]
@@ -77,6 +85,10 @@ class RequestMiddleware:
         except TooMany as error:
             retry = [(b"retry-after", str(error.retry_seconds).encode())]
             await _refuse(429, Problem(str(error), error.code), retry, answer)
+        except asyncio.CancelledError:  # by the server, which ends
+            if began_to_answer:
+                raise
+            await _refuse(503, _CUT_OFF, [(b"connection", b"close")], answer)
         finally:
             self._under_way[sender.network] -= 1
             if not self._under_way[sender.network]:
@@ -89,9 +101,10 @@ class RequestMiddleware:
         """Answer a request; raises `TooMany`."""
         refusal = refusal_of(scope)
         if refusal is not None:
+            context.headers["Connection"] = "close"  # of the 429 as well: nothing that follows is to be looked at
             context.take("address", context.network)
             problem = Problem(refusal.detail, CODES[refusal.status_code])
-            await _refuse(refusal.status_code, problem, [*refusal.headers, (b"connection", b"close")], answer)
+            await _refuse(refusal.status_code, problem, [*refusal.headers], answer)
             return
         if self._under_way[context.network] > self._runtime.settings.connections_per_address:
             raise Crowded
@@ -111,15 +124,16 @@ class RequestMiddleware:
         """
         value = bearer_token(scope["headers"])
         if value:
+            wait_seconds = PROBE_SECONDS if scope["path"].rstrip("/") == HEALTH else WAIT_SECONDS
             try:
-                async with self._runtime.read() as ctx:
+                async with self._runtime.read(wait_seconds=wait_seconds) as ctx:
                     context.login = await tokens.authenticate(ctx, value, context.address, context.request_id)
             except Exception as error:
                 context.login = error  # the routes that need a login raise it, where it becomes an answer
-        if context.caller is None:
-            context.take("address", context.network)
-        else:
+        if context.caller is not None:
             context.take("token", str(context.caller.token_id))
+        elif not isinstance(context.login, DatabaseUnavailable):  # whether it was a right one nobody knows
+            context.take("address", context.network)
 
 
 async def _refuse(status: int, problem: Problem, headers: Pairs, answer: Asgi) -> None:

@@ -72,8 +72,8 @@ _IDEMPOTENCY_KEY: dict[str, Any] = {
 }
 _RATE_HEADERS = {
     "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}, "example": 12},
-    "RateLimit-Policy": {"schema": {"type": "string"}, "example": '"address";q=2400;w=60, "token";q=1200;w=60'},
-    "RateLimit": {"schema": {"type": "string"}, "example": '"address";r=1200;t=30, "token";r=0;t=60'},
+    "RateLimit-Policy": {"schema": {"type": "string"}, "example": '"token";q=1200;w=60'},
+    "RateLimit": {"schema": {"type": "string"}, "example": '"token";r=0;t=60'},
 }
 _ID = {"type": "integer", "format": "int64", "minimum": 1}
 _WRONG_FIELDS = {"name": ["This field is required."], "backups_enabled": ["Expected true or false, got a string."]}

@@ -91,7 +91,9 @@ class ApiRequest(Request[Caller, Any, State]):
             return
         try:
             found = await self.json() if await self.body() else None
-        except HTTPException:  # too large, another content type, not JSON
+        except HTTPException as error:  # too large, another content type, not JSON
+            if error.status_code in (408, HUNG_UP):  # it has not come whole
+                raise
             raise Invalid({"body": [NO_BODY]}) from None
         if isinstance(found, dict):
             Form(NoQuery, found, misplaced).validate()

@@ -24,6 +24,7 @@ from vpsd.api.http.forms import NoQuery, Query
 from vpsd.api.http.idempotency import execute, sent_key
 from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Actor, Ctx, Transactions
+from vpsd.core.db import WAIT_SECONDS
 from vpsd.errors import DatabaseUnavailable, VpsdError
 
 Preview: TypeAlias = Callable[[Ctx, Any], Awaitable[Any]]
@@ -70,6 +71,7 @@ class Route:
         headers: Mapping[str, str] | None = None,
         further: Mapping[int, str] | None = None,
         without_database: Callable[[], Response[Any]] | None = None,
+        wait_seconds: float = WAIT_SECONDS,
         hints: Mapping[str, Any] | None = None,
         text: str | None = None,
         noun: str = "",
@@ -92,6 +94,7 @@ class Route:
         self.headers = headers or {}  # of its answer
         self.further = further or {}  # other status codes with the same body
         self._without_database = without_database  # answers while there is none to read
+        self._wait_seconds = wait_seconds  # of a GET for the database
         self._function = function
         self._takes_query = "query" in hints
         in_query, in_body = self.query.__struct_fields__, self.body.__struct_fields__ if self.body else ()
@@ -118,7 +121,8 @@ class Route:
                 return Response(await self.preview(ctx, await handler(ctx)), status_code=200)
         if self.method == "POST":
             return await execute(request, key, handler, self.status_code)
-        async with runtime.read(actor) if self.method == "GET" else runtime.write(actor) as ctx:
+        reads = self.method == "GET"
+        async with runtime.read(actor, wait_seconds=self._wait_seconds) if reads else runtime.write(actor) as ctx:
             answer = await handler(ctx)
         return answer if isinstance(answer, Response) else Response(answer, status_code=self.status_code)
 
