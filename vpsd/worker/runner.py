@@ -206,7 +206,7 @@ class Runner:
             job.ends_at = self._runtime.clock.monotonic() + operations.CLEAN_UP_SECONDS
         try:
             if was_begun:
-                await job.runtime.hypervisor.take(job.name)
+                await _take(job)
             await job.refresh()
             return await clean_up(job) or ""
         except (DatabaseUnavailable, TakenOver):
