@@ -106,6 +106,11 @@ class Vpsd:
         self._end(signal.SIGKILL)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it was started at all."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """Its process."""
         assert self._process is not None

@@ -175,9 +175,11 @@ FOUND: Mapping[Status, frozenset[Status]] = {
 AT_REST = frozenset(Status) - {rule.working for rule in RULES.values()}
 """Statuses in which nothing is under way."""
 
-
 ENDS_OFF = frozenset({_C.STOP, _C.HARD_STOP, _C.SUSPEND, _C.SOFT_DELETE, _C.DELETE})
 """Commands that cut the guest's power in the end, whether or not it answers."""
+
+ENDS_GUEST = ENDS_OFF | {_C.REBUILD}
+"""Commands that end the guest, whatever follows: they need no answer from it."""
 
 
 def allowed(status: Status) -> list[Command]:

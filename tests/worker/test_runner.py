@@ -13,7 +13,7 @@ from tests.worker.told import assert_arrived, told
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, Tx
 from vpsd.errors import Busy, Unavailable, Unusable
-from vpsd.lifecycle import ENDS_OFF, Command, Status
+from vpsd.lifecycle import ENDS_GUEST, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Failure, Lease, LostLease
 
@@ -120,7 +120,7 @@ def _hang(call: str) -> None:
         raise Unavailable("cannot acquire state change lock")
 
 
-@pytest.mark.parametrize("command", sorted(ENDS_OFF))
+@pytest.mark.parametrize("command", sorted(ENDS_GUEST))
 async def test_a_guest_that_hangs_is_ended_although_it_cannot_be_marked(
     cloud: Cloud, command: Command, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,7 +134,7 @@ async def test_a_guest_that_hangs_is_ended_although_it_cannot_be_marked(
     assert f"{command} of server {server} goes on with a guest that is not marked as its own" in caplog.text
 
 
-@pytest.mark.parametrize("command", sorted(set(Command) - ENDS_OFF))
+@pytest.mark.parametrize("command", sorted(set(Command) - ENDS_GUEST))
 async def test_nothing_else_is_done_to_a_guest_that_cannot_be_marked(cloud: Cloud, command: Command) -> None:
     await told(cloud, command)
     cloud.hypervisor.calls.clear()

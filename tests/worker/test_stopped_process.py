@@ -29,7 +29,7 @@ def stopped_and_other(postgres: str) -> Iterator[tuple[Vpsd, Vpsd]]:
     try:
         yield one, two
     finally:
-        print(two.said(), one.said())
+        print(one.said(), *([two.said()] if two.has_begun else []))
         two.discard()
         daemon.stop_own_daemon(one.data)
         one.discard()

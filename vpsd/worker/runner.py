@@ -18,7 +18,7 @@ from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
 from vpsd.hypervisor.owner import TakenOver
-from vpsd.lifecycle import ENDS_OFF, RULES, Command, Status
+from vpsd.lifecycle import ENDS_GUEST, RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.operations.service import CLEAN_UP_STEP, Failure, LostLease
@@ -303,7 +303,7 @@ async def _take(job: Job) -> None:
     try:
         await job.runtime.hypervisor.take(job.name)
     except Unavailable as error:
-        if job.operation.command not in ENDS_OFF:
+        if job.operation.command not in ENDS_GUEST:
             raise
         log.warning(
             "operation %s: %s of server %s goes on with a guest that is not marked as its own: %s",
