@@ -31,7 +31,7 @@ from vpsd.core.clock import Clock, SystemClock, every
 from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.database_clock import PERIOD_SECONDS, DatabaseClock
 from vpsd.core.ending import end_all, exit_after
-from vpsd.core.files import open_private, sync_folder, write_private
+from vpsd.core.files import open_private, sync, write_private
 from vpsd.core.ids import Ids
 from vpsd.core.jumps import ClockJumps
 from vpsd.core.units import GIB
@@ -289,7 +289,7 @@ async def first_token(transactions: Transactions) -> str | None:
                 return None
     with contextlib.suppress(FileNotFoundError):  # another process that shares the folder was faster
         made.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
     return token
 
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from vpsd.backups.concurrency import run_in_thread
-from vpsd.core.files import sync_folder
+from vpsd.core.files import sync
 from vpsd.core.units import MIB
 from vpsd.errors import Unavailable, Unusable
 from vpsd.settings import Settings
@@ -171,7 +171,7 @@ class Directory:
             return
         self._make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(folder.parent)
+        sync(folder.parent)
 
     def _write(self, path: Path, data: bytes, replace: bool) -> None:
         temporary = path.with_name(f".{path.name}")
@@ -194,7 +194,7 @@ class Directory:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        sync_folder(path.parent)
+        sync(path.parent)
 
     def _get(self, key: str) -> bytes:
         with self._translated_errors():
@@ -243,7 +243,7 @@ class Directory:
                 break  # somebody is writing there
             folder = folder.parent
         if folder.is_dir():
-            sync_folder(folder)
+            sync(folder)
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:

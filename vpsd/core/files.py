@@ -15,7 +15,7 @@ def write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def create_private(path: Path) -> None:
@@ -32,9 +32,9 @@ def open_private(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have what was created, renamed or removed in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """Have a file's content, or what was created, renamed or removed in a folder, on the disk; raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

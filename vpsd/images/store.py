@@ -8,7 +8,6 @@
 import asyncio
 import fcntl
 import hashlib
-import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from vpsd.core.files import sync
 from vpsd.core.units import GIB
 from vpsd.errors import Invalid, NotFound, Unavailable
 from vpsd.hypervisor.protocol import Image, Progress
@@ -199,15 +199,7 @@ def _seal(folder: Path, stored: StoredImage) -> None:
     """Write the manifest once everything else is synced to disk."""
     for name in stored.parts.names():
         (folder / name).chmod(0o644)
-        _sync(folder / name)
+        sync(folder / name)
     (folder / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(stored)))
-    _sync(folder / _MANIFEST)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder / _MANIFEST)
+    sync(folder)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from vpsd.core.files import sync_folder
+from vpsd.core.files import sync
 from vpsd.core.units import MIB
 from vpsd.errors import Misconfigured, Unavailable
 from vpsd.hypervisor.simulator.state import AnyChange, HostState
@@ -215,7 +215,7 @@ class JournalStore:
             file.flush()
             os.fsync(file.fileno())
         new.rename(self._path)
-        sync_folder(self._path.parent)
+        sync(self._path.parent)
 
 
 def _encoded(changes: Iterable[AnyChange]) -> bytes:
