@@ -55,6 +55,10 @@ class Login:
         assert done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
         return done.stdout.strip()
 
+    def answers(self) -> bool:
+        """Whether one can log in by now."""
+        return ssh(self._line, "true", key=self._key, password=self._password).returncode == 0
+
     def try_to(self, command: str) -> None:
         """Run a command that may take the connection down with it."""
         ssh(self._line, command, key=self._key, password=self._password)

@@ -127,7 +127,9 @@ def assert_arrived(
         assert len(host.processes(servers[command])) == (detail["status"] == "active")
     stopped, undisturbed = (Command.STOP, Command.HARD_STOP), (Command.CONFIGURE, Command.GROW, Command.BACKUP)
     for command in [command for command in details if command not in stopped]:
-        boot_id = Login(details[command].json()["ssh"], key=key).boot_id
+        login = Login(details[command].json()["ssh"], key=key)
+        until(login.answers, f"SSH after {command}")  # ten guests that boot at once may be slower than `active` waits
+        boot_id = login.boot_id
         assert (boot_id == boot_ids.get(command)) == (command in undisturbed), command
     seed = vpsd.data / "pool" / f"{host.name(servers[Command.CONFIGURE])}-seed.iso"
     assert b"configured.example.com" in seed.read_bytes()

@@ -46,6 +46,12 @@ async def door() -> AsyncIterator[Door]:
     server.close()
 
 
+async def until_open(door: Door, connections: int) -> None:
+    async with asyncio.timeout(30):
+        while door.open != connections:
+            await asyncio.sleep(0)
+
+
 class Time:
     """Seconds that a test moves by hand."""
 
@@ -118,6 +124,17 @@ async def test_a_guest_that_was_not_looked_at_for_long_is_begun_anew(door: Door)
     assert not probe.is_current("127.0.0.1", 1)
     time.now += 31
     assert not probe.is_current("127.0.0.1", door.port)
+
+
+async def test_connections_to_a_guest_that_nobody_waits_for_any_more_are_closed(door: Door) -> None:
+    time = Time()
+    probes = PortProbes(time)
+    assert not await probes.responds("given up", "127.0.0.1", [door.port])
+    await until_open(door, 1)
+    time.now += 31
+    await probes.responds("another", "127.0.0.1", [1])
+    await until_open(door, 0)
+    await probes.close()
 
 
 async def test_a_server_on_any_of_the_ports_counts_and_a_silent_one_does_not(door: Door) -> None:

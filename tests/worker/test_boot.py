@@ -123,6 +123,7 @@ async def test_an_agent_and_a_login_prompt_are_signs_of_life(cloud: Cloud, sign:
     detail = await shown(cloud, server)
     assert (detail["status"], detail["status_detail"]) == ("active", None)
     assert 10 <= (cloud.clock.now_ms() - began_ms) / 1000 <= 13  # SSH gets a little time, and no more
+    assert not cloud.hypervisor.probed  # what was opened to find out would be among its pending logins
 
 
 async def test_whoever_sees_active_can_log_in_where_ssh_comes_a_little_after_the_agent(cloud: Cloud) -> None:

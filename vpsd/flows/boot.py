@@ -45,6 +45,13 @@ async def watch_boot(job: Job) -> Boot:
 
     Raises `GuestPaused`.
     """
+    try:
+        return await _watch(job)
+    finally:
+        await job.runtime.hypervisor.end_probe(job.name)
+
+
+async def _watch(job: Job) -> Boot:
     clock, hypervisor = job.runtime.clock, job.runtime.hypervisor
     timeout_seconds = job.runtime.settings.boot_timeout_seconds
     until = clock.monotonic() + timeout_seconds

@@ -337,6 +337,9 @@ class Hypervisor(Protocol):
         Waits for a second at most. A port that only accepts connections says nothing: QEMU accepts all.
         """
 
+    async def end_probe(self, name: str) -> None:
+        """Close the connections that `is_up` keeps to a silent guest: they count among its pending logins."""
+
     async def boot_signs(self, name: str) -> BootSigns:
         """How far the guest's boot is, for one that no port speaks for; nothing if it is not running."""
 

@@ -257,6 +257,10 @@ class LibvirtHypervisor(Calls):
             return await self._host.call(lambda host: domains.pings(host, name), action, QUICK_SECONDS)
         return await self._port_probes.responds(name, network.address, [one.host_port for one in network.forwards])
 
+    async def end_probe(self, name: str) -> None:
+        """Close the connections that `is_up` keeps to a silent guest."""
+        await self._port_probes.stop(name)
+
     async def boot_signs(self, name: str) -> BootSigns:
         """How far the guest's boot is, by its agent, its serial console and its disk."""
 

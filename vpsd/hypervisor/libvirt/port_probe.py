@@ -49,7 +49,11 @@ class PortProbe:
 
     def is_current(self, address: str, port: int) -> bool:
         """Whether it probes this port and was used recently."""
-        return (address, port) == (self._address, self._port) and self._now() - self._last_check < _EXPIRY_SECONDS
+        return (address, port) == (self._address, self._port) and not self.is_over()
+
+    def is_over(self) -> bool:
+        """Whether it was not used for so long that nobody waits any more."""
+        return self._now() - self._last_check >= _EXPIRY_SECONDS
 
     async def check(self) -> bool:
         """Whether the server responds by now; waits a moment for it."""
@@ -100,16 +104,19 @@ class PortProbe:
 class PortProbes:
     """The probes of all guests that are being waited for."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._probes: dict[str, dict[int, PortProbe]] = {}  # by guest and port
 
     async def responds(self, name: str, address: str, ports: Sequence[int]) -> bool:
         """Whether one of the guest's ports says something; the first is asked most often."""
+        for other in [other for other, probes in self._probes.items() if all(map(PortProbe.is_over, probes.values()))]:
+            await self.stop(other)  # nobody has asked for long
         probes = self._probes.get(name, {})
         if list(probes) != list(ports) or not all(probe.is_current(address, port) for port, probe in probes.items()):
             await self.stop(name)
-            probes = {ports[0]: PortProbe(address, ports[0], time.monotonic)}
-            probes |= {port: PortProbe(address, port, time.monotonic, 0, seldom=True) for port in ports[1:]}
+            probes = {ports[0]: PortProbe(address, ports[0], self._now)}
+            probes |= {port: PortProbe(address, port, self._now, 0, seldom=True) for port in ports[1:]}
             self._probes[name] = probes
         responds = any([await probe.check() for probe in probes.values()])
         if responds:

@@ -57,6 +57,7 @@ class Calls(Controls):
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
         self.serial_logs: set[str] = set()  # names of guests whose serial console is recorded
         self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
+        self.probed: set[str] = set()  # guests that `is_up` keeps connections to
         self.calls: list[str] = []  # the names of all calls, in order
         self.before_call: Hook | None = None  # called with the name of each call; what it raises, the call raises
         self.in_call: Hook | None = None  # the same, when nothing that the caller looks at can stop it any more

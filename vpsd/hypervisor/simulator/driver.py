@@ -289,7 +289,12 @@ class Simulator(Calls):
 
     async def is_up(self, name: str) -> bool:
         async with self._call("is_up"):
-            return self.ports_answer and self._has_booted(name)
+            answers = self.ports_answer and self._has_booted(name)
+            (self.probed.discard if answers else self.probed.add)(name)
+            return answers
+
+    async def end_probe(self, name: str) -> None:
+        self.probed.discard(name)
 
     async def boot_signs(self, name: str) -> BootSigns:
         async with self._call("boot_signs"):
