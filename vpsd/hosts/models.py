@@ -1,30 +1,111 @@
-"""The table of hosts. There is only one so far."""
+"""The table of hosts: what runs guests, how it is reached, what it can take, and what of that is handed out."""
+
+from enum import StrEnum
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Integer, String, Table
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text
 
 from vpsd.core.db import metadata
+from vpsd.core.tables import identity
+
+
+class HostState(StrEnum):
+    """What the operator wants of a host."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"  # it gets no new servers; those that it has stay
+    DRAINING = "draining"  # as disabled, and its servers move elsewhere
+    FENCED = "fenced"  # the operator has said that it is off: its servers may be started elsewhere
+
+
+class HostHealth(StrEnum):
+    """Whether a host answers."""
+
+    CONNECTING = "connecting"  # it was not asked yet
+    OK = "ok"
+    UNREACHABLE = "unreachable"
+
 
 hosts = Table(
     "hosts",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
-    Column("name", String(255), nullable=False),
-    Column("cpus", Integer, nullable=False),
-    Column("memory_mb", Integer, nullable=False),
-    Column("storage_gb", Integer),  # None: not known yet
-    Column("storage_free_mb", BigInteger),  # None: not known yet
-    Column("seen_at_ms", BigInteger, nullable=False),
+    identity(),
+    Column("name", String(255), nullable=False),  # of the operator's choice; unique among those that are not removed
+    Column("driver", String(16), nullable=False, server_default="libvirt"),  # libvirt | simulator
+    Column("uri", String(1000)),  # None: this machine's own, as the settings say
+    Column("pool", String(1000)),  # folder of the host's disks; None: as the settings say
+    Column("pool_kind", String(16), nullable=False, server_default="folder"),  # folder | shared | rbd
+    Column("location", String(63), ForeignKey("locations.code")),  # None: it serves every location
+    Column("state", String(16), nullable=False, server_default=HostState.ENABLED),
+    # Multiples of what it has; None: as the settings say.
+    Column("cpu_ratio", Float),
+    Column("memory_ratio", Float),
+    Column("storage_ratio", Float),
+    # Limits: of builds and moves at once, of calls in flight, of seconds that a call may take; None: the default.
+    Column("max_builds", Integer),
+    Column("max_calls", Integer),
+    Column("call_seconds", Integer),
+    # What it said of itself last; None: nothing yet.
+    Column("cpus", Integer),
+    Column("memory_mb", Integer),
+    Column("storage_gb", Integer),
+    Column("storage_free_mb", BigInteger),
+    Column("version", String(255)),
+    Column("virt_type", String(16)),  # kvm | qemu | none
+    Column("seen_at_ms", BigInteger),  # when it last answered
+    Column("health", String(16), nullable=False, server_default=HostHealth.CONNECTING),
+    Column("error", Text),  # why it is unreachable, for the operator
+    Column("unreachable_since_ms", BigInteger),
+    # Handed out: the sums over the servers that are present on it, changed in the transaction that changes a server.
+    Column("used_servers", Integer, nullable=False, server_default="0"),
+    Column("used_vcpus", Integer, nullable=False, server_default="0"),
+    Column("used_memory_mb", BigInteger, nullable=False, server_default="0"),
+    Column("used_storage_gb", BigInteger, nullable=False, server_default="0"),
+    # Which process looks after it, and until when; the fence counts the leases.
+    Column("lease_owner", String(64)),
+    Column("lease_until_ms", BigInteger),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("created_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("removed_at_ms", BigInteger),
+    sqlite_autoincrement=True,
 )
+_present = hosts.c.removed_at_ms.is_(None)
+Index("uq_hosts_present_name", hosts.c.name, unique=True, sqlite_where=_present, postgresql_where=_present)
 
 
 class Host(msgspec.Struct, frozen=True):
-    """A host as it was last seen."""
+    """A row of `hosts`."""
 
     id: int
     name: str
-    cpus: int
-    memory_mb: int
+    driver: str
+    uri: str | None
+    pool: str | None
+    pool_kind: str
+    location: str | None
+    state: str
+    cpu_ratio: float | None
+    memory_ratio: float | None
+    storage_ratio: float | None
+    max_builds: int | None
+    max_calls: int | None
+    call_seconds: int | None
+    cpus: int | None
+    memory_mb: int | None
     storage_gb: int | None
     storage_free_mb: int | None
-    seen_at_ms: int
+    version: str | None
+    virt_type: str | None
+    seen_at_ms: int | None
+    health: str
+    error: str | None
+    unreachable_since_ms: int | None
+    used_servers: int
+    used_vcpus: int
+    used_memory_mb: int
+    used_storage_gb: int
+    lease_owner: str | None
+    lease_until_ms: int | None
+    fence: int
+    created_at_ms: int
+    removed_at_ms: int | None

@@ -13,7 +13,7 @@ from vpsd.settings import Settings
 _FACTS = ("name", "cpus", "memory_mb", "storage_gb", "storage_free_mb")
 _HOST = Statement(select(hosts), into=Host)
 _LOCK = Statement(select(hosts).with_for_update(), into=Host)
-_ADD = Statement(insert(hosts), ("id", *_FACTS, "seen_at_ms"))
+_ADD = Statement(insert(hosts), ("id", *_FACTS, "seen_at_ms", "created_at_ms"))
 _CHANGE = Statement(update(hosts).where(hosts.c.id == bindparam("id")), (*_FACTS, "seen_at_ms"))
 
 
@@ -50,7 +50,7 @@ async def record_facts(ctx: Ctx, facts: HostFacts) -> None:
     if await ctx.tx.run(_CHANGE, id=1, **values, seen_at_ms=ctx.now_ms):
         return
     try:
-        await ctx.tx.run(_ADD, id=1, **values, seen_at_ms=ctx.now_ms)
+        await ctx.tx.run(_ADD, id=1, **values, seen_at_ms=ctx.now_ms, created_at_ms=ctx.now_ms)
     except UniqueViolation:
         return  # another worker stored the same at the same time
 
@@ -64,11 +64,15 @@ def capacity(host: Host, in_use: Resources, settings: Settings) -> Capacity:
     """What is free on a host of which servers use that much."""
     return Capacity(
         host.name,
-        int(host.cpus * settings.vcpu_overcommit) - in_use.vcpus,
-        int(host.memory_mb * settings.memory_overcommit) - in_use.memory_mb,
-        None if host.storage_gb is None else int(host.storage_gb * settings.storage_overcommit) - in_use.storage_gb,
+        _free(host.cpus, host.cpu_ratio or settings.vcpu_overcommit, in_use.vcpus),
+        _free(host.memory_mb, host.memory_ratio or settings.memory_overcommit, in_use.memory_mb),
+        _free(host.storage_gb, host.storage_ratio or settings.storage_overcommit, in_use.storage_gb),
         host.storage_free_mb is not None and host.storage_free_mb < reserve_mb(host, settings),
     )
+
+
+def _free(has: int | None, ratio: float, used: int) -> int | None:
+    return None if has is None else int(has * ratio) - used
 
 
 def reserve_mb(host: Host | HostFacts, settings: Settings) -> int:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     false,
     true,
 )
@@ -66,7 +67,30 @@ servers = Table(
     Column("user_data_error", Text),
     Column("ssh_host_keys", Text),  # a JSON list, as the guest's agent read them
     Column("firmware", String(8)),  # uefi; None: BIOS
+    Column("host_id", BigInteger, ForeignKey("hosts.id")),  # where it is, or was; None: an older vpsd has made it
+    Column("previous_host_id", BigInteger, ForeignKey("hosts.id")),  # where something of it may still be
+    Column("placement_group_id", BigInteger, ForeignKey("placement_groups.id")),
     sqlite_autoincrement=True,
+)
+placement_groups = Table(
+    "placement_groups",
+    metadata,
+    identity(),
+    Column("uuid", String(36), nullable=False, unique=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String(253), nullable=False),
+    Column("policy", String(16), nullable=False),  # spread: no two of its servers on one host
+    Column("created_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("account_id", "name"),
+    sqlite_autoincrement=True,
+)
+server_counts = Table(  # of an account's servers that are not deleted: what `count` of a list says without counting
+    "server_counts",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True, autoincrement=False),
+    Column("location", String(63), primary_key=True),
+    Column("status", String(16), primary_key=True),
+    Column("servers", Integer, nullable=False),
 )
 server_tags = Table(
     "server_tags",
@@ -95,6 +119,19 @@ Index(  # what a host has handed out is counted from it alone
     *(servers.c.plan_id, servers.c.purged_at_ms),
     sqlite_where=_present,
     postgresql_where=_present,
+)
+Index(  # what reconcile and placement ask of a host
+    "ix_servers_present_host",
+    *(servers.c.host_id, servers.c.id),
+    sqlite_where=_present,
+    postgresql_where=_present,
+)
+_grouped = and_(servers.c.placement_group_id.is_not(None), _present)
+Index(
+    "ix_servers_present_group",
+    *(servers.c.placement_group_id, servers.c.host_id),
+    sqlite_where=_grouped,
+    postgresql_where=_grouped,
 )
 _due = servers.c.next_backup_at_ms.is_not(None)
 Index("ix_servers_next_backup", servers.c.next_backup_at_ms, sqlite_where=_due, postgresql_where=_due)
@@ -142,6 +179,9 @@ class ServerRow(msgspec.Struct, frozen=True):
     user_data_error: str | None
     ssh_host_keys: str | None
     firmware: str | None
+    host_id: int | None
+    previous_host_id: int | None
+    placement_group_id: int | None
 
     @property
     def boot_source(self) -> "BootSource":
