@@ -38,12 +38,11 @@ from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.ids import Ids
 from vpsd.core.jumps import ClockJumps
 from vpsd.hosts import service as hosts
-from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import HostFacts
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.images.simulated import SimulatedImages
 from vpsd.migrations import schema
-from vpsd.runtime import Runtime
+from vpsd.runtime import Hypervisors, Runtime
 from vpsd.servers.models import servers
 from vpsd.settings import Settings
 
@@ -160,7 +159,9 @@ async def seed(database_url: str, known: int = SERVERS) -> str:
         token = (await tokens.add(ctx, "bench")).value
         rows = [server_row(ctx.ids, ctx.account_id, number, ctx.now_ms) for number in range(known)]
         await ctx.tx.many(_ADD, rows)
-        await hosts.record_facts(ctx, HostFacts("none", "none:", "none", "", "1", "bench", 10**6, 10**9, 10**9))
+        host = await hosts.add_host(ctx, "bench", "simulator")
+        facts = HostFacts("none", "none:", "none", "", "1", "bench", 10**6, 10**9, 10**9)
+        await hosts.record_facts(ctx, host.id, facts, "ok")
         plan = await catalog.find_plan(ctx, 4)
         assert plan is not None
         for server_id in range(1, known + 1):
@@ -216,11 +217,10 @@ def serve(database_url: str, listener: int) -> None:
             clock=clock,
             ids=Ids(),
             settings=Settings(rate_limit=0, address_rate_limit=0),
-            hypervisor=Simulator(),  # nobody calls it, nor what follows
+            hypervisors=Hypervisors(lambda _: Simulator()),  # nobody calls them, nor what follows
             images=SimulatedImages(),
             repository=Repository(Directory(Path("nowhere")), "", None),
             instance="",
-            host=HostStatus("ok"),
             jumps=ClockJumps(clock),
         )
         server = Server.of(make_app(runtime), runtime.settings)

@@ -31,6 +31,8 @@ from vpsd.core.ids import Ids
 from vpsd.core.jumps import ClockJumps
 from vpsd.core.money import MICROS
 from vpsd.hosts import service as hosts
+from vpsd.hosts.models import Host, HostHealth
+from vpsd.hosts.models import hosts as hosts_table
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import disk_name, guest_name
 from vpsd.hypervisor.simulator import Hook, Simulator
@@ -39,7 +41,7 @@ from vpsd.lifecycle import Status
 from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
 from vpsd.operations import service as operations
-from vpsd.runtime import Images, Runtime
+from vpsd.runtime import HostRuntime, Hypervisors, Images, Runtime
 from vpsd.servers import queries
 from vpsd.servers.models import Server, servers
 from vpsd.settings import Settings
@@ -109,8 +111,9 @@ class Cloud:
         self.database = database
         self.settings = settings
         self.hypervisor = Simulator(clock=self.clock)
+        self.others: dict[int, Simulator] = {}  # the simulators of further hosts, by their ids
         self.target = WatchedDirectory(settings.backup_folder)
-        self.runtime: Runtime
+        self.runtime: HostRuntime  # at the host that is there from the beginning
         self.http: httpx.AsyncClient
         self.tokens: dict[str, str] = {}
         self.offered: Catalog
@@ -130,19 +133,34 @@ class Cloud:
         """Put the parts together, as `vpsd.main` does."""
         async with self.database.write() as tx:
             instance = await accounts.instance(Ctx(tx, Actor(kind="vpsd"), self.clock, self.ids, self.settings))
-        self.runtime = Runtime(
+        runtime = Runtime(
             database=self.database,
             clock=self.clock,
             ids=self.ids,
             settings=self.settings,
-            hypervisor=self.hypervisor,
+            hypervisors=Hypervisors(self._simulator),
             images=images or SimulatedImages(),
             repository=Repository(self.target, instance, None),
             instance=instance,
-            host=HostStatus("ok"),
             jumps=ClockJumps(self.clock),
         )
+        async with runtime.write(OPERATOR) as ctx:
+            await hosts.ensure_local(ctx, "simulator", "simulator")
+            local = await hosts.local(ctx)
+            assert local is not None
+            # It answers, and somebody looks after it for as long as a test may take.
+            await change(ctx.tx, hosts_table, local.id, health=HostHealth.OK, lease_until_ms=1 << 60)
+        self.runtime = runtime.at(local, HostStatus(HostHealth.OK))
         self.http = self._http()
+
+    def have_connections(self) -> None:
+        """Connect to the hosts anew: their simulators are others."""
+        hypervisors = Hypervisors(self._simulator)
+        self.runtime = msgspec.structs.replace(self.runtime, hypervisors=hypervisors, hypervisor=self.hypervisor)
+
+    def _simulator(self, host: Host) -> Simulator:
+        """Every host has a simulator of its own; the first is `hypervisor`."""
+        return self.hypervisor if host.uri is None else self.others.setdefault(host.id, Simulator(clock=self.clock))
 
     def _http(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app()), base_url="http://vpsd.test")
@@ -185,11 +203,11 @@ class Cloud:
             await catalog.apply(ctx, msgspec.structs.replace(self.offered, plans=[*self.offered.plans, more]))
 
     async def have_host(self, **facts: Any) -> str:
-        """A host that the worker has seen, with some of its facts changed; its name."""
+        """Have the host seen by its worker, with some of its facts changed; its name."""
         seen = msgspec.structs.replace(await self.hypervisor.facts(), **facts)
         async with self.writing() as ctx:
-            await hosts.record_facts(ctx, seen)
-        return seen.name
+            await hosts.record_facts(ctx, self.runtime.host_id, seen, "ok")
+            return (await hosts.row(ctx, self.runtime.host_id)).name
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -209,8 +227,8 @@ class Cloud:
     def runner(self, owner: str = "worker", **options: Any) -> Runner:
         return Runner(self.runtime, owner, **{"tick": never_ticks, "monotonic": lambda: 0.0, **options})
 
-    def reconciler(self) -> Reconciler:
-        return Reconciler(self.runtime)
+    def reconciler(self, host: Host | None = None) -> Reconciler:
+        return Reconciler(self.runtime if host is None else self.runtime.at(host))
 
     def biller(self) -> Biller:
         return Biller(self.runtime)

@@ -135,7 +135,7 @@ def test_api_and_worker_may_be_two_processes_on_postgresql(database_url: str) ->
     api = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, database_url=database_url, role="api")
     try:
         api.start(well=False)
-        assert api.health().json()["hypervisor"]["status"] == "elsewhere"
+        assert api.health().json()["hypervisor"]["status"] == "connecting"
         server = api.create("web")["id"]
         worker = subprocess.Popen([PROGRAM, "up"], env={**api.environment, "VPSD_ROLE": "worker"})
         try:

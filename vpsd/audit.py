@@ -14,8 +14,9 @@ from vpsd.backups import queries as backups
 from vpsd.backups.models import BackupStatus
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
-from vpsd.errors import DatabaseUnavailable, VpsdError
+from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable, VpsdError
 from vpsd.hosts import service as hosts
+from vpsd.hosts.models import Host
 from vpsd.hypervisor.names import disk_name, guest_name, guest_of, server_id_of
 from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import Guest, Volumes
@@ -23,7 +24,7 @@ from vpsd.lifecycle import AT_REST, FOUND, Command, Status
 from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
 from vpsd.operations import service as operations
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime, Runtime
 from vpsd.servers import commands
 from vpsd.servers import queries as servers
 from vpsd.servers.models import LockedServer, Server, disks_of
@@ -47,7 +48,17 @@ class Finding(msgspec.Struct, frozen=True):
     fixed: str | None = None
 
 
+class _Look(msgspec.Struct, frozen=True):
+    """What a host has."""
+
+    runtime: HostRuntime
+    host: Host
+    guests: Mapping[str, Guest]
+    volumes: Volumes
+
+
 class _Rows(msgspec.Struct, frozen=True):
+    hosts: list[Host]
     servers: dict[int, Server]
     busy: set[int]
     assignments: list[Assignment]
@@ -64,14 +75,37 @@ class Audit:
     async def run(self) -> list[Finding]:
         """Look, repair if asked to, and report."""
         await self._check_target()
-        hypervisor = self._runtime.hypervisor
         before = await self._rows()
-        guests, volumes = await hypervisor.guests(), await hypervisor.volumes()
+        looks = [look for host in before.hosts if (look := await self._look(host)) is not None]
         after = await self._rows()
-        await self._check_storage(after, guests)
-        known = {self._name(server_id): row for rows in (before, after) for server_id, row in rows.servers.items()}
+        for look in looks:
+            await self._check_host(look, before, after)
+        for held in after.assignments:
+            if held.server_id not in before.servers and held.server_id not in after.servers:
+                text = f"is held for server {held.server_id}, which is gone"
+                await self._report("address", held.address, text, "freed", partial(self._free, held.address))
+        return self._findings
+
+    async def _look(self, host: Host) -> _Look | None:
+        """What a host has; None, and a finding, where it does not answer."""
+        runtime = self._runtime.at(host)
+        try:
+            return _Look(runtime, host, await runtime.hypervisor.guests(), await runtime.hypervisor.volumes())
+        except (Unavailable, Unusable) as error:
+            await self._report("host", host.name, f"cannot be looked at: {error}")
+            return None
+
+    async def _check_host(self, look: _Look, before: _Rows, after: _Rows) -> None:
+        guests, volumes, hypervisor = look.guests, look.volumes, look.runtime.hypervisor
+        await self._check_storage(look, after)
+        known = {
+            self._name(server_id): row
+            for rows in (before, after)
+            for server_id, row in rows.servers.items()
+            if _may_be_on(row, look.host)
+        }
         for name in (*sorted(set(guests) - known.keys()), *sorted(volumes.guests - guests.keys() - known.keys())):
-            await self._check_ownerless(name, guests.get(name), volumes)
+            await self._check_ownerless(look, name, guests.get(name))
         for name in sorted(guests.keys() & known.keys()):
             if guests[name].uuid != known[name].uuid:
                 await self._report("guest", name, f"is not that of server {known[name].id}. {_OLD_COPY}")
@@ -81,40 +115,41 @@ class Audit:
             for key in sorted(volumes.unfinished):
                 fixed = "removed from the host; the next use sends it"
                 await self._report("image", key, "was sent only in part", fixed, partial(hypervisor.delete_base, key))
-        for held in after.assignments:
-            if held.server_id not in before.servers and held.server_id not in after.servers:
-                text = f"is held for server {held.server_id}, which is gone"
-                await self._report("address", held.address, text, "freed", partial(self._free, held.address))
         for server in after.servers.values():
-            if server.id in before.servers and server.id not in before.busy | after.busy:
+            if server.host_id != look.host.id or server.id in before.busy | after.busy:
+                continue
+            if server.id in before.servers:
                 has_disk = disk_name(self._name(server.id), server.disk) in volumes.disks
                 guest = guests.get(self._name(server.id))
                 await self._check_server(server, guest is not None and guest.uuid == server.uuid, has_disk, after)
-                await self._check_left_behind(server, volumes)
-        return self._findings
+                await self._check_left_behind(look, server)
 
-    async def _check_ownerless(self, name: str, guest: Guest | None, volumes: Volumes) -> None:
+    async def _check_ownerless(self, look: _Look, name: str, guest: Guest | None) -> None:
         """What is named after a server that is gone may go; what is named after one that never was is not for us."""
-        kind = "volume" if guest is None else "guest"
+        kind, volumes = "volume" if guest is None else "guest", look.volumes
         async with self._runtime.read() as ctx:
             gone = await servers.find_row(ctx, server_id_of(name))
         if gone is None or (guest is not None and guest.uuid != gone.uuid):
             await self._report(kind, name, f"belongs to no server that the database has ever known. {_OLD_COPY}")
             return
+        if gone.purged_at_ms is None:
+            text = f"is on host {look.host.name}, and server {gone.id} is on another: look which is right"
+            await self._report(kind, name, text)
+            return
         disks = disks_of(gone, name, volumes.disks)
         if guest is not None or disks or name in volumes.seeds | volumes.exports | volumes.logs:
-            repair = partial(self._runtime.hypervisor.held_by(Owner(uuid=gone.uuid)).remove, name, disks)
+            repair = partial(look.runtime.hypervisor.held_by(Owner(uuid=gone.uuid)).remove, name, disks)
             await self._report(kind, name, "belongs to no server", "removed from the host", repair)
         for disk in sorted(disk for disk in volumes.disks - disks if guest_of(disk) == name):
             await self._report("volume", disk, f"belongs to no server that the database has ever known. {_OLD_COPY}")
 
-    async def _check_storage(self, rows: _Rows, guests: Mapping[str, Guest]) -> None:
-        facts = await self._runtime.hypervisor.facts()
+    async def _check_storage(self, look: _Look, rows: _Rows) -> None:
+        facts = await look.runtime.hypervisor.facts()
         reserve_mb = hosts.reserve_mb(facts, self._runtime.settings)
         if facts.storage_free_mb is not None and facts.storage_free_mb < reserve_mb:
             await self._report("storage", facts.name, hosts.storage_low_text(facts.storage_free_mb, reserve_mb))
         for server in rows.servers.values():
-            guest = guests.get(self._name(server.id))
+            guest = look.guests.get(self._name(server.id)) if server.host_id == look.host.id else None
             if guest is not None and guest.paused_by is not None:
                 await self._report("server", f"{server.id} ({server.name})", f"cannot write: {guest.paused_by.text}")
 
@@ -124,7 +159,8 @@ class Audit:
     async def _rows(self) -> _Rows:
         async with self._runtime.read() as ctx:
             present = {server.id: server for server in await servers.present(ctx)}
-            return _Rows(present, await operations.busy_servers(ctx), await addresses.assignments(ctx))
+            known = await hosts.list_hosts(ctx)
+            return _Rows(known, present, await operations.busy_servers(ctx), await addresses.assignments(ctx))
 
     async def _report(
         self, kind: str, name: str, text: str, fixed: str | None = None, repair: Repair | None = None
@@ -151,9 +187,9 @@ class Audit:
             text = f"({one.kind}) of server {one.server_id} is damaged; vpsd backup verify {one.id} says where"
             await self._report("backup", str(one.id), text)
 
-    async def _check_left_behind(self, server: Server, volumes: Volumes) -> None:
+    async def _check_left_behind(self, look: _Look, server: Server) -> None:
         """What a backup or restore that could not clean up has left."""
-        hypervisor, name = self._runtime.hypervisor, self._name(server.id)
+        hypervisor, volumes, name = look.runtime.hypervisor, look.volumes, self._name(server.id)
         previous = server.previous_boot_source
         owned = {disk_name(name, disk) for disk in (server.disk, server.disk if previous is None else previous.disk)}
         own = disks_of(server, name, volumes.disks)
@@ -211,6 +247,11 @@ class Audit:
         except UniqueViolation:
             return False  # another server has it by now; the next boot gives this one a new address
         return True
+
+
+def _may_be_on(server: Server, host: Host) -> bool:
+    """Whether something of a server may be on a host; one that an older vpsd has made has none yet."""
+    return host.id in (server.host_id, server.previous_host_id) or server.host_id is None
 
 
 async def _lock_idle(ctx: Ctx, server: Server) -> LockedServer | None:

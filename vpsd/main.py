@@ -30,13 +30,16 @@ from vpsd.core import db, folder
 from vpsd.core.clock import Clock, SystemClock, every
 from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.database_clock import PERIOD_SECONDS, DatabaseClock
+from vpsd.core.db import UniqueViolation
 from vpsd.core.ending import end_all, exit_after
 from vpsd.core.files import open_private, sync, write_private
 from vpsd.core.ids import Ids
 from vpsd.core.jumps import ClockJumps
 from vpsd.core.units import GIB
 from vpsd.errors import Misconfigured, Unauthenticated
-from vpsd.hosts.status import HostStatus
+from vpsd.hosts import leases
+from vpsd.hosts import service as hosts
+from vpsd.hosts.models import Host
 from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.hypervisor.simulator import Simulator
@@ -46,20 +49,15 @@ from vpsd.images.simulated import SimulatedImages
 from vpsd.images.store import ImageStore
 from vpsd.migrations import HEAD, schema
 from vpsd.operations import service as operations
-from vpsd.runtime import Images, Runtime
+from vpsd.runtime import Hypervisors, Images, Runtime
 from vpsd.settings import Settings
 from vpsd.worker import clock_jumps
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
-from vpsd.worker.boot_watcher import BootWatcher
 from vpsd.worker.event_pruner import EventPruner
-from vpsd.worker.guest_reader import GuestReader
-from vpsd.worker.host_watcher import HostWatcher
-from vpsd.worker.reconcile import Reconciler
+from vpsd.worker.host_keeper import HostKeeper
 from vpsd.worker.repricing import apply_catalog
 from vpsd.worker.runner import Runner
-from vpsd.worker.sampler import Sampler
-from vpsd.worker.thaw_checker import ThawChecker
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +83,7 @@ async def serve(settings: Settings, say: Say, *, new_cloud: bool = False) -> Non
             async with runtime.write() as ctx:
                 if settings.database_url is None:  # nobody else works here, so whoever held a lease is dead
                     await operations.end_leases(ctx)
+                    await leases.end_all(ctx)
                     await idempotency.end_claims(ctx)
                 free = [plan.name for plan in await catalog.list_plans(ctx) if not plan.price_monthly_micros]
             if free:
@@ -94,7 +93,9 @@ async def serve(settings: Settings, say: Say, *, new_cloud: bool = False) -> Non
                 say(f"token (also in {settings.data_dir / folder.TOKEN}; it is not shown again): {token}")
             await clock_jumps.look_at_start(runtime)
             if settings.role == "api":
-                runtime.host.status = runtime.repository.status.status = "elsewhere"
+                runtime.repository.status.status = "elsewhere"
+            else:
+                await ensure_local_host(runtime)
             workers = _start_workers(runtime, token is not None, say) if settings.role != "api" else []
             if isinstance(runtime.clock, DatabaseClock):
                 keep_right = every(runtime.clock, PERIOD_SECONDS, runtime.clock.set_right)
@@ -103,25 +104,36 @@ async def serve(settings: Settings, say: Say, *, new_cloud: bool = False) -> Non
 
 
 def _start_workers(runtime: Runtime, first_start: bool, say: Say) -> list[asyncio.Task[None]]:
-    owner = f"{socket.gethostname()}:{os.getpid()}:{runtime.ids.uuid()[:8]}"
+    owner = f"{socket.gethostname()[:40]}:{os.getpid()}:{runtime.ids.uuid()[:8]}"
 
     def greet(facts: HostFacts) -> None:
         if first_start:
             say(first_server(runtime.settings, facts.low_ports))
 
     workers = (
-        HostWatcher(runtime, say, greet),
+        HostKeeper(runtime, owner, say, greet),
         Runner(runtime, owner),
-        Reconciler(runtime),
-        BootWatcher(runtime),
-        Sampler(runtime),
-        GuestReader(runtime),
         Biller(runtime),
         EventPruner(runtime),
         BackupScheduler(runtime),
-        ThawChecker(runtime),
     )
     return [asyncio.create_task(worker.run(), name=type(worker).__name__) for worker in workers]
+
+
+async def ensure_local_host(runtime: Runtime) -> None:
+    """Have a row for this machine's own host; a worker beside others has one only where there is no host at all.
+
+    Raises `Misconfigured` where it cannot be used.
+    """
+    only_if_first = runtime.settings.role == "worker"
+    with contextlib.suppress(UniqueViolation):  # another process was quicker
+        async with runtime.write() as ctx:
+            name = socket.gethostname()
+            await hosts.ensure_local(ctx, name, runtime.settings.hypervisor, only_if_first=only_if_first)
+    async with runtime.read() as ctx:
+        local = await hosts.local(ctx)
+    if local is not None:
+        runtime.hypervisors.at(local)
 
 
 @asynccontextmanager
@@ -132,22 +144,21 @@ async def open_runtime(
     async with open_transactions(settings, say, new_cloud=new_cloud) as transactions:
         async with transactions.write() as ctx:
             instance = await accounts.instance(ctx)
-        hypervisor = make_hypervisor(settings, instance, transactions.clock)
+        hypervisors = Hypervisors(partial(make_hypervisor, settings, instance, transactions.clock))
         try:
             yield Runtime(
                 database=transactions.database,
                 clock=transactions.clock,
                 ids=transactions.ids,
                 settings=settings,
-                hypervisor=hypervisor,
+                hypervisors=hypervisors,
                 images=make_images(settings),
                 repository=make_repository(settings, instance),
                 instance=instance,
-                host=HostStatus(),
                 jumps=ClockJumps(transactions.clock),
             )
         finally:
-            await hypervisor.close()
+            await hypervisors.close()
 
 
 @asynccontextmanager
@@ -189,20 +200,24 @@ def _before_new(settings: Settings, new_cloud: bool) -> None:
         log.warning("%s is of an earlier cloud: it is called %s now", token, folder.set_aside(token).name)
 
 
-def make_hypervisor(settings: Settings, instance: str, clock: Clock) -> Hypervisor:
-    """The driver that the settings ask for; it connects when it is first used."""
-    if settings.hypervisor == "simulator":
-        path = settings.data_dir / "simulator.journal"
+def make_hypervisor(settings: Settings, instance: str, clock: Clock, host: Host | None = None) -> Hypervisor:
+    """The driver of a host, None: of this machine's own, as the settings say; it connects when it is first used."""
+    uri = None if host is None else host.uri
+    driver = settings.hypervisor if host is None or uri is None else host.driver
+    if driver == "simulator":
+        name = "simulator" if host is None or uri is None else f"simulator-{host.id}"
+        path = settings.data_dir / f"{name}.journal"
         return Simulator(path, clock, settings.simulator_boot_seconds, settings.storage_reserve_mb)
     connect.require_python_binding()
     # Imported here: it needs libvirt's libraries, and the simulator does not.
     from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 
+    pool = None if host is None or host.pool is None else Path(host.pool)
     return LibvirtHypervisor(
         instance,
         settings.data_dir,
-        uri=settings.libvirt_uri,
-        pool_path=settings.pool_dir,
+        uri=uri or settings.libvirt_uri,
+        pool_path=pool or (settings.pool_dir if uri is None else None),
         virt_type=settings.virt_type,
         storage_reserve_mb=settings.storage_reserve_mb,
     )

@@ -1,11 +1,13 @@
 """The one composition that API, worker and the operator's commands work with."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vpsd.backups.repository import Repository
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Transactions
 from vpsd.core.jumps import ClockJumps
+from vpsd.hosts.models import Host
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import Hypervisor, Image, Progress
 
@@ -20,12 +22,54 @@ class Images(Protocol):
         """The JSON Schema of a #cloud-config, if its image was built with a cloud-init that brings one."""
 
 
+class Hypervisors:
+    """The connections of this process to hosts, each made when it is first used."""
+
+    def __init__(self, connect: Callable[[Host], Hypervisor]) -> None:
+        self._connect = connect
+        self._open: dict[int, tuple[tuple[str | None, ...], Hypervisor]] = {}
+        self._left: list[Hypervisor] = []  # whoever still holds one may end what it does
+
+    def at(self, host: Host) -> Hypervisor:
+        """The host of that row; where its address has changed, by the new one."""
+        address = host.driver, host.uri, host.pool, host.pool_kind
+        was, hypervisor = self._open.get(host.id, (None, None))
+        if hypervisor is None or was != address:
+            if hypervisor is not None:
+                self._left.append(hypervisor)
+            hypervisor = self._connect(host)
+            self._open[host.id] = address, hypervisor
+        return hypervisor
+
+    async def close(self) -> None:
+        """Disconnect from all of them; guests keep running."""
+        for hypervisor in (*self._left, *(hypervisor for _, hypervisor in self._open.values())):
+            await hypervisor.close()
+
+
 class Runtime(Transactions, frozen=True, kw_only=True):
     """Transactions, and everything outside the database."""
 
-    hypervisor: Hypervisor
+    hypervisors: Hypervisors
     images: Images
     repository: Repository
     instance: str  # eight hex digits, the database's own: part of every name on hosts and targets
-    host: HostStatus
     jumps: ClockJumps
+
+    def at(self, host: Host, status: HostStatus | None = None) -> "HostRuntime":
+        """The same at one host; `status` is kept true by whoever looks after that."""
+        parts = {name: getattr(self, name) for name in Runtime.__struct_fields__}
+        return HostRuntime(
+            **parts,
+            hypervisor=self.hypervisors.at(host),
+            host_id=host.id,
+            host=HostStatus() if status is None else status,
+        )
+
+
+class HostRuntime(Runtime, frozen=True, kw_only=True):
+    """What works at one host: a job, and the loops that look after the host."""
+
+    hypervisor: Hypervisor
+    host_id: int
+    host: HostStatus

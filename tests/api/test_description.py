@@ -69,7 +69,7 @@ def test_every_closed_set_is_an_enum_with_a_name() -> None:
         ("EventView", "actor"): {"token", "operator", "vpsd"},
         ("ServerPower", "action"): {"start", "stop", "restart", "hard_stop"},
         ("Health", "status"): {"ok", "degraded"},
-        ("HypervisorHealth", "status"): {"connecting", "ok", "unavailable", "elsewhere"},
+        ("HypervisorHealth", "status"): {"connecting", "ok", "degraded", "unavailable"},
         ("HypervisorHealth", "storage"): {"ok", "low", "full", "failing", None},
         ("BackupsHealth", "status"): {"unknown", "ok", "unused", "missing", "unavailable", "elsewhere"},
     }.items():

@@ -73,9 +73,9 @@ async def test_of_a_create_it_shows_answer_price_and_place(cloud: Cloud) -> None
     assert shown["answer"] == {**real, "id": None, "uuid": None, "password": None, "operation": None}
 
 
-async def test_where_no_host_is_known_none_is_named(cloud: Cloud) -> None:
+async def test_a_host_is_named_before_it_has_spoken(cloud: Cloud) -> None:
     shown = (await cloud.post(f"{SERVERS}?dry_run=true", {**WEB, "location": "eu-central"})).json()
-    assert shown["placement"] == {"location": "eu-central", "host": None}
+    assert shown["placement"] == {"location": "eu-central", "host": "simulator"}
 
 
 @pytest.mark.parametrize("operation", [name for name in CAN_BE_TRIED if name != "server_create"])

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,7 +66,7 @@ class Lives:
         self._beginning.backup(self._connection)
         cloud.clock.advance((self._began_ms - cloud.clock.now_ms()) / 1000)
         cloud.hypervisor = Simulator(clock=cloud.clock)
-        cloud.runtime = msgspec.structs.replace(cloud.runtime, hypervisor=cloud.hypervisor)
+        cloud.have_connections()
         return cloud
 
 

@@ -37,6 +37,7 @@ def test_what_is_made_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> 
     async def begin() -> None:
         async with main.open_runtime(settings) as runtime:
             await main.first_token(runtime)
+            await main.ensure_local_host(runtime)
 
     before = os.umask(0)
     try:

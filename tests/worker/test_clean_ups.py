@@ -15,6 +15,7 @@ from vpsd.audit import Audit
 from vpsd.core.db import Database, Statement, Tx
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock
+from vpsd.hosts import service as hosts
 from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import Progress
 from vpsd.lifecycle import Command
@@ -202,8 +203,9 @@ async def test_progress_that_cannot_be_written_ends_no_slow_work(cloud: Cloud) -
     database = fail_once(cloud)
     async with cloud.writing() as ctx:
         operation = await operations.claim(ctx, "first")
+        host = await hosts.row(ctx, cloud.runtime.host_id)
     assert operation is not None
-    job = Job(cloud.runtime, operation, await cloud.row(server), LeaseClock(lambda: 0.0, 0.0))
+    job = Job(cloud.runtime, host, operation, await cloud.row(server), LeaseClock(lambda: 0.0, 0.0))
 
     async def work(progress: Progress) -> str:
         database.fails_next = True

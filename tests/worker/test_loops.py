@@ -59,7 +59,7 @@ async def test_the_host_is_greeted_once_and_a_failure_is_said_once(cloud: Cloud)
     for _ in range(2):
         await watcher.look()
     assert said == ["hypervisor: The simulated host does not answer."]
-    assert (cloud.runtime.host.status, greeted) == ("unavailable", [])
+    assert (cloud.runtime.host.status, greeted) == ("unreachable", [])
     cloud.hypervisor.broken = False
     for _ in range(2):
         await watcher.look()

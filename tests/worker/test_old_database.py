@@ -9,6 +9,7 @@ from sqlalchemy import update
 from tests.cloud import Cloud
 from vpsd.audit import Audit
 from vpsd.core.db import Statement
+from vpsd.hosts.models import HostHealth
 from vpsd.hypervisor.names import disk_generation, disk_name
 from vpsd.hypervisor.protocol import GuestSpec
 from vpsd.lifecycle import Status
@@ -81,19 +82,19 @@ async def test_a_server_whose_place_on_the_host_is_anothers_is_not_taken_for_run
 async def test_new_servers_get_ids_above_all_that_the_host_has(cloud: Cloud) -> None:
     await have_lost(cloud, 41)
     await cloud.hypervisor.write_seed(cloud.guest(57), b"of a guest that is undefined")
-    cloud.runtime.host.status = "connecting"
+    cloud.runtime.host.status = HostHealth.CONNECTING
     watcher = HostWatcher(cloud.runtime, lambda _: None, lambda _: None)
     for _ in range(2):
         await watcher.look()
     assert await cloud.have_server("new") == 58
-    cloud.runtime.host.status = "unavailable"
+    cloud.runtime.host.status = HostHealth.UNREACHABLE
     await watcher.look()
     assert await cloud.have_server("newer") == 59
 
 
 async def test_the_first_server_gets_an_id_above_all_that_the_host_has(cloud: Cloud) -> None:
     await cloud.hypervisor.write_seed(cloud.guest(3), b"seed")
-    cloud.runtime.host.status = "connecting"
+    cloud.runtime.host.status = HostHealth.CONNECTING
     await HostWatcher(cloud.runtime, lambda _: None, lambda _: None).look()
     assert await cloud.create() == 4
 

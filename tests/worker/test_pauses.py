@@ -287,8 +287,8 @@ async def test_health_and_check_tell_the_operator(cloud: Cloud, reason: PauseRea
         cloud.hypervisor.storage.free_mb = 10239
     else:
         await pause(cloud, server, reason)
-    await watcher.look()
     await reconciler.reconcile()
+    await watcher.look()
     health = await cloud.get("/health", who=None)
     assert (health.status_code, health.json()["status"]) == (200, "degraded")
     assert health.json()["hypervisor"]["storage"] == word
@@ -298,6 +298,7 @@ async def test_health_and_check_tell_the_operator(cloud: Cloud, reason: PauseRea
     cloud.hypervisor.storage.free_mb, cloud.hypervisor.storage.fails = 10240, False
     await watcher.look()
     await pass_time(cloud, reconciler, 60)
+    await watcher.look()
     assert (await cloud.get("/health", who=None)).json()["status"] == "ok"
     assert await Audit(cloud.runtime).run() == []
 

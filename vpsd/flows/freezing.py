@@ -12,7 +12,7 @@ from vpsd.core.context import Ctx
 from vpsd.events import service as events
 from vpsd.flows.job import Job
 from vpsd.hypervisor.protocol import PowerState, guest_name
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
 from vpsd.servers.models import LockedServer, ServerRow
@@ -48,14 +48,14 @@ async def release(job: Job, *, asked: bool) -> None:
     await _record(job.runtime, job.server, writes)
 
 
-async def confirm_thawed(runtime: Runtime, server: ServerRow) -> bool:
+async def confirm_thawed(runtime: HostRuntime, server: ServerRow) -> bool:
     """Whether a server that has the mark is seen to write again now; what was found is written down."""
     writes = await _writes(runtime, server)
     await _record(runtime, server, writes)
     return writes is True
 
 
-async def _writes(runtime: Runtime, server: ServerRow) -> bool | None:
+async def _writes(runtime: HostRuntime, server: ServerRow) -> bool | None:
     name = guest_name(runtime.instance, server.id)
     guest = await runtime.hypervisor.guest(name)
     if guest is None or guest.power in (PowerState.OFF, PowerState.CRASHED):
@@ -63,7 +63,7 @@ async def _writes(runtime: Runtime, server: ServerRow) -> bool | None:
     return await runtime.hypervisor.ensure_thawed(name)
 
 
-async def _record(runtime: Runtime, server: ServerRow, writes: bool | None) -> None:
+async def _record(runtime: HostRuntime, server: ServerRow, writes: bool | None) -> None:
     async with runtime.write() as ctx:
         locked = await servers.lock(ctx, server.id)
         backup_id = locked.unthawed_backup_id

@@ -13,13 +13,14 @@ from vpsd.core.context import Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import DatabaseUnavailable, waiting_for
+from vpsd.hosts.models import Host
 from vpsd.hypervisor.names import disk_generation, disk_name, guest_name
 from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import Image, Progress
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.operations.service import Lease, LostLease
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import queries as servers
 from vpsd.servers.models import Server, disks_of
 
@@ -61,10 +62,13 @@ class LeaseClock:
 class Job:
     """One operation, leased by this worker, and the server that it is about."""
 
-    def __init__(self, runtime: Runtime, operation: Operation, server: Server, lease_clock: LeaseClock) -> None:
+    def __init__(
+        self, runtime: HostRuntime, host: Host, operation: Operation, server: Server, lease_clock: LeaseClock
+    ) -> None:
         """What the steps do to the host through `runtime.hypervisor` is done on behalf of this operation's lease."""
         owner = Owner(server.uuid, f"{operation.id}.{operation.fence}", lease_clock.check)
         self.runtime = msgspec.structs.replace(runtime, hypervisor=runtime.hypervisor.held_by(owner))
+        self.host = host  # as it was when the operation was taken up
         self.server = server
         self.operation = operation
         self.lease = Lease.of(operation)

@@ -54,6 +54,7 @@ hosts = Table(
     Column("virt_type", String(16)),  # kvm | qemu | none
     Column("seen_at_ms", BigInteger),  # when it last answered
     Column("health", String(16), nullable=False, server_default=HostHealth.CONNECTING),
+    Column("storage", String(16)),  # ok | low | full | failing; None: not known yet
     Column("error", Text),  # why it is unreachable, for the operator
     Column("unreachable_since_ms", BigInteger),
     # Handed out: the sums over the servers that are present on it, changed in the transaction that changes a server.
@@ -98,6 +99,7 @@ class Host(msgspec.Struct, frozen=True):
     virt_type: str | None
     seen_at_ms: int | None
     health: str
+    storage: str | None
     error: str | None
     unreachable_since_ms: int | None
     used_servers: int

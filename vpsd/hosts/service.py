@@ -1,20 +1,64 @@
-"""The host and its capacity: recorded by the worker, read by requests."""
+"""Hosts: recorded by the workers that look after them, read by requests."""
 
 import msgspec
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from vpsd.catalog.models import Plan
 from vpsd.core.context import Ctx
-from vpsd.core.db import Statement, UniqueViolation
-from vpsd.hosts.models import Host, hosts
+from vpsd.core.db import Statement
+from vpsd.hosts.models import Host, HostHealth, HostState, hosts
+from vpsd.hosts.status import StorageState
 from vpsd.hypervisor.protocol import HostFacts, storage_reserve_mb
 from vpsd.settings import Settings
 
-_FACTS = ("name", "cpus", "memory_mb", "storage_gb", "storage_free_mb")
-_HOST = Statement(select(hosts), into=Host)
-_LOCK = Statement(select(hosts).with_for_update(), into=Host)
-_ADD = Statement(insert(hosts), ("id", *_FACTS, "seen_at_ms", "created_at_ms"))
-_CHANGE = Statement(update(hosts).where(hosts.c.id == bindparam("id")), (*_FACTS, "seen_at_ms"))
+_FACTS = ("cpus", "memory_mb", "storage_gb", "storage_free_mb", "version", "virt_type")
+_c = hosts.c
+_PRESENT = _c.removed_at_ms.is_(None)
+_IS_LOCAL = _c.uri.is_(None)
+
+_ALL = Statement(select(hosts).where(_PRESENT).order_by(_c.id), into=Host)
+_ROW = Statement(select(hosts).where(_c.id == bindparam("id")), into=Host)
+_BY_NAME = Statement(select(hosts).where(_c.name == bindparam("name"), _PRESENT), into=Host)
+_ENABLED = select(hosts).where(_PRESENT, _c.state == HostState.ENABLED).order_by(_c.id).limit(1)
+_FIRST = Statement(_ENABLED, into=Host)
+_LOCK_FIRST = Statement(_ENABLED.with_for_update(), into=Host)
+_LOCAL = Statement(select(hosts).where(_IS_LOCAL, _PRESENT).order_by(_c.id).limit(1), into=Host)
+_COUNT_LOCAL = Statement(select(func.count()).select_from(hosts).where(_IS_LOCAL), into=int)
+_COUNT = Statement(select(func.count()).select_from(hosts), into=int)
+_ADD = Statement(
+    insert(hosts).returning(hosts), ("name", "driver", "uri", "pool", "location", "created_at_ms"), into=Host
+)
+_RECORD_FACTS = Statement(
+    update(hosts).where(_c.id == bindparam("id")).values(health=HostHealth.OK, error=None, unreachable_since_ms=None),
+    ("driver", *_FACTS, "storage", "seen_at_ms"),
+)
+_RECORD_UNREACHABLE = Statement(
+    update(hosts)
+    .where(_c.id == bindparam("id"))
+    .values(
+        health=HostHealth.UNREACHABLE,
+        unreachable_since_ms=func.coalesce(_c.unreachable_since_ms, bindparam("now_ms")),
+    ),
+    ("error",),
+)
+
+
+class HostHealthRow(msgspec.Struct, frozen=True):
+    """How a host is, for /health."""
+
+    driver: str
+    virt_type: str | None
+    health: HostHealth
+    storage: StorageState | None
+    lease_until_ms: int | None
+
+
+_HEALTH = Statement(
+    select(_c.driver, _c.virt_type, _c.health, _c.storage, _c.lease_until_ms)
+    .where(_PRESENT, _c.state != HostState.FENCED)
+    .order_by(_c.id),
+    into=HostHealthRow,
+)
 
 
 class Resources(msgspec.Struct, frozen=True):
@@ -33,6 +77,7 @@ class Capacity(msgspec.Struct, frozen=True):
     memory_mb: int | None = None
     storage_gb: int | None = None
     storage_full: bool = False  # what is left of the pool is for servers that run
+    host_id: int | None = None
 
     def lacks(self, plan: Plan, instead_of: Plan | None = None) -> list[str]:
         """The resources that are insufficient for a server of a plan, which may replace another plan."""
@@ -44,20 +89,70 @@ class Capacity(msgspec.Struct, frozen=True):
         return [name for name in names if left[name] is not None and more[name] > max(0, left[name])]
 
 
-async def record_facts(ctx: Ctx, facts: HostFacts) -> None:
-    """Store what a host reported."""
-    values = {name: getattr(facts, name) for name in _FACTS}
-    if await ctx.tx.run(_CHANGE, id=1, **values, seen_at_ms=ctx.now_ms):
+async def add_host(
+    ctx: Ctx, name: str, driver: str, *, uri: str | None = None, pool: str | None = None, location: str | None = None
+) -> Host:
+    """Add a host; raises `UniqueViolation` where one has that name."""
+    host = await ctx.tx.first(
+        _ADD, name=name, driver=driver, uri=uri, pool=pool, location=location, created_at_ms=ctx.now_ms
+    )
+    assert host is not None
+    return host
+
+
+async def ensure_local(ctx: Ctx, name: str, driver: str, *, only_if_first: bool = False) -> None:
+    """Have a row for this machine's own host, unless there ever was one: the operator may have removed it.
+
+    `only_if_first`: not where there are other hosts either.
+    """
+    if await ctx.tx.first(_COUNT if only_if_first else _COUNT_LOCAL):
         return
-    try:
-        await ctx.tx.run(_ADD, id=1, **values, seen_at_ms=ctx.now_ms, created_at_ms=ctx.now_ms)
-    except UniqueViolation:
-        return  # another worker stored the same at the same time
+    if await find_by_name(ctx, name) is not None:
+        name = f"{name}-local"
+    await add_host(ctx, name, driver)
+
+
+async def list_hosts(ctx: Ctx) -> list[Host]:
+    """All hosts, oldest first."""
+    return await ctx.tx.all(_ALL)
+
+
+async def row(ctx: Ctx, host_id: int) -> Host:
+    """A host that must exist; it may have been removed."""
+    found = await ctx.tx.first(_ROW, id=host_id)
+    assert found is not None
+    return found
+
+
+async def find_by_name(ctx: Ctx, name: str) -> Host | None:
+    """The host of that name, if there is one."""
+    return await ctx.tx.first(_BY_NAME, name=name)
+
+
+async def local(ctx: Ctx) -> Host | None:
+    """This machine's own host."""
+    return await ctx.tx.first(_LOCAL)
+
+
+async def record_facts(ctx: Ctx, host_id: int, facts: HostFacts, storage: str | None) -> None:
+    """Store what a host that answers has said of itself, and how its storage is."""
+    values = {name: getattr(facts, name) for name in _FACTS}
+    await ctx.tx.run(_RECORD_FACTS, id=host_id, driver=facts.driver, **values, storage=storage, seen_at_ms=ctx.now_ms)
+
+
+async def record_unreachable(ctx: Ctx, host_id: int, error: str) -> None:
+    """Put down that a host does not answer, and why."""
+    await ctx.tx.run(_RECORD_UNREACHABLE, id=host_id, error=error, now_ms=ctx.now_ms)
+
+
+async def health(ctx: Ctx) -> list[HostHealthRow]:
+    """How every host is that the operator has not said to be off."""
+    return await ctx.tx.all(_HEALTH)
 
 
 async def find_host(ctx: Ctx, *, lock: bool = False) -> Host | None:
-    """The host, None before it is known; with `lock`, locked until the transaction ends."""
-    return await ctx.tx.first(_LOCK if lock else _HOST)
+    """The first host that is enabled; with `lock`, locked until the transaction ends."""
+    return await ctx.tx.first(_LOCK_FIRST if lock else _FIRST)
 
 
 def capacity(host: Host, in_use: Resources, settings: Settings) -> Capacity:
@@ -68,6 +163,7 @@ def capacity(host: Host, in_use: Resources, settings: Settings) -> Capacity:
         _free(host.memory_mb, host.memory_ratio or settings.memory_overcommit, in_use.memory_mb),
         _free(host.storage_gb, host.storage_ratio or settings.storage_overcommit, in_use.storage_gb),
         host.storage_free_mb is not None and host.storage_free_mb < reserve_mb(host, settings),
+        host.id,
     )
 
 

@@ -1,23 +1,24 @@
-"""The current status of the host."""
+"""What the process that looks after a host knows of it; the host's row says so to everybody else."""
 
 from typing import Literal, TypeAlias
 
 import msgspec
 
+from vpsd.hosts.models import HostHealth
 from vpsd.hypervisor.protocol import HostFacts, PauseReason
 
-HostState: TypeAlias = Literal["connecting", "ok", "unavailable", "elsewhere"]
 StorageState: TypeAlias = Literal["ok", "low", "full", "failing"]
 
 
 class HostStatus(msgspec.Struct):
-    """Whether the host answers; kept up to date by the worker."""
+    """Whether the host answers, and how its storage is."""
 
-    status: HostState = "connecting"
+    status: HostHealth = HostHealth.CONNECTING
     error: str | None = None
     facts: HostFacts | None = None
     storage_low: bool = False  # nothing begins that takes more of it
     pauses: frozenset[PauseReason] = frozenset()  # for which servers are paused now
+    recorded_storage: StorageState | None = None  # what the row says of it
 
     @property
     def storage(self) -> StorageState | None:

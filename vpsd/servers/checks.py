@@ -20,8 +20,8 @@ from vpsd.servers.models import LockedServer
 from vpsd.servers.queries import free_capacity, open_operations
 
 
-async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -> None:
-    """Make sure that a host has room for a plan, and keep it until the transaction ends.
+async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -> int | None:
+    """Make sure that a host has room for a plan, and keep it until the transaction ends; that host, if there is one.
 
     Raises `NoCapacity`, or `StorageFull` where another plan would not help.
     """
@@ -31,6 +31,7 @@ async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -
         raise StorageFull
     if lacking:
         raise NoCapacity(plan.name, lacking)
+    return capacity.host_id
 
 
 async def offered_plan(ctx: Ctx, plan_id: int | UnsetType, faults: Faults) -> Plan | None:

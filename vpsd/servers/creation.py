@@ -39,7 +39,7 @@ _ADD = Statement(
     insert(servers).returning(servers.c.id),
     ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
     + ("freeze_for_backups", "authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
-    + ("created_at_ms", "updated_at_ms", "protected", "user_data", "user_data_status"),
+    + ("created_at_ms", "updated_at_ms", "protected", "user_data", "user_data_status", "host_id"),
     into=int,
 )
 _RAISE_IDS = Statement(RaiseIdentity(servers))
@@ -156,7 +156,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     assert new.location is not UNSET
     await credit.check_create(ctx, plan)
     await check_operations(ctx)
-    await check_capacity(ctx, plan)
+    host_id = await check_capacity(ctx, plan)
     password = None if key else ctx.ids.password()
     note = "" if source is None else source.note("SSH key" if key else "password")
     values: dict[str, Any] = {
@@ -173,6 +173,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     server_id = await ctx.tx.first(
         _ADD,
         **values,
+        host_id=host_id,
         source_backup_id=None if source is None else source.backup_id,
         next_backup_at_ms=slot_ms,
         account_id=ctx.account_id,

@@ -160,7 +160,9 @@ _LOCK = select(*_COLUMNS).with_for_update(key_share=True)
 _LOCK_ANY = Statement(_LOCK.where(_c.id == bindparam("id")), into=LockedServer)
 _LOCK_OWN = Statement(_LOCK.where(_OWN_ONE), into=LockedServer)
 _ACCOUNT_OF = Statement(select(_c.account_id).where(_c.id == bindparam("id"), _c.deleted_at_ms.is_(None)), into=int)
-_PRESENT = Statement(_SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id), into=Server)
+_present = _SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id)
+_PRESENT = Statement(_present, into=Server)
+_PRESENT_ON = Statement(_present.where(_c.host_id == bindparam("host_id")), into=Server)
 _OF_ACCOUNT = Statement(_SERVER.where(OWN).order_by(_c.id), into=Server)
 _WITH_STATUS = Statement(
     select(_c.account_id).where(_c.status == bindparam("status"), _c.deleted_at_ms.is_(None)).distinct(), into=int
@@ -344,9 +346,11 @@ async def find_row(ctx: Ctx, server_id: int) -> Server | None:
     return await ctx.tx.first(_ROW, id=server_id)
 
 
-async def present(ctx: Ctx) -> list[Server]:
-    """Every server of which something may be on a host."""
-    return await ctx.tx.all(_PRESENT)
+async def present(ctx: Ctx, host_id: int | None = None) -> list[Server]:
+    """Every server of which something may be on a host, or on that one."""
+    if host_id is None:
+        return await ctx.tx.all(_PRESENT)
+    return await ctx.tx.all(_PRESENT_ON, host_id=host_id)
 
 
 async def of_account(ctx: Ctx, account_id: int) -> list[Server]:

@@ -7,7 +7,7 @@ from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.boot import is_boot_note
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.lifecycle import Status
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
 from vpsd.servers.models import ServerRow
@@ -20,7 +20,7 @@ _PERIOD_SECONDS = 15.0  # less than a probe of ports is kept for
 class BootWatcher:
     """Takes what was said of a boot back, once it is over."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: HostRuntime) -> None:
         self._runtime = runtime
 
     async def run(self) -> None:
@@ -30,7 +30,7 @@ class BootWatcher:
     async def look(self) -> None:
         """Look once at every server with such a note."""
         async with self._runtime.read() as ctx:
-            noted = [server for server in await servers.present(ctx) if _is_silent(server)]
+            noted = [server for server in await servers.present(ctx, self._runtime.host_id) if _is_silent(server)]
         for server in noted:
             try:
                 if await self._is_up(server.id):

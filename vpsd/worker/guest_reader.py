@@ -13,7 +13,7 @@ from vpsd.core.units import HOUR_MS, SECOND_MS
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.lifecycle import Status
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import guest_report, updates
 from vpsd.servers import queries as servers
 from vpsd.servers.guest_report import Report
@@ -41,7 +41,7 @@ class _Asked(msgspec.Struct):
 class GuestReader:
     """Asks every running guest until it has said what there is to know, less and less often."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: HostRuntime) -> None:
         self._runtime = runtime
         self._asked: dict[int, _Asked] = {}
 
@@ -52,7 +52,9 @@ class GuestReader:
     async def read(self) -> None:
         """Ask every guest that is due."""
         async with self._runtime.read() as ctx:
-            present = [server for server in await servers.present(ctx) if server.deleted_at_ms is None]
+            present = [
+                server for server in await servers.present(ctx, self._runtime.host_id) if server.deleted_at_ms is None
+            ]
         self._asked = {server.id: self._asked[server.id] for server in present if server.id in self._asked}
         slots = asyncio.Semaphore(_AT_ONCE)
 

@@ -8,9 +8,10 @@ import msgspec
 from vpsd.core.clock import every
 from vpsd.errors import DatabaseUnavailable, Unavailable
 from vpsd.hosts import service as hosts
+from vpsd.hosts.models import HostHealth
 from vpsd.hypervisor.names import server_id_of
 from vpsd.hypervisor.protocol import HostFacts
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import creation
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ _PERIOD_SECONDS = 5.0
 class HostWatcher:
     """Asks the host now and then what it is, and says what is new."""
 
-    def __init__(self, runtime: Runtime, say: Callable[[str], None], greet: Callable[[HostFacts], None]) -> None:
+    def __init__(self, runtime: HostRuntime, say: Callable[[str], None], greet: Callable[[HostFacts], None]) -> None:
         """`greet` is called once, as soon as the host is known."""
         self._runtime = runtime
         self._say = say
@@ -39,29 +40,34 @@ class HostWatcher:
         except DatabaseUnavailable:  # says nothing of the host
             raise
         except Exception as error:
-            if host.error != str(error):
-                self._say(f"hypervisor: {error}")
-                if not isinstance(error, Unavailable):
-                    log.debug("the hypervisor cannot be used", exc_info=error)
-            host.status, host.error = "unavailable", str(error)
+            if host.error == str(error):
+                return
+            self._say(f"hypervisor: {error}")
+            if not isinstance(error, Unavailable):
+                log.debug("the hypervisor cannot be used", exc_info=error)
+            async with self._runtime.write() as ctx:
+                await hosts.record_unreachable(ctx, self._runtime.host_id, str(error))
+            host.status, host.error = HostHealth.UNREACHABLE, str(error)
 
     async def _update(self) -> None:
         host, facts = self._runtime.host, await self._runtime.hypervisor.facts()
-        if host.status != "ok":
+        if host.status is not HostHealth.OK:
             await self._raise_ids()
-        host.status, host.error = "ok", None
-        if host.facts != facts:
-            async with self._runtime.write() as ctx:
-                await hosts.record_facts(ctx, facts)
         self._tell_storage(facts)
         grown = {"storage_gb": facts.storage_gb, "storage_free_mb": facts.storage_free_mb}
-        if host.facts is None or msgspec.structs.replace(host.facts, **grown) != facts:
+        is_new = host.facts is None or msgspec.structs.replace(host.facts, **grown) != facts
+        is_new_storage = host.recorded_storage != host.storage or host.facts is None
+        if host.status is not HostHealth.OK or host.facts != facts or is_new_storage:
+            storage = "ok" if host.storage is None else host.storage  # known from now on
+            async with self._runtime.write() as ctx:
+                await hosts.record_facts(ctx, self._runtime.host_id, facts, storage)
+            host.status, host.error, host.facts, host.recorded_storage = HostHealth.OK, None, facts, storage
+        if is_new:
             self._say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
             self._say(f"guests: {facts.virt_type} ({facts.virt_reason})")
         if self._greet is not None:
             self._greet(facts)
             self._greet = None
-        host.facts = facts
 
     async def _raise_ids(self) -> None:
         """Have new servers get ids that nothing on the host is named after.

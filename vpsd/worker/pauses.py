@@ -13,7 +13,7 @@ from vpsd.events import service as events
 from vpsd.hosts import service as hosts
 from vpsd.hypervisor.protocol import Guest, PauseReason, PowerState, guest_name
 from vpsd.lifecycle import Status
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
 from vpsd.servers.models import Server
@@ -37,7 +37,7 @@ class _Tries(msgspec.Struct):
 class Pauses:
     """What one worker knows of the guests that are paused."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: HostRuntime) -> None:
         self._runtime = runtime
         self._tries: dict[int, _Tries] = {}
         self._room_at = 0.0  # when to look for room again

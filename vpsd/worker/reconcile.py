@@ -18,7 +18,7 @@ from vpsd.hypervisor.protocol import Guest, PowerState, guest_name
 from vpsd.lifecycle import Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import OperationStatus
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import commands
 from vpsd.servers import queries as servers
 from vpsd.servers.models import LockedServer, ServerRow
@@ -58,7 +58,7 @@ CORRECTIONS: Mapping[tuple[Status, PowerState | None], Correction] = {
 class Reconciler:
     """Looks at the host now and then, and at once when the host reports a change."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: HostRuntime) -> None:
         self._runtime = runtime
         self._pauses = Pauses(runtime)
         self._rebooted: set[str] = set()  # guests that went through a reboot that vpsd did not ask for
@@ -86,7 +86,7 @@ class Reconciler:
         """One look at everything."""
         # The rows first: what is seen of the guests then says nothing about a row that has changed since.
         async with self._runtime.read() as ctx:
-            present = await servers.present(ctx)
+            present = await servers.present(ctx, self._runtime.host_id)
             busy = await operations.busy_servers(ctx)
         guests = await self._runtime.hypervisor.guests()
         uuids = {guest_name(self._runtime.instance, server.id): server.uuid for server in present}

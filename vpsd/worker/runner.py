@@ -17,6 +17,8 @@ from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
+from vpsd.hosts import service as hosts
+from vpsd.hosts.models import Host, HostHealth
 from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import ENDS_GUEST, RULES, Command, Status
 from vpsd.operations import service as operations
@@ -24,6 +26,7 @@ from vpsd.operations.models import Operation
 from vpsd.operations.service import CLEAN_UP_STEP, Failure, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
+from vpsd.servers.models import Server
 from vpsd.servers.transitions import ended, found, transition
 from vpsd.worker import clock_jumps, waiting
 
@@ -111,7 +114,8 @@ class Runner:
         """
         async with self._runtime.read() as ctx:
             server = await servers.row(ctx, operation.server_id)
-            job = Job(self._runtime, operation, server, LeaseClock(self._monotonic, since))
+            host = await _host_of(ctx, server)
+            job = Job(self._runtime.at(host), host, operation, server, LeaseClock(self._monotonic, since))
             job.superseded = await operations.waiting(ctx, operation.id) is not None
         attempt = asyncio.create_task(self._attempt(job))
         heartbeat = asyncio.create_task(self._keep_lease(job))
@@ -150,6 +154,8 @@ class Runner:
 
     async def _run_steps(self, job: Job) -> None:
         operation = job.operation
+        if job.host.health == HostHealth.UNREACHABLE:  # whoever looks after it says when it is back
+            raise Unavailable(f"host {job.host.name} does not answer: {job.host.error}")
         await _take(job)
         if job.ends_at is not None and (
             self._runtime.clock.monotonic() > job.ends_at or operation.attempts > operations.MAX_ATTEMPTS
@@ -293,6 +299,14 @@ class Runner:
         if successor is not None:  # it goes first
             await self._clean_up(job, None)
             await self._hand_over(job)
+
+
+async def _host_of(ctx: Ctx, server: Server) -> Host:
+    """Where a server is; one that an older vpsd has made is on this machine's own host."""
+    host = await hosts.local(ctx) if server.host_id is None else await hosts.row(ctx, server.host_id)
+    if host is None:
+        raise Unavailable("there is no host: start `vpsd up` here, or add one")
+    return host
 
 
 async def _take(job: Job) -> None:

@@ -8,7 +8,7 @@ from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.lifecycle import Status
 from vpsd.metrics import samples
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import queries as servers
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ _PERIOD_SECONDS = 15.0
 class Sampler:
     """Samples all active servers periodically."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: HostRuntime) -> None:
         self._runtime = runtime
 
     async def run(self) -> None:
@@ -29,7 +29,9 @@ class Sampler:
     async def sample(self) -> None:
         """Sample all active servers once."""
         async with self._runtime.read() as ctx:
-            active = [server for server in await servers.present(ctx) if server.status == Status.ACTIVE]
+            active = [
+                server for server in await servers.present(ctx, self._runtime.host_id) if server.status == Status.ACTIVE
+            ]
         for server in active:
             asked_at_ms = self._runtime.clock.now_ms()
             try:

@@ -6,7 +6,7 @@ from vpsd.core.clock import every
 from vpsd.errors import DatabaseUnavailable, VpsdError
 from vpsd.flows.freezing import confirm_thawed
 from vpsd.operations import service as operations
-from vpsd.runtime import Runtime
+from vpsd.runtime import HostRuntime
 from vpsd.servers import queries as servers
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ _PERIOD_SECONDS = 30.0
 class ThawChecker:
     """Has them thawed as soon as their agents answer."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: HostRuntime) -> None:
         self._runtime = runtime
 
     async def run(self) -> None:
@@ -27,7 +27,7 @@ class ThawChecker:
     async def check(self) -> None:
         """Look at all of them once; a backup that is under way does so itself."""
         async with self._runtime.read() as ctx:
-            present = await servers.present(ctx)
+            present = await servers.present(ctx, self._runtime.host_id)
             busy = await operations.busy_servers(ctx)
         for server in present:
             if server.unthawed_backup_id is None or server.deleted_at_ms is not None or server.id in busy:

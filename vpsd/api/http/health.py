@@ -1,9 +1,10 @@
 """Whether vpsd is well."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from litestar import Response
@@ -20,12 +21,18 @@ from vpsd.core.context import Ctx
 from vpsd.core.outages import DatabaseStatus
 from vpsd.core.units import MIB
 from vpsd.errors import DatabaseUnavailable
-from vpsd.hosts.status import HostState, HostStatus, StorageState
+from vpsd.hosts import service as hosts
+from vpsd.hosts.models import HostHealth
+from vpsd.hosts.service import HostHealthRow
+from vpsd.hosts.status import StorageState
 from vpsd.runtime import Runtime
 
 HEALTH = "/health"
 PROBE_SECONDS = 1.0  # that /health waits for the database: monitoring does not wait for long either
 
+HypervisorState: TypeAlias = Literal["connecting", "ok", "degraded", "unavailable"]
+
+_STORAGE_STATES: tuple[StorageState, ...] = ("failing", "full", "low", "ok")  # the worst first
 _FULL_BYTES = 32 * MIB  # what has less room left is as good as full
 
 
@@ -48,22 +55,26 @@ class DataFolderHealth(msgspec.Struct):
 
 
 class HypervisorHealth(msgspec.Struct):
-    """How the host is; why it is not well is for the operator's log and `vpsd doctor`, not for everyone."""
+    """How the hosts are; why one is not well is for the operator's log and `vpsd doctor`, not for everyone."""
 
-    status: Annotated[HostState, named("HostState"), Meta(description="elsewhere: no worker runs here")]
+    status: Annotated[
+        HypervisorState,
+        named("HypervisorState"),
+        Meta(description="degraded: some hosts do not answer; unavailable: none does, or no worker looks after them"),
+    ]
     driver: Annotated[
         Annotated[str, one_of("HypervisorDriver", ("libvirt", "simulator"))] | None,
         Meta(description="Who runs servers"),
     ]
     virt_type: Annotated[
         Annotated[str, one_of("VirtualizationType", ("kvm", "qemu", "none"))] | None,
-        Meta(description="How they run; qemu: emulated"),
+        Meta(description="How they run; qemu: emulated, on some host at least"),
     ]
     storage: Annotated[
         Annotated[StorageState, named("StorageState")] | None,
         Meta(
-            description="low: nothing begins that takes more; full or failing: servers are paused until it is "
-            "better; null before it is known"
+            description="Of the host that is worst off. low: nothing begins that takes more; full or failing: servers "
+            "are paused until it is better; null before it is known"
         ),
     ]
 
@@ -109,16 +120,16 @@ class Health(msgspec.Struct):
 
 def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
     """The route that tells how vpsd, its database, this host and the backups' target are."""
-    host, target = (runtime.host, runtime.repository.status) if runtime else (HostStatus(), TargetStatus())
+    target = runtime.repository.status if runtime else TargetStatus()
     database = runtime.database.status if runtime else DatabaseStatus()
     folder = runtime.settings.data_dir if runtime else Path()
+    seen = [HypervisorHealth("connecting", None, None, None)]  # as long as the database is away, what it said last
 
     def report() -> Response[Health]:
-        facts, full = host.facts, _is_full(folder)
-        driver, virt_type = (facts.driver, facts.virt_type) if facts else (None, None)
-        hypervisor = HypervisorHealth(host.status, driver, virt_type, host.storage)
-        answers = host.status != "unavailable" and database.problem is None
-        well = host.storage in (None, "ok") and target.status not in ("missing", "unavailable") and not full
+        full, hypervisor = _is_full(folder), seen[0]
+        answers = hypervisor.status != "unavailable" and database.problem is None
+        is_well = hypervisor.status != "degraded" and hypervisor.storage in (None, "ok") and not full
+        well = is_well and target.status not in ("missing", "unavailable")
         answer = Health(
             "ok" if answers and well else "degraded",
             __version__,
@@ -148,6 +159,7 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
         made, it is `degraded` and answers 200: requests are served.
         """
         await accounts.instance(ctx)
+        seen[0] = _hypervisor(await hosts.health(ctx), ctx.now_ms)
         # On a full disk what is small may still fit into what SQLite has: that proves nothing.
         if runtime is not None and not _is_full(folder) and database.take_probe():
             with suppress(DatabaseUnavailable):
@@ -156,6 +168,31 @@ def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
         return report()
 
     return health
+
+
+def _hypervisor(found: Sequence[HostHealthRow], now_ms: int) -> HypervisorHealth:
+    """All hosts in one word; one that nobody looks after is as good as one that does not answer."""
+    states = {one.health if _is_current(one, now_ms) else HostHealth.UNREACHABLE for one in found}
+    state: HypervisorState = "connecting"
+    if states == {HostHealth.OK}:
+        state = "ok"
+    elif HostHealth.OK in states:
+        state = "degraded"
+    elif states == {HostHealth.UNREACHABLE}:
+        state = "unavailable"
+    known = [one for one in found if one.virt_type is not None]
+    virt_types, storages = {one.virt_type for one in known}, {one.storage for one in known}
+    return HypervisorHealth(
+        state,
+        known[0].driver if known else None,
+        next((one for one in ("none", "qemu", "kvm") if one in virt_types), None),
+        next((one for one in _STORAGE_STATES if one in storages), None),
+    )
+
+
+def _is_current(host: HostHealthRow, now_ms: int) -> bool:
+    """Whether somebody keeps up what is said of a host, or has yet to begin."""
+    return host.health == HostHealth.CONNECTING or (host.lease_until_ms or 0) >= now_ms
 
 
 def _is_full(folder: Path) -> bool:

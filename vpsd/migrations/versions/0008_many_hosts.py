@@ -58,6 +58,7 @@ def _hosts() -> None:
         sa.Column("virt_type", sa.String(length=16), nullable=True),
         sa.Column("seen_at_ms", sa.BigInteger(), nullable=True),
         sa.Column("health", sa.String(length=16), server_default="connecting", nullable=False),
+        sa.Column("storage", sa.String(length=16), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("unreachable_since_ms", sa.BigInteger(), nullable=True),
         *(_counter(name, kind) for name, kind in _USED),

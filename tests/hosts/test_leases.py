@@ -1,0 +1,81 @@
+"""Every host is looked after by one process, and by another soon after that one has died."""
+
+from tests.cloud import Cloud
+from vpsd.core.units import SECOND_MS
+from vpsd.hosts import leases
+from vpsd.hosts import service as hosts
+from vpsd.hosts.leases import LEASE_SECONDS
+
+
+async def have_hosts(cloud: Cloud, *names: str) -> None:
+    """Hosts that nobody looks after, instead of the one that is there."""
+    await have_more(cloud, *names)
+    async with cloud.writing() as ctx:
+        await leases.end_all(ctx)
+
+
+async def have_more(cloud: Cloud, *names: str) -> None:
+    async with cloud.writing() as ctx:
+        for name in names:
+            await hosts.add_host(ctx, name, "simulator", uri=f"simulator://{name}")
+
+
+async def keep(cloud: Cloud, owner: str) -> set[str]:
+    async with cloud.writing() as ctx:
+        return {host.name for host in await leases.keep(ctx, owner)}
+
+
+async def test_the_first_process_looks_after_all(cloud: Cloud) -> None:
+    await have_hosts(cloud, "b", "c")
+    assert await keep(cloud, "one") == {"simulator", "b", "c"}
+    assert await keep(cloud, "two") == set()
+
+
+async def test_hosts_that_come_later_are_shared(cloud: Cloud) -> None:
+    await have_hosts(cloud)
+    assert await keep(cloud, "one") == {"simulator"}
+    await have_more(cloud, "b")
+    assert await keep(cloud, "two") == {"b"}
+    await have_more(cloud, "c", "d")
+    assert await keep(cloud, "one") == {"simulator", "c"}
+    assert await keep(cloud, "two") == {"b", "d"}
+
+
+async def test_who_does_not_renew_loses_its_hosts_and_who_does_keeps_them(cloud: Cloud) -> None:
+    await have_hosts(cloud, "b")
+    await keep(cloud, "one")
+    cloud.clock.advance(LEASE_SECONDS - 1)
+    assert await keep(cloud, "two") == set()
+    assert await keep(cloud, "one") == {"simulator", "b"}
+    cloud.clock.advance(LEASE_SECONDS - 1)
+    assert await keep(cloud, "two") == set()
+    cloud.clock.advance(2)
+    assert await keep(cloud, "two") == {"simulator", "b"}
+    assert await keep(cloud, "one") == set()  # it comes back, and has them no more
+
+
+async def test_who_ends_lets_others_go_on_at_once(cloud: Cloud) -> None:
+    await have_hosts(cloud)
+    await keep(cloud, "one")
+    async with cloud.writing() as ctx:
+        await leases.release(ctx, "one")
+    assert await keep(cloud, "two") == {"simulator"}
+
+
+async def test_a_lease_by_a_clock_that_was_ahead_keeps_nobody_out(cloud: Cloud) -> None:
+    await have_hosts(cloud)
+    cloud.clock.advance(3600)
+    await keep(cloud, "one")
+    cloud.clock.advance(-3600)
+    assert await keep(cloud, "two") == {"simulator"}
+
+
+async def test_each_lease_is_counted(cloud: Cloud) -> None:
+    await have_hosts(cloud)
+    for owner in ("one", "two"):
+        await keep(cloud, owner)
+        cloud.clock.advance(LEASE_SECONDS + 1)
+    async with cloud.reading() as ctx:
+        host = await hosts.row(ctx, cloud.runtime.host_id)
+    assert (host.lease_owner, host.fence) == ("two", 2)
+    assert host.lease_until_ms == cloud.clock.now_ms() - SECOND_MS

@@ -1,0 +1,134 @@
+"""Several hosts: each is looked after by itself, and one that does not answer stalls nobody else's servers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tests.api.tables import change
+from tests.cloud import Cloud
+from vpsd.hosts import leases
+from vpsd.hosts import service as hosts
+from vpsd.hosts.models import Host, HostHealth
+from vpsd.hypervisor.protocol import PowerState
+from vpsd.servers.models import servers
+from vpsd.worker.host_keeper import HostKeeper
+
+
+async def add_host(cloud: Cloud, name: str) -> Host:
+    async with cloud.writing() as ctx:
+        return await hosts.add_host(ctx, name, "simulator", uri=f"simulator://{name}")
+
+
+async def move(cloud: Cloud, server: int, host: Host) -> None:
+    """Have a server that is not made yet belong to another host."""
+    async with cloud.database.write() as tx:
+        await change(tx, servers, server, host_id=host.id)
+
+
+async def health(cloud: Cloud, host_id: int) -> tuple[str, str | None]:
+    async with cloud.reading() as ctx:
+        host = await hosts.row(ctx, host_id)
+    return host.health, host.error
+
+
+async def test_a_server_is_made_on_its_host_and_on_no_other(cloud: Cloud) -> None:
+    second = await add_host(cloud, "second")
+    server = await cloud.create()
+    await move(cloud, server, second)
+    await cloud.work()
+    assert await cloud.status(server) == "active"
+    assert (await cloud.others[second.id].guests()).keys() == {cloud.guest(server)}
+    assert not await cloud.hypervisor.guests()
+
+
+async def test_what_happens_on_one_host_is_seen_there_alone(cloud: Cloud) -> None:
+    second = await add_host(cloud, "second")
+    here, there = await cloud.create("here"), await cloud.create("there")
+    await move(cloud, there, second)
+    await cloud.work()
+    cloud.clock.advance(1)
+    cloud.others[second.id].happens(cloud.guest(there), PowerState.OFF)
+    await cloud.reconciler().reconcile()
+    assert (await cloud.status(here), await cloud.status(there)) == ("active", "active")
+    await cloud.reconciler(second).reconcile()
+    assert (await cloud.status(here), await cloud.status(there)) == ("active", "stopped")
+
+
+async def test_operations_at_a_host_that_does_not_answer_wait_and_others_go_on(cloud: Cloud) -> None:
+    second = await add_host(cloud, "second")
+    here, there = await cloud.create("here"), await cloud.create("there")
+    await move(cloud, there, second)
+    async with cloud.writing() as ctx:
+        await hosts.record_unreachable(ctx, second.id, "no route to host")
+    await cloud.work()
+    assert (await cloud.status(here), await cloud.status(there)) == ("active", "provisioning")
+    assert cloud.others[second.id].calls == []  # nobody waits for what is known not to answer
+    detail = (await cloud.get(f"/api/v1/servers/{there}/")).json()
+    assert "Waiting for its host" in detail["status_detail"]
+    assert "no route" not in detail["status_detail"]
+    assert "host second does not answer: no route to host" in str(await cloud.causes(there))
+    async with cloud.writing() as ctx:
+        await hosts.record_facts(ctx, second.id, await cloud.others[second.id].facts(), "ok")
+    cloud.clock.advance(60)
+    await cloud.work()
+    assert await cloud.status(there) == "active"
+
+
+@asynccontextmanager
+async def keeping(cloud: Cloud, said: list[str]) -> AsyncIterator[HostKeeper]:
+    keeper = HostKeeper(cloud.runtime, "keeper", said.append, lambda _: None)
+    yield keeper
+    await keeper.end()
+
+
+async def eventually(cloud: Cloud, host_id: int, wanted: str) -> None:
+    async with asyncio.timeout(30):
+        while (await health(cloud, host_id))[0] != wanted:
+            await asyncio.sleep(0)
+
+
+async def test_each_host_is_looked_after_and_a_dead_one_stalls_nobody(cloud: Cloud) -> None:
+    second, third = await add_host(cloud, "second"), await add_host(cloud, "third")
+    async with cloud.writing() as ctx:
+        await leases.end_all(ctx)
+    cloud.runtime.hypervisors.at(second)
+    cloud.others[second.id].broken = True
+    said: list[str] = []
+    async with keeping(cloud, said) as keeper:
+        await keeper.keep()
+        await eventually(cloud, third.id, HostHealth.OK)
+        await eventually(cloud, second.id, HostHealth.UNREACHABLE)
+    assert (await health(cloud, second.id))[1] == "The simulated host does not answer."
+    assert any("does not answer" in line for line in said)
+
+
+async def test_what_another_process_has_by_now_is_left_to_it(cloud: Cloud) -> None:
+    async with cloud.writing() as ctx:
+        await leases.end_all(ctx)
+    async with keeping(cloud, []) as keeper:
+        await keeper.keep()
+        assert keeper.looks_after == {cloud.runtime.host_id}
+        cloud.clock.advance(leases.LEASE_SECONDS + 1)
+        async with cloud.writing() as ctx:
+            await leases.keep(ctx, "another")
+        await keeper.keep()
+        assert keeper.looks_after == set()
+
+
+async def test_health_speaks_for_all_hosts(cloud: Cloud) -> None:
+    second = await add_host(cloud, "second")
+    async with cloud.writing() as ctx:
+        await hosts.record_unreachable(ctx, second.id, "gone")
+    found = (await cloud.get("/health", who=None)).json()
+    assert (found["status"], found["hypervisor"]["status"]) == ("degraded", "degraded")
+    async with cloud.writing() as ctx:
+        await hosts.record_unreachable(ctx, cloud.runtime.host_id, "gone as well")
+    answer = await cloud.get("/health", who=None)
+    assert (answer.status_code, answer.json()["hypervisor"]["status"]) == (503, "unavailable")
+    assert "gone" not in answer.text
+
+
+async def test_a_host_that_nobody_looks_after_is_not_called_well(cloud: Cloud) -> None:
+    async with cloud.writing() as ctx:
+        await leases.end_all(ctx)
+    assert (await cloud.get("/health", who=None)).json()["hypervisor"]["status"] == "unavailable"

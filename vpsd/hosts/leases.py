@@ -1,0 +1,62 @@
+"""Which process looks after which host: a lease in the host's row, renewed in one statement for all that a process has.
+
+Two that look after the same host for a moment do no harm: what they write is compared with what they saw. The lease
+keeps a host from being asked by everybody, and a dead one from stalling more than the task that is its own.
+"""
+
+from sqlalchemy import bindparam, func, or_, select, update
+
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.core.units import SECOND_MS
+from vpsd.hosts.models import Host, hosts
+
+LEASE_SECONDS = 15
+
+_c = hosts.c
+_PRESENT = _c.removed_at_ms.is_(None)
+_MINE = _c.lease_owner == bindparam("owner")
+_LIVE = _c.lease_until_ms >= bindparam("now_ms")
+_FREE = or_(
+    _c.lease_until_ms.is_(None),
+    _c.lease_until_ms < bindparam("now_ms"),
+    _c.lease_until_ms > bindparam("longest_ms"),  # by a clock that was ahead
+)
+
+_RENEW = Statement(update(hosts).where(_MINE, _LIVE, _PRESENT).returning(hosts), ("lease_until_ms",), into=Host)
+_OTHERS = Statement(
+    select(func.count(_c.lease_owner.distinct())).where(_c.lease_owner != bindparam("owner"), _LIVE, _PRESENT), into=int
+)
+_COUNT = Statement(select(func.count()).select_from(hosts).where(_PRESENT), into=int)
+_free = select(_c.id).where(_PRESENT, _FREE).order_by(_c.id).limit(bindparam("limit")).with_for_update(skip_locked=True)
+_CLAIM = Statement(
+    update(hosts)
+    .where(_c.id.in_(_free))
+    .values(lease_owner=bindparam("owner"), lease_until_ms=bindparam("until_ms"), fence=_c.fence + 1)
+    .returning(hosts),
+    into=Host,
+)
+_RELEASE = Statement(update(hosts).where(_MINE).values(lease_owner=None, lease_until_ms=None))
+_END_LEASES = Statement(update(hosts).values(lease_owner=None, lease_until_ms=None))
+
+
+async def keep(ctx: Ctx, owner: str) -> list[Host]:
+    """The hosts that this process looks after: those that it had, and its share of those that nobody has now."""
+    until_ms = ctx.now_ms + LEASE_SECONDS * SECOND_MS
+    kept = await ctx.tx.all(_RENEW, owner=owner, now_ms=ctx.now_ms, lease_until_ms=until_ms)
+    processes = 1 + (await ctx.tx.first(_OTHERS, owner=owner, now_ms=ctx.now_ms) or 0)
+    share = -(-(await ctx.tx.first(_COUNT) or 0) // processes)
+    if len(kept) < share:
+        values = {"owner": owner, "until_ms": until_ms, "now_ms": ctx.now_ms, "longest_ms": until_ms}
+        kept += await ctx.tx.all(_CLAIM, **values, limit=share - len(kept))
+    return kept
+
+
+async def release(ctx: Ctx, owner: str) -> None:
+    """Let others look after the hosts of this process at once: it ends."""
+    await ctx.tx.run(_RELEASE, owner=owner)
+
+
+async def end_all(ctx: Ctx) -> None:
+    """End the leases of processes that are known to be dead."""
+    await ctx.tx.run(_END_LEASES)
