@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -31,7 +32,7 @@ from vpsd.core.ids import Ids
 from vpsd.core.jumps import ClockJumps
 from vpsd.core.money import MICROS
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Host, HostHealth
+from vpsd.hosts.models import Address, Host, HostHealth
 from vpsd.hosts.models import hosts as hosts_table
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import disk_name, guest_name
@@ -111,7 +112,7 @@ class Cloud:
         self.database = database
         self.settings = settings
         self.hypervisor = Simulator(clock=self.clock)
-        self.others: dict[int, Simulator] = {}  # the simulators of further hosts, by their ids
+        self.others: dict[str, Simulator] = {}  # the simulators of further hosts, by the names in their addresses
         self.target = WatchedDirectory(settings.backup_folder)
         self.runtime: HostRuntime  # at the host that is there from the beginning
         self.http: httpx.AsyncClient
@@ -145,7 +146,7 @@ class Cloud:
             jumps=ClockJumps(self.clock),
         )
         async with runtime.write(OPERATOR) as ctx:
-            await hosts.ensure_local(ctx, "simulator", "simulator")
+            await hosts.ensure_local(ctx, "simulator", "simulator", "this-one")
             local = await hosts.local(ctx)
             assert local is not None
             # It answers, and somebody looks after it for as long as a test may take.
@@ -158,9 +159,10 @@ class Cloud:
         hypervisors = Hypervisors(self._simulator)
         self.runtime = msgspec.structs.replace(self.runtime, hypervisors=hypervisors, hypervisor=self.hypervisor)
 
-    def _simulator(self, host: Host) -> Simulator:
+    def _simulator(self, address: Address) -> Simulator:
         """Every host has a simulator of its own; the first is `hypervisor`."""
-        return self.hypervisor if host.uri is None else self.others.setdefault(host.id, Simulator(clock=self.clock))
+        name = None if address.uri is None else urlsplit(address.uri).netloc
+        return self.hypervisor if name is None else self.others.setdefault(name, Simulator(clock=self.clock))
 
     def _http(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app()), base_url="http://vpsd.test")

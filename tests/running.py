@@ -196,7 +196,8 @@ class Vpsd:
 
     def objects(self) -> list[Path]:
         """What lies on the backups' target besides its mark."""
-        files = (path for path in (self.data / "backups").rglob("*") if path.is_file())
+        # `os.walk`, unlike `Path.rglob`, passes over folders that are deleted meanwhile.
+        files = (Path(folder, name) for folder, _, names in os.walk(self.data / "backups") for name in names)
         return [path for path in files if path.name != "vpsd-target.json"]
 
     def health(self) -> httpx.Response:

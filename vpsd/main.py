@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
@@ -39,7 +40,7 @@ from vpsd.core.units import GIB
 from vpsd.errors import Misconfigured, Unauthenticated
 from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Host
+from vpsd.hosts.models import Address
 from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.hypervisor.simulator import Simulator
@@ -125,11 +126,16 @@ async def ensure_local_host(runtime: Runtime) -> None:
 
     Raises `Misconfigured` where it cannot be used.
     """
-    only_if_first = runtime.settings.role == "worker"
+    settings = runtime.settings
+    machine, only_if_first = folder.mark(settings, runtime.ids), settings.role == "worker"
     with contextlib.suppress(UniqueViolation):  # another process was quicker
         async with runtime.write() as ctx:
             name = socket.gethostname()
-            await hosts.ensure_local(ctx, name, runtime.settings.hypervisor, only_if_first=only_if_first)
+            await hosts.ensure_local(
+                *(ctx, name, settings.hypervisor, machine),
+                is_sole_user=settings.database_url is None,
+                only_if_first=only_if_first,
+            )
     async with runtime.read() as ctx:
         local = await hosts.local(ctx)
     if local is not None:
@@ -200,24 +206,25 @@ def _before_new(settings: Settings, new_cloud: bool) -> None:
         log.warning("%s is of an earlier cloud: it is called %s now", token, folder.set_aside(token).name)
 
 
-def make_hypervisor(settings: Settings, instance: str, clock: Clock, host: Host | None = None) -> Hypervisor:
+def make_hypervisor(settings: Settings, instance: str, clock: Clock, address: Address | None = None) -> Hypervisor:
     """The driver of a host, None: of this machine's own, as the settings say; it connects when it is first used."""
-    uri = None if host is None else host.uri
-    driver = settings.hypervisor if host is None or uri is None else host.driver
-    if driver == "simulator":
-        name = "simulator" if host is None or uri is None else f"simulator-{host.id}"
+    own = Address(settings.hypervisor, None)
+    address = address or own
+    is_own = address.uri is None
+    if (own if is_own else address).driver == "simulator":
+        name = "simulator" if address.uri is None else f"simulator-{urlsplit(address.uri).netloc}"
         path = settings.data_dir / f"{name}.journal"
         return Simulator(path, clock, settings.simulator_boot_seconds, settings.storage_reserve_mb)
     connect.require_python_binding()
     # Imported here: it needs libvirt's libraries, and the simulator does not.
     from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 
-    pool = None if host is None or host.pool is None else Path(host.pool)
+    pool = settings.pool_dir if is_own else None
     return LibvirtHypervisor(
         instance,
         settings.data_dir,
-        uri=uri or settings.libvirt_uri,
-        pool_path=pool or (settings.pool_dir if uri is None else None),
+        uri=address.uri or settings.libvirt_uri,
+        pool_path=pool if address.pool is None else Path(address.pool),
         virt_type=settings.virt_type,
         storage_reserve_mb=settings.storage_reserve_mb,
     )

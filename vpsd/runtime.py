@@ -7,7 +7,7 @@ from vpsd.backups.repository import Repository
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Transactions
 from vpsd.core.jumps import ClockJumps
-from vpsd.hosts.models import Host
+from vpsd.hosts.models import Address, Host
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import Hypervisor, Image, Progress
 
@@ -25,20 +25,19 @@ class Images(Protocol):
 class Hypervisors:
     """The connections of this process to hosts, each made when it is first used."""
 
-    def __init__(self, connect: Callable[[Host], Hypervisor]) -> None:
+    def __init__(self, connect: Callable[[Address], Hypervisor]) -> None:
         self._connect = connect
-        self._open: dict[int, tuple[tuple[str | None, ...], Hypervisor]] = {}
+        self._open: dict[int, tuple[Address, Hypervisor]] = {}
         self._left: list[Hypervisor] = []  # whoever still holds one may end what it does
 
     def at(self, host: Host) -> Hypervisor:
         """The host of that row; where its address has changed, by the new one."""
-        address = host.driver, host.uri, host.pool, host.pool_kind
         was, hypervisor = self._open.get(host.id, (None, None))
-        if hypervisor is None or was != address:
+        if hypervisor is None or was != host.address:
             if hypervisor is not None:
                 self._left.append(hypervisor)
-            hypervisor = self._connect(host)
-            self._open[host.id] = address, hypervisor
+            hypervisor = self._connect(host.address)
+            self._open[host.id] = host.address, hypervisor
         return hypervisor
 
     async def close(self) -> None:

@@ -37,7 +37,7 @@ async def test_a_server_is_made_on_its_host_and_on_no_other(cloud: Cloud) -> Non
     await move(cloud, server, second)
     await cloud.work()
     assert await cloud.status(server) == "active"
-    assert (await cloud.others[second.id].guests()).keys() == {cloud.guest(server)}
+    assert (await cloud.others["second"].guests()).keys() == {cloud.guest(server)}
     assert not await cloud.hypervisor.guests()
 
 
@@ -47,7 +47,7 @@ async def test_what_happens_on_one_host_is_seen_there_alone(cloud: Cloud) -> Non
     await move(cloud, there, second)
     await cloud.work()
     cloud.clock.advance(1)
-    cloud.others[second.id].happens(cloud.guest(there), PowerState.OFF)
+    cloud.others["second"].happens(cloud.guest(there), PowerState.OFF)
     await cloud.reconciler().reconcile()
     assert (await cloud.status(here), await cloud.status(there)) == ("active", "active")
     await cloud.reconciler(second).reconcile()
@@ -62,13 +62,13 @@ async def test_operations_at_a_host_that_does_not_answer_wait_and_others_go_on(c
         await hosts.record_unreachable(ctx, second.id, "no route to host")
     await cloud.work()
     assert (await cloud.status(here), await cloud.status(there)) == ("active", "provisioning")
-    assert cloud.others[second.id].calls == []  # nobody waits for what is known not to answer
+    assert cloud.others["second"].calls == []  # nobody waits for what is known not to answer
     detail = (await cloud.get(f"/api/v1/servers/{there}/")).json()
     assert "Waiting for its host" in detail["status_detail"]
     assert "no route" not in detail["status_detail"]
     assert "host second does not answer: no route to host" in str(await cloud.causes(there))
     async with cloud.writing() as ctx:
-        await hosts.record_facts(ctx, second.id, await cloud.others[second.id].facts(), "ok")
+        await hosts.record_facts(ctx, second.id, await cloud.others["second"].facts(), "ok")
     cloud.clock.advance(60)
     await cloud.work()
     assert await cloud.status(there) == "active"
@@ -92,7 +92,7 @@ async def test_each_host_is_looked_after_and_a_dead_one_stalls_nobody(cloud: Clo
     async with cloud.writing() as ctx:
         await leases.end_all(ctx)
     cloud.runtime.hypervisors.at(second)
-    cloud.others[second.id].broken = True
+    cloud.others["second"].broken = True
     said: list[str] = []
     async with keeping(cloud, said) as keeper:
         await keeper.keep()

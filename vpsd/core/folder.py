@@ -10,14 +10,17 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from vpsd.core.files import write_private
+from vpsd.core.ids import Ids
 from vpsd.errors import Misconfigured
 from vpsd.settings import Settings
 
+MARK = "host-mark"
 TOKEN = "token"  # noqa: S105  # the name of a file
 _FOLDER_MODE = 0o711
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _PASS = stat.S_IXGRP | stat.S_IXOTH
-_PRIVATE = ("vpsd.lock", f"{TOKEN}*", "simulator.*", "backups", "libvirt/sock", "libvirt/etc", "libvirt/log")
+_PRIVATE = ("vpsd.lock", f"{TOKEN}*", "simulator*.*", "backups", "libvirt/sock", "libvirt/etc", "libvirt/log")
 _PASSABLE = (".", "pool", "pool/serial", "libvirt")
 _DISK_FILES = ("vpsd-*.qcow2", "vpsd-*-seed.iso")
 
@@ -32,6 +35,19 @@ def prepare(settings: Settings) -> None:
         raise Misconfigured(f"VPSD_DATA_DIR={data} cannot be used: {error.strerror}") from error
     if not os.access(data, os.W_OK | os.X_OK):
         raise Misconfigured(f"VPSD_DATA_DIR={data} cannot be used: this user may not write to it")
+
+
+def mark(settings: Settings, ids: Ids) -> str:
+    """A uuid that tells this data folder from all others: from here hosts without an address are reached."""
+    path = settings.data_dir / MARK
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text().strip()
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    write_private(made, f"{ids.uuid()}\n")
+    with contextlib.suppress(FileExistsError):  # another process that shares the folder was quicker
+        os.link(made, path)
+    made.unlink()
+    return path.read_text().strip()
 
 
 def exposed(settings: Settings) -> list[Path]:

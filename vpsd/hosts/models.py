@@ -33,6 +33,7 @@ hosts = Table(
     Column("name", String(255), nullable=False),  # of the operator's choice; unique among those that are not removed
     Column("driver", String(16), nullable=False, server_default="libvirt"),  # libvirt | simulator
     Column("uri", String(1000)),  # None: this machine's own, as the settings say
+    Column("machine", String(36)),  # of one without an address: the mark of the data folder that it is reached from
     Column("pool", String(1000)),  # folder of the host's disks; None: as the settings say
     Column("pool_kind", String(16), nullable=False, server_default="folder"),  # folder | shared | rbd
     Column("location", String(63), ForeignKey("locations.code")),  # None: it serves every location
@@ -74,6 +75,15 @@ _present = hosts.c.removed_at_ms.is_(None)
 Index("uq_hosts_present_name", hosts.c.name, unique=True, sqlite_where=_present, postgresql_where=_present)
 
 
+class Address(msgspec.Struct, frozen=True):
+    """How a host is reached, and where its disks are."""
+
+    driver: str
+    uri: str | None  # None: this machine's own, as the settings say
+    pool: str | None = None
+    pool_kind: str = "folder"
+
+
 class Host(msgspec.Struct, frozen=True):
     """A row of `hosts`."""
 
@@ -81,6 +91,7 @@ class Host(msgspec.Struct, frozen=True):
     name: str
     driver: str
     uri: str | None
+    machine: str | None
     pool: str | None
     pool_kind: str
     location: str | None
@@ -111,3 +122,8 @@ class Host(msgspec.Struct, frozen=True):
     fence: int
     created_at_ms: int
     removed_at_ms: int | None
+
+    @property
+    def address(self) -> Address:
+        """How it is reached."""
+        return Address(self.driver, self.uri, self.pool, self.pool_kind)

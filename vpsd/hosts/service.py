@@ -1,11 +1,15 @@
 """Hosts: recorded by the workers that look after them, read by requests."""
 
+from functools import cache
+from typing import Any
+
 import msgspec
 from sqlalchemy import bindparam, func, insert, select, update
 
 from vpsd.catalog.models import Plan
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
+from vpsd.errors import Misconfigured, NotFound
 from vpsd.hosts.models import Host, HostHealth, HostState, hosts
 from vpsd.hosts.status import StorageState
 from vpsd.hypervisor.protocol import HostFacts, storage_reserve_mb
@@ -28,6 +32,7 @@ _COUNT = Statement(select(func.count()).select_from(hosts), into=int)
 _ADD = Statement(
     insert(hosts).returning(hosts), ("name", "driver", "uri", "pool", "location", "created_at_ms"), into=Host
 )
+_SET_MACHINE = Statement(update(hosts).where(_c.id == bindparam("id")), ("machine",))
 _RECORD_FACTS = Statement(
     update(hosts).where(_c.id == bindparam("id")).values(health=HostHealth.OK, error=None, unreachable_since_ms=None),
     ("driver", *_FACTS, "storage", "seen_at_ms"),
@@ -100,16 +105,47 @@ async def add_host(
     return host
 
 
-async def ensure_local(ctx: Ctx, name: str, driver: str, *, only_if_first: bool = False) -> None:
+async def ensure_local(
+    ctx: Ctx, name: str, driver: str, machine: str, *, is_sole_user: bool = False, only_if_first: bool = False
+) -> None:
     """Have a row for this machine's own host, unless there ever was one: the operator may have removed it.
 
-    `only_if_first`: not where there are other hosts either.
+    `machine` is the mark of the data folder; `is_sole_user`: nobody else works with the database. `only_if_first`: not
+    where there are other hosts either. Raises `Misconfigured` where the own host is another machine's: this one would
+    be taken for it, and has none of its servers.
     """
-    if await ctx.tx.first(_COUNT if only_if_first else _COUNT_LOCAL):
-        return
-    if await find_by_name(ctx, name) is not None:
-        name = f"{name}-local"
-    await add_host(ctx, name, driver)
+    local_host = await local(ctx)
+    if local_host is not None and (local_host.machine is None or is_sole_user):
+        await ctx.tx.run(_SET_MACHINE, id=local_host.id, machine=machine)
+    elif local_host is not None and local_host.machine != machine:
+        raise Misconfigured(
+            f"the host {local_host.name} is the own one of another data folder, and cannot be reached from here. Give "
+            f"it an address (vpsd host set {local_host.name} --uri qemu+ssh://…), or start vpsd with that folder"
+        )
+    elif local_host is None and not await ctx.tx.first(_COUNT if only_if_first else _COUNT_LOCAL):
+        if await find_by_name(ctx, name) is not None:
+            name = f"{name}-local"
+        host = await add_host(ctx, name, driver)
+        await ctx.tx.run(_SET_MACHINE, id=host.id, machine=machine)
+
+
+@cache
+def _change(columns: tuple[str, ...]) -> Statement[Any]:
+    return Statement(update(hosts).where(_c.id == bindparam("id")), columns)
+
+
+async def change_host(ctx: Ctx, host_id: int, **values: Any) -> None:
+    """Change columns of a host that are the operator's."""
+    if values:
+        await ctx.tx.run(_change(tuple(values)), id=host_id, **values)
+
+
+async def find_host_named(ctx: Ctx, name: str) -> Host:
+    """The host of that name; raises `NotFound`."""
+    found = await find_by_name(ctx, name)
+    if found is None:
+        raise NotFound("host", name)
+    return found
 
 
 async def list_hosts(ctx: Ctx) -> list[Host]:

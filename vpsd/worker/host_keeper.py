@@ -14,7 +14,7 @@ from vpsd.core.ending import end_all
 from vpsd.errors import DatabaseUnavailable, Misconfigured
 from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Host
+from vpsd.hosts.models import Address, Host
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import HostFacts
 from vpsd.runtime import Runtime
@@ -35,7 +35,7 @@ Greet = Callable[[HostFacts], None]
 
 
 class _Kept(msgspec.Struct):
-    address: tuple[object, ...]  # of the connection that the tasks use
+    address: Address  # of the connection that the tasks use
     tasks: list[asyncio.Task[None]]
 
 
@@ -85,11 +85,11 @@ class HostKeeper:
             raise
         self._until = asked_at + leases.LEASE_SECONDS
         present = {host.id for host in found}
-        moved = [host.id for host in found if host.id in self._kept and self._kept[host.id].address != _address(host)]
+        moved = [host.id for host in found if host.id in self._kept and self._kept[host.id].address != host.address]
         await self._end([host_id for host_id in self._kept if host_id not in present] + moved)
         for host in found:
             if host.id not in self._kept:
-                self._kept[host.id] = _Kept(_address(host), await self._begin(host))
+                self._kept[host.id] = _Kept(host.address, await self._begin(host))
 
     async def _begin(self, host: Host) -> list[asyncio.Task[None]]:
         try:
@@ -120,7 +120,3 @@ class HostKeeper:
         await end_all([task for host_id in host_ids for task in self._kept[host_id].tasks])
         for host_id in host_ids:
             del self._kept[host_id]
-
-
-def _address(host: Host) -> tuple[object, ...]:
-    return host.driver, host.uri, host.pool, host.pool_kind

@@ -40,6 +40,7 @@ def _hosts() -> None:
         sa.Column("name", sa.String(length=255), nullable=False),
         sa.Column("driver", sa.String(length=16), server_default="libvirt", nullable=False),
         sa.Column("uri", sa.String(length=1000), nullable=True),
+        sa.Column("machine", sa.String(length=36), nullable=True),
         sa.Column("pool", sa.String(length=1000), nullable=True),
         sa.Column("pool_kind", sa.String(length=16), server_default="folder", nullable=False),
         sa.Column("location", sa.String(length=63), nullable=True),

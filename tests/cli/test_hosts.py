@@ -1,0 +1,67 @@
+"""Hosts, added, changed and removed beside a running vpsd."""
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.running import Vpsd, until
+
+
+def host(command: Command, name: str) -> dict[str, object]:
+    (found,) = [one for one in command.json("host", "list") if one["name"] == name]
+    return dict(found)
+
+
+def test_this_machine_is_a_host_by_itself(command: Command, vpsd: Vpsd) -> None:
+    vpsd.create("local")
+    (local,) = [one for one in command.json("host", "list") if one["uri"] is None]
+    assert (local["location"], local["state"], local["health"]) == ("any", "enabled", "ok")
+    shown = command.json("host", "show", local["name"])
+    assert "local" in [server["name"] for server in shown["on_it"]]
+    assert "still has servers" in command.refused("host", "remove", local["name"])
+
+
+def test_a_host_that_is_added_is_looked_after_by_the_running_worker(command: Command) -> None:
+    added = command.json("host", "add", "second", "--uri", "simulator://second", "--location", "us-west")
+    assert (added["health"], added["location"]) == ("ok", "us-west")
+    assert [check["what"] for check in added["checks"] if check["ok"]] == ["connection", "guests", "pool"]
+    until(lambda: host(command, "second")["looked_after_by"], "a worker to take it up")
+    command("host", "remove", "second")
+
+
+def test_what_is_given_out_of_a_host_and_whether_can_be_changed(command: Command) -> None:
+    command("host", "add", "third", "--uri", "simulator://third")
+    assert (
+        command.json("host", "set", "third", "--cpu-ratio", "4", "--location", "eu-central")["location"] == "eu-central"
+    )
+    assert str(host(command, "third")["vcpus"]).endswith("x 4")
+    assert command.json("host", "disable", "third")["state"] == "disabled"
+    assert command.json("host", "enable", "third")["state"] == "enabled"
+    assert command.json("host", "set", "third", "--location", "any")["location"] == "any"
+    assert "was removed" in command("host", "remove", "third").stdout
+    assert "There is no host 'third'" in command.refused("host", "show", "third")
+    assert command("host", "add", "third", "--uri", "simulator://third").returncode == 0  # its name is free again
+    command("host", "remove", "third")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("a b", "--uri", "simulator://x"), "is no name for a host"),
+        (("x", "--uri", "http://x"), "give an address like qemu+ssh://root@node2/system"),
+        (("x", "--uri", "qemu+ssh://root:secret@x/system"), "carries no password"),
+        (("x", "--uri", "simulator://x", "--location", "moon"), "There is no location 'moon'"),
+        (("x", "--uri", "qemu+unix:///system?socket=/nowhere", "--pool", "/tmp/x"), "x was not added: connection: "),
+    ],
+)
+def test_what_cannot_be_a_host_is_refused_with_the_reason(
+    command: Command, arguments: tuple[str, ...], why: str
+) -> None:
+    assert why in command.refused("host", "add", *arguments)
+    assert "x" not in [one["name"] for one in command.json("host", "list")]
+
+
+def test_a_host_is_there_once(command: Command) -> None:
+    command("host", "add", "fourth", "--uri", "simulator://fourth")
+    assert "There is a host 'fourth' already" in command.refused("host", "add", "fourth", "--uri", "simulator://5")
+    assert "has the address" in command.refused("host", "add", "fifth", "--uri", "simulator://fourth")
+    command("host", "remove", "fourth")

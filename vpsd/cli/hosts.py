@@ -1,0 +1,300 @@
+"""Hosts: what runs servers."""
+
+import re
+import socket
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+import typer
+
+from vpsd import main
+from vpsd.accounts import service as accounts
+from vpsd.catalog import service as catalog
+from vpsd.cli.output import console, print_json, print_list, print_result
+from vpsd.cli.run import Json, reading, run_async, transactions
+from vpsd.core.clock import iso_utc_or_none
+from vpsd.core.context import OPERATOR, Ctx
+from vpsd.errors import NotFound, VpsdError
+from vpsd.hosts import service as hosts
+from vpsd.hosts.models import Address, Host, HostState
+from vpsd.hypervisor.protocol import HostFacts, Hypervisor
+from vpsd.servers import queries as servers
+from vpsd.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="Hosts: the machines that run servers.")
+
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SCHEMES = ("qemu", "qemu+unix", "qemu+ssh", "qemu+libssh", "qemu+libssh2", "qemu+tls", "simulator")
+
+Name = Annotated[str, typer.Argument(help="The host's name, from `vpsd host list`.")]
+Uri = Annotated[str | None, typer.Option(help="How libvirt there is reached, like qemu+ssh://root@node2/system.")]
+Pool = Annotated[str | None, typer.Option(help="Folder on the host for servers' disks; by default, libvirt's own.")]
+Location = Annotated[str | None, typer.Option(help="Code of the location that it serves; `any`: all of them.")]
+CpuRatio = Annotated[float | None, typer.Option(min=0.01, max=1000, help="vCPUs to hand out per CPU.")]
+MemoryRatio = Annotated[float | None, typer.Option(min=0.01, max=1000, help="Memory to hand out, as a multiple.")]
+StorageRatio = Annotated[float | None, typer.Option(min=0.01, max=1000, help="Disk space to hand out, as a multiple.")]
+
+
+class CannotBeUsed(VpsdError):
+    """A host is not as it has to be."""
+
+    code = "cannot_be_used"
+
+
+class Check(msgspec.Struct, frozen=True):
+    """What was found out of a host before it was added."""
+
+    what: str
+    ok: bool
+    text: str
+
+
+@app.command()
+@run_async
+async def add(
+    name: Annotated[str, typer.Argument(help="What it is called here.")],
+    uri: Annotated[str, typer.Option(help="How libvirt there is reached, like qemu+ssh://root@node2/system.")],
+    location: Location = None,
+    pool: Pool = None,
+    cpu_ratio: CpuRatio = None,
+    memory_ratio: MemoryRatio = None,
+    storage_ratio: StorageRatio = None,
+    force: Annotated[bool, typer.Option("--force", help="Add it although a check has failed.")] = False,
+    json: Json = False,
+) -> None:
+    """Add a host, once it was seen to be usable: connection, versions, KVM, pool, name.
+
+    Any worker that runs takes it up by itself. Example: `vpsd host add node2 --uri qemu+ssh://root@node2/system
+    --location us-west`.
+    """
+    _require_name(name)
+    _require_uri(uri)
+    async with transactions() as opened:
+        async with opened.read(OPERATOR) as ctx:
+            code = await _location(ctx, location)
+            if await hosts.find_by_name(ctx, name) is not None:
+                raise CannotBeUsed(f"There is a host {name!r} already; choose another name.")
+            same = next((host.name for host in await hosts.list_hosts(ctx) if host.uri == uri), None)
+            if same is not None:
+                raise CannotBeUsed(f"The host {same!r} has the address {uri} already.")
+        async with opened.write() as ctx:
+            instance = await accounts.instance(ctx)
+        driver = "simulator" if uri.startswith("simulator:") else "libvirt"
+        address = Address(driver, uri, pool)
+        hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, address)
+        checks, facts = await _check(opened.settings, hypervisor)
+        failed = [check for check in checks if not check.ok]
+        if failed and not force:
+            told = "; ".join(f"{check.what}: {check.text}" for check in failed)
+            raise CannotBeUsed(f"{name} was not added: {told}. Mend that, or add it with --force.")
+        async with opened.write(OPERATOR) as ctx:
+            host = await hosts.add_host(ctx, name, driver, uri=uri, pool=pool, location=code)
+            ratios = {"cpu_ratio": cpu_ratio, "memory_ratio": memory_ratio, "storage_ratio": storage_ratio}
+            await hosts.change_host(ctx, host.id, **{key: value for key, value in ratios.items() if value is not None})
+            if facts is not None:
+                await hosts.record_facts(ctx, host.id, facts, "ok")
+            host = await hosts.row(ctx, host.id)
+    if json:
+        print_json({**_shown(host), "checks": checks})
+        return
+    for check in checks:
+        console.print(f"{'ok     ' if check.ok else 'FAILED '} {check.what}: {check.text}", markup=False)
+    console.print(f"{name} was added, and gets servers from now on.", markup=False)
+
+
+@app.command("list")
+@run_async
+async def list_hosts(json: Json = False) -> None:
+    """List the hosts: where they are, whether they answer, and what of them is handed out.
+
+    `vpsd host show NAME` shows one in full.
+    """
+    async with reading() as ctx:
+        found = [_shown(host) for host in await hosts.list_hosts(ctx)]
+    columns = ("name", "location", "state", "health", "servers", "vcpus", "memory_mb", "storage_gb", "error")
+    print_list(json, found, columns, "There are no hosts yet: `vpsd up` adds this machine, `vpsd host add` others.")
+
+
+@app.command()
+@run_async
+async def show(name: Name, json: Json = False) -> None:
+    """Show a host in full, with the servers on it.
+
+    `vpsd host set NAME` changes it.
+    """
+    async with reading() as ctx:
+        host = await hosts.find_host_named(ctx, name)
+        on_it = [
+            {"id": server.id, "name": server.name, "status": server.status}
+            for server in await servers.present(ctx, host.id)
+        ]
+    shown = {**_shown(host), "on_it": on_it}
+    if json:
+        print_json(shown)
+        return
+    for key, value in shown.items():
+        if key != "on_it":
+            console.print(f"{key:14} {'-' if value is None else value}", markup=False)
+    print_list(False, on_it, ("id", "name", "status"), "No servers are on it.")
+
+
+@app.command("set")
+@run_async
+async def set_host(
+    name: Name,
+    uri: Uri = None,
+    location: Location = None,
+    pool: Pool = None,
+    cpu_ratio: CpuRatio = None,
+    memory_ratio: MemoryRatio = None,
+    storage_ratio: StorageRatio = None,
+    json: Json = False,
+) -> None:
+    """Change how a host is reached, where it is, or how much of it is handed out; what is not given stays.
+
+    Servers that are on it stay where they are. Example: `vpsd host set node2 --cpu-ratio 4`.
+    """
+    if uri is not None:
+        _require_uri(uri)
+    changes: dict[str, Any] = {
+        "uri": uri,
+        "pool": pool,
+        "cpu_ratio": cpu_ratio,
+        "memory_ratio": memory_ratio,
+        "storage_ratio": storage_ratio,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    async with transactions() as opened, opened.write(OPERATOR) as ctx:
+        host = await hosts.find_host_named(ctx, name)
+        if location is not None:
+            changes["location"] = await _location(ctx, location)
+        await hosts.change_host(ctx, host.id, **changes)
+        host = await hosts.row(ctx, host.id)
+    print_result(json, _shown(host), f"{name} was changed." if changes else f"Nothing was given to change of {name}.")
+
+
+@app.command()
+@run_async
+async def disable(name: Name, json: Json = False) -> None:
+    """Give a host no new servers; those that it has stay, and everything can be done with them.
+
+    `vpsd host enable NAME` takes it back.
+    """
+    await _set_state(name, HostState.DISABLED, f"{name} gets no new servers.", json)
+
+
+@app.command()
+@run_async
+async def enable(name: Name, json: Json = False) -> None:
+    """Give a host new servers again.
+
+    `vpsd host disable NAME` ends that.
+    """
+    await _set_state(name, HostState.ENABLED, f"{name} gets new servers.", json)
+
+
+@app.command()
+@run_async
+async def remove(name: Name, json: Json = False) -> None:
+    """Forget a host that has no servers any more. Nothing on it is touched.
+
+    `vpsd host add NAME` brings it back.
+    """
+    async with transactions() as opened, opened.write(OPERATOR) as ctx:
+        host = await hosts.find_host_named(ctx, name)
+        left = await servers.present(ctx, host.id)
+        if left:
+            raise CannotBeUsed(
+                f"{name} still has servers ({len(left)}, like {left[0].id}): first move them, or delete them."
+            )
+        await hosts.change_host(ctx, host.id, removed_at_ms=ctx.now_ms)
+    print_result(json, _shown(host), f"{name} was removed.")
+
+
+async def _set_state(name: str, state: HostState, sentence: str, json: bool) -> None:
+    async with transactions() as opened, opened.write(OPERATOR) as ctx:
+        host = await hosts.find_host_named(ctx, name)
+        await hosts.change_host(ctx, host.id, state=state)
+        host = await hosts.row(ctx, host.id)
+    print_result(json, _shown(host), sentence)
+
+
+async def _location(ctx: Ctx, code: str | None) -> str | None:
+    """The code of a location that exists; None for all of them. Raises `NotFound`."""
+    if code is None or code == "any":
+        return None
+    if await catalog.find_location(ctx, code) is None:
+        raise NotFound("location", code)
+    return code
+
+
+def _require_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise CannotBeUsed(f"{name!r} is no name for a host: use up to 63 letters, digits, dots, hyphens, underscores.")
+
+
+def _require_uri(uri: str) -> None:
+    place = urlsplit(uri)
+    if place.scheme not in _SCHEMES:
+        raise CannotBeUsed(f"{uri!r} cannot be used: give an address like qemu+ssh://root@node2/system.")
+    if place.password is not None:
+        raise CannotBeUsed("An address of a host carries no password: use a key.")
+
+
+async def _check(settings: Settings, hypervisor: Hypervisor) -> tuple[list[Check], HostFacts | None]:
+    """Look at a host as far as can be looked at from here."""
+    checks: list[Check] = []
+    try:
+        try:
+            facts = await hypervisor.facts()
+        except VpsdError as error:
+            return [Check("connection", False, str(error))], None
+        checks.append(Check("connection", True, f"{facts.driver} {facts.version} at {facts.uri}"))
+        emulates = facts.virt_type != "kvm" and facts.driver != "simulator" and settings.virt_type != "qemu"
+        checks.append(Check("guests", not emulates, f"{facts.virt_type} ({facts.virt_reason})"))
+        try:
+            await hypervisor.volumes()
+            checks.append(Check("pool", True, f"{facts.storage_gb or '?'} GB"))
+        except VpsdError as error:
+            checks.append(Check("pool", False, str(error)))
+        if facts.driver != "simulator":
+            checks.append(_check_name(facts.name))
+        return checks, facts
+    finally:
+        await hypervisor.close()
+
+
+def _check_name(name: str) -> Check:
+    """A host's own name has to resolve: libvirt asks for it at every start, and waits for seconds where it does not."""
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        return Check("name", False, f"{name} does not resolve here ({error}); let it resolve here and on every host")
+    return Check("name", True, f"{name} resolves here; it has to on every host")
+
+
+def _shown(host: Host) -> dict[str, Any]:
+    def of(used: int, has: int | None, ratio: float | None) -> str:
+        return f"{used} of {'?' if has is None else has}{'' if ratio is None else f' x {ratio:g}'}"
+
+    return {
+        "id": host.id,
+        "name": host.name,
+        "driver": host.driver,
+        "uri": host.uri,
+        "pool": host.pool,
+        "location": host.location or "any",
+        "state": host.state,
+        "health": host.health,
+        "servers": host.used_servers,
+        "vcpus": of(host.used_vcpus, host.cpus, host.cpu_ratio),
+        "memory_mb": of(host.used_memory_mb, host.memory_mb, host.memory_ratio),
+        "storage_gb": of(host.used_storage_gb, host.storage_gb, host.storage_ratio),
+        "storage": host.storage,
+        "version": host.version,
+        "virt_type": host.virt_type,
+        "seen_at": iso_utc_or_none(host.seen_at_ms),
+        "looked_after_by": host.lease_owner,
+        "error": host.error,
+    }
