@@ -17,6 +17,7 @@ from vpsd.core.db import UniqueViolation
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable, VpsdError
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host
+from vpsd.hosts.service import Used
 from vpsd.hypervisor.names import disk_name, guest_name, guest_of, server_id_of
 from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import Guest, Volumes
@@ -25,7 +26,7 @@ from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
 from vpsd.operations import service as operations
 from vpsd.runtime import HostRuntime, Runtime
-from vpsd.servers import commands
+from vpsd.servers import capacity, commands
 from vpsd.servers import queries as servers
 from vpsd.servers.models import LockedServer, Server, disks_of
 from vpsd.servers.transitions import found, transition
@@ -80,6 +81,7 @@ class Audit:
         after = await self._rows()
         for look in looks:
             await self._check_host(look, before, after)
+        await self._check_used()
         for held in after.assignments:
             if held.server_id not in before.servers and held.server_id not in after.servers:
                 text = f"is held for server {held.server_id}, which is gone"
@@ -123,6 +125,21 @@ class Audit:
                 guest = guests.get(self._name(server.id))
                 await self._check_server(server, guest is not None and guest.uuid == server.uuid, has_disk, after)
                 await self._check_left_behind(look, server)
+
+    async def _check_used(self) -> None:
+        """What a host has handed out is the sum of its servers."""
+        async with self._runtime.snapshot() as ctx:
+            known, counted = await hosts.list_hosts(ctx), await capacity.counted(ctx)
+        for host in known:
+            stands = Used(host.id, host.used_servers, host.used_vcpus, host.used_memory_mb, host.used_storage_gb)
+            right = counted.get(host.id, Used(host.id, 0, 0, 0, 0))
+            if stands != right:
+                text = f"has {_words(stands)} handed out by its row, and {_words(right)} by its servers"
+                await self._report("host", host.name, text, "counted anew", partial(self._recount, host.id))
+
+    async def _recount(self, host_id: int) -> None:
+        async with self._runtime.write() as ctx:
+            await capacity.recount(ctx, host_id)
 
     async def _check_ownerless(self, look: _Look, name: str, guest: Guest | None) -> None:
         """What is named after a server that is gone may go; what is named after one that never was is not for us."""
@@ -247,6 +264,13 @@ class Audit:
         except UniqueViolation:
             return False  # another server has it by now; the next boot gives this one a new address
         return True
+
+
+def _words(used: Used) -> str:
+    return (
+        f"{used.used_servers} servers, {used.used_vcpus} vCPUs, {used.used_memory_mb} MB of memory and "
+        f"{used.used_storage_gb} GB of storage"
+    )
 
 
 def _may_be_on(server: Server, host: Host) -> bool:

@@ -1,78 +1,59 @@
 """A host hands out what it has, times what the operator overcommits, and not more: not even to two at once."""
 
 import asyncio
-from typing import Any
 
 import msgspec
 import pytest
 
+from tests.api.tables import change
 from tests.billing.books import have_connections
 from tests.cloud import TINY, Cloud
-from vpsd.catalog.models import Plan
-from vpsd.hosts.service import Capacity
-from vpsd.servers import queries
+from vpsd.audit import Audit
+from vpsd.hosts import service as hosts
+from vpsd.hosts.models import hosts as hosts_table
+from vpsd.hosts.placement import RESOURCES
+from vpsd.servers import capacity, updates
+from vpsd.servers.models import servers
 
+PEOPLE = ("alice", "charlie")
 SERVERS = "/api/v1/servers/"
 NANO = {"name": "web", **TINY}  # 1 vCPU, 256 MB, 2 GB
-PLAN = Plan(4, "Nano VPS", "nano", 1, 256, 2, 256, 2_000_000, None, "", True)
-LARGER = msgspec.structs.replace(PLAN, id=3, vcpus=2, memory_mb=512)
-EXACTLY: dict[str, Any] = {"vcpus": 1, "memory_mb": 256, "storage_gb": 2}
 
 
-async def free(cloud: Cloud) -> Capacity:
+async def free(cloud: Cloud) -> tuple[int | None, ...]:
+    """What the host may hand out still: vCPUs, MB of memory, GB of storage."""
     async with cloud.reading() as ctx:
-        return msgspec.structs.replace(await queries.free_capacity(ctx), host_id=None)
-
-
-def test_nothing_is_lacking_where_it_fits_to_the_last_bit() -> None:
-    assert Capacity("simulator", **EXACTLY).lacks(PLAN) == []
-
-
-@pytest.mark.parametrize("name", EXACTLY)
-def test_what_is_too_little_is_named_and_nothing_else(name: str) -> None:
-    assert Capacity("simulator", **{**EXACTLY, name: EXACTLY[name] - 1}).lacks(PLAN) == [name]
-    assert Capacity("simulator", **{**EXACTLY, name: -5}).lacks(PLAN) == [name]
-
-
-def test_all_that_is_too_little_is_named() -> None:
-    assert Capacity("simulator", 0, 0, 0).lacks(PLAN) == ["vcpus", "memory_mb", "storage_gb"]
-
-
-def test_what_is_not_known_is_not_lacking() -> None:
-    assert Capacity().lacks(PLAN) == []
-    assert Capacity("simulator", 1, 256, None).lacks(PLAN) == []
-    assert Capacity("simulator", None, 255, None).lacks(PLAN) == ["memory_mb"]
-
-
-def test_what_a_server_gives_back_is_not_asked_for_twice() -> None:
-    assert Capacity("simulator", 1, 256, 0).lacks(LARGER, instead_of=PLAN) == []
-    assert Capacity("simulator", 0, 255, 0).lacks(LARGER, instead_of=PLAN) == ["vcpus", "memory_mb"]
-    assert Capacity("simulator", -9, -9, -9).lacks(PLAN, instead_of=LARGER) == []  # smaller is always possible
+        room = await hosts.room(ctx, cloud.runtime.host_id)
+        counted = await capacity.counted(ctx)
+    used, limits = room.used(), room.limits(cloud.settings)
+    summed = counted.get(room.id, hosts.Used(room.id, 0, 0, 0, 0))
+    assert used == {name: getattr(summed, f"used_{name}") for name in RESOURCES}
+    return tuple(None if limit is None else limit - used[name] for name, limit in limits.items())
 
 
 async def test_before_a_host_has_spoken_there_is_room_for_everything(cloud: Cloud) -> None:
-    assert await free(cloud) == Capacity("simulator")
+    assert await free(cloud) == (None, None, None)
     assert (await cloud.post(SERVERS, {**NANO, "plan_id": 2})).status_code == 201
 
 
 async def test_what_a_host_says_is_recorded_and_its_next_word_replaces_it(cloud: Cloud) -> None:
     await cloud.have_host(cpus=4, memory_mb=8000, storage_gb=100)
-    assert await free(cloud) == Capacity("simulator", 32, 8000, 400)  # vCPUs and disks are overcommitted, memory is not
+    assert await free(cloud) == (32, 8000, 400)  # vCPUs and disks are overcommitted, memory is not
     await cloud.have_host(cpus=2, memory_mb=4000, storage_gb=None)
-    assert await free(cloud) == Capacity("simulator", 16, 4000, None)
+    assert await free(cloud) == (16, 4000, None)
 
 
 async def test_two_workers_may_record_the_same_host_at_once(cloud: Cloud) -> None:
     await have_connections(cloud)
     await asyncio.gather(*(cloud.have_host(cpus=4, memory_mb=8000, storage_gb=100) for _ in range(4)))
-    assert await free(cloud) == Capacity("simulator", 32, 8000, 400)
+    assert await free(cloud) == (32, 8000, 400)
 
 
 async def test_servers_hold_their_share_until_nothing_of_them_is_left(cloud: Cloud) -> None:
     await cloud.have_host(cpus=4, memory_mb=8000, storage_gb=100)
     server = await cloud.create()
     await cloud.create("other", who="charlie", plan_id=3)
-    held = Capacity("simulator", 32 - 2, 8000 - 256 - 2048, 400 - 2 - 40)
+    held = (32 - 2, 8000 - 256 - 2048, 400 - 2 - 40)
     assert await free(cloud) == held
     await cloud.work()
     await cloud.post(f"{SERVERS}{server}/stop/")
@@ -81,7 +62,7 @@ async def test_servers_hold_their_share_until_nothing_of_them_is_left(cloud: Clo
     await cloud.ask("DELETE", f"{SERVERS}{server}/")
     assert await free(cloud) == held  # its disk is still there
     await cloud.settle()
-    assert await free(cloud) == Capacity("simulator", 31, 8000 - 2048, 400 - 40)
+    assert await free(cloud) == (31, 8000 - 2048, 400 - 40)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +74,8 @@ async def test_a_create_without_room_is_a_503_that_says_what_is_lacking(
 ) -> None:
     await cloud.have_host(**has)
     answer = await cloud.post(SERVERS, NANO)
-    assert answer.status_code == 503
-    assert answer.json()["code"] == "unavailable"
+    assert (answer.status_code, answer.json()["code"]) == (503, "out_of_capacity")
+    assert "Retry-After" not in answer.headers
     assert f"No host has room for a Nano VPS now: too little {lacking}." in answer.json()["detail"]
     assert (await cloud.get(SERVERS)).json()["count"] == 0
 
@@ -135,7 +116,7 @@ async def test_a_resize_without_room_is_a_503_and_changes_nothing(cloud: Cloud) 
     server = await cloud.have_server()
     await cloud.create("other")
     answer = await cloud.post(f"{SERVERS}{server}/resize/", {"plan_id": 3})
-    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert (answer.status_code, answer.json()["code"]) == (503, "out_of_capacity")
     assert (await cloud.row(server)).plan_id == 4
     assert await cloud.status(server) == "active"
     await cloud.have_host(memory_mb=2048 + 256)
@@ -164,6 +145,7 @@ async def test_what_takes_more_of_a_pool_that_is_almost_full_is_a_503_and_books_
         answer = await cloud.post(path, body)
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
         assert "storage is almost full" in answer.json()["detail"], path
+        assert answer.headers["Retry-After"] == "300", path
     assert (await cloud.balance(), await cloud.operations(server)) == before
     assert len((await cloud.get(SERVERS)).json()["results"]) == 1
     for plan in (await cloud.get("/api/v1/plans/")).json()["results"]:
@@ -210,3 +192,87 @@ async def test_creates_at_once_cannot_share_the_last_room(cloud: Cloud) -> None:
             if answer.status_code == 201:
                 await cloud.ask("DELETE", f"{SERVERS}{answer.json()['id']}/", who=who)
         await cloud.settle()
+
+
+async def test_what_is_handed_out_is_compared_with_the_servers_and_counted_anew(cloud: Cloud) -> None:
+    await cloud.have_server()
+    assert await Audit(cloud.runtime).run() == []
+    async with cloud.database.write() as tx:
+        await change(tx, hosts_table, cloud.runtime.host_id, used_vcpus=7)
+    (found,) = await Audit(cloud.runtime).run()
+    assert (found.kind, found.name, found.fixed) == ("host", "simulator", None)
+    assert "7 vCPUs" in found.text
+    (found,) = await Audit(cloud.runtime, fix=True).run()
+    assert found.fixed == "counted anew"
+    assert await Audit(cloud.runtime).run() == []
+
+
+async def test_servers_of_an_older_vpsd_are_given_to_this_machines_own_host_and_counted(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    async with cloud.database.write() as tx:
+        await change(tx, servers, server, host_id=None)
+        await change(tx, hosts_table, cloud.runtime.host_id, used_servers=0, used_vcpus=0)
+    async with cloud.writing() as ctx:
+        await updates.give_to_local_host(ctx)
+    assert (await cloud.row(server)).host_id == cloud.runtime.host_id
+    assert await Audit(cloud.runtime).run() == []
+
+
+async def test_a_purge_that_is_repeated_gives_nothing_back_twice(cloud: Cloud) -> None:
+    await cloud.have_host()
+    server = await cloud.have_server()
+    await cloud.create("other")
+    await cloud.ask("DELETE", f"{SERVERS}{server}/")
+    await cloud.work()
+    before = await free(cloud)
+    async with cloud.writing() as ctx:
+        await updates.set_purged(ctx, server)
+    assert await free(cloud) == before
+
+
+async def test_the_next_host_takes_what_the_first_has_no_room_for(cloud: Cloud) -> None:
+    await cloud.have_host(memory_mb=256)
+    async with cloud.writing() as ctx:
+        second = await hosts.add_host(ctx, "second", "simulator", uri="simulator://second", location="us-west")
+    placed = [(await cloud.row(await cloud.create(f"web-{number}"))).host_id for number in range(3)]
+    assert sorted(map(str, placed)) == sorted(map(str, [cloud.runtime.host_id, second.id, second.id]))
+    elsewhere = await cloud.post(SERVERS, {**NANO, "location": "us-east"})
+    assert (elsewhere.status_code, elsewhere.json()["code"]) == (503, "out_of_capacity")
+    plan = (await cloud.get("/api/v1/plans/4/")).json()
+    assert (plan["available"], plan["locations"]) == (True, ["us-west"])
+
+
+async def test_where_the_hosts_with_room_do_not_answer_waiting_helps(cloud: Cloud) -> None:
+    async with cloud.writing() as ctx:
+        await hosts.record_unreachable(ctx, cloud.runtime.host_id, "no route to host")
+    before = await cloud.balance()
+    for path in (SERVERS, f"{SERVERS}?dry_run=1"):
+        answer = await cloud.post(path, NANO)
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+        assert answer.headers["Retry-After"] == "60"
+        assert "no route" not in answer.text
+    assert await cloud.balance() == before
+    assert not (await cloud.get("/api/v1/plans/4/")).json()["available"]
+
+
+async def test_a_location_without_hosts_for_new_servers_says_so(cloud: Cloud) -> None:
+    async with cloud.writing() as ctx:
+        await hosts.change_host(ctx, cloud.runtime.host_id, state="disabled")
+    answer = await cloud.post(SERVERS, NANO)
+    assert (answer.status_code, answer.json()["code"]) == (503, "out_of_capacity")
+    assert answer.json()["detail"] == "There is no host for new servers at us-west now. Choose another location."
+
+
+async def test_creates_at_once_on_many_hosts_fill_them_to_the_last_mb(cloud: Cloud) -> None:
+    await cloud.have_host(memory_mb=512)
+    seen = await cloud.hypervisor.facts()
+    for name in ("second", "third"):
+        async with cloud.writing() as ctx:
+            host = await hosts.add_host(ctx, name, "simulator", uri=f"simulator://{name}")
+            await hosts.record_facts(ctx, host.id, msgspec.structs.replace(seen, memory_mb=512), "ok")
+    await have_connections(cloud)
+    posts = [cloud.post(SERVERS, {**NANO, "name": f"web-{number}"}, who=who) for number in range(5) for who in PEOPLE]
+    answers = [answer.status_code for answer in await asyncio.gather(*posts)]
+    assert sorted(answers) == [201] * 6 + [503] * 4
+    async with cloud.reading() as ctx:
+        assert [room.used_memory_mb for room in await hosts.rooms(ctx)] == [512, 512, 512]

@@ -261,6 +261,24 @@ async def test_a_newer_note_is_not_taken_back_for_an_older_look(cloud: Cloud, se
     assert (await shown(cloud, server))["status_detail"] == "The guest did not answer, twice."
 
 
+async def test_a_guest_that_somebody_suspends_while_it_boots_goes_on(cloud: Cloud, server: int) -> None:
+    suspended: list[str] = []
+
+    def suspend(call: str) -> None:
+        if call == "is_up" and not suspended:
+            suspended.append(call)
+            cloud.hypervisor.happens(cloud.guest(server), PowerState.PAUSED)
+
+    await cloud.post(f"/api/v1/servers/{server}/reboot/")
+    cloud.hypervisor.before_call = suspend
+    began_ms = cloud.clock.now_ms()
+    await cloud.work()
+    assert suspended
+    assert await cloud.status(server) == "active"
+    assert (await cloud.hypervisor.guests())[cloud.guest(server)].power is PowerState.RUNNING
+    assert cloud.clock.now_ms() - began_ms < 10_000
+
+
 @pytest.mark.parametrize("made", [False, True])
 async def test_a_guest_that_powers_itself_off_when_it_boots_has_stopped(cloud: Cloud, made: bool) -> None:
     server = await cloud.have_server() if made else await cloud.create()

@@ -28,13 +28,6 @@ accounts = Table(
     Column("max_storage_gb", Integer),
     Column("exhausted_at_ms", BigInteger),  # since when there has been no credit left
     Column("created_at_ms", BigInteger, nullable=False),
-    # Sums that `vpsd billing verify` compares: of the servers that are rented now, of their prices, of the ledger.
-    Column("used_servers", Integer, nullable=False, server_default="0"),
-    Column("used_vcpus", Integer, nullable=False, server_default="0"),
-    Column("used_memory_mb", BigInteger, nullable=False, server_default="0"),
-    Column("used_storage_gb", BigInteger, nullable=False, server_default="0"),
-    Column("price_monthly_micros", BigInteger, nullable=False, server_default="0"),
-    Column("balance_micros", BigInteger, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
 )
 
@@ -86,12 +79,6 @@ class Account(msgspec.Struct, frozen=True):
     max_storage_gb: int | None
     exhausted_at_ms: int | None
     created_at_ms: int
-    used_servers: int
-    used_vcpus: int
-    used_memory_mb: int
-    used_storage_gb: int
-    price_monthly_micros: int
-    balance_micros: int
 
 
 class Person(msgspec.Struct, frozen=True):

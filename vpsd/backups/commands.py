@@ -34,7 +34,7 @@ from vpsd.operations.models import Operation
 from vpsd.servers import commands as servers
 from vpsd.servers import queries as server_queries
 from vpsd.servers import updates
-from vpsd.servers.checks import check_storage, check_unprotected
+from vpsd.servers.checks import check_storage, check_unprotected, is_storage_full
 from vpsd.servers.commands import Accepted
 from vpsd.servers.models import LockedServer
 from vpsd.servers.schedule import next_backup_slot_ms
@@ -115,7 +115,7 @@ async def create(ctx: Ctx, kind: Kind, new: NewBackup, faults: Faults) -> Create
         faults.add("server_id", TooManyBackups(what, limit))
     faults.check()
     servers.check_status(server, Command.BACKUP)
-    await check_storage(ctx)
+    await check_storage(ctx, server)
     if server.provisioned_at_ms is None:
         raise NoDiskYet
     name = new.name
@@ -135,7 +135,7 @@ async def create_daily(ctx: Ctx, server_id: int) -> None:
     if server.next_backup_at_ms is None or server.next_backup_at_ms > ctx.now_ms or server.deleted_at_ms is not None:
         return
     ready = server.provisioned_at_ms is not None and server.status in RULES[Command.BACKUP_DAILY].begins_from
-    if not ready or (await server_queries.free_capacity(ctx)).storage_full:
+    if not ready or await is_storage_full(ctx, server):
         return  # it stays due, and is made up for as soon as it can be
     await ctx.tx.run(_HIDE_FAILED, server_id=server_id, deleted_at_ms=ctx.now_ms)  # there is a new try
     backup = await _add(ctx, server, Kind.AUTOMATIC, None, "Automatic daily backup")
@@ -200,7 +200,7 @@ async def restore(ctx: Ctx, kinds: Sequence[Kind], backup_id: int) -> tuple[Name
         raise NotRestorable(what, backup_id, backup.error)
     check_unprotected(server)
     servers.check_status(server, Command.RESTORE)
-    await check_storage(ctx)
+    await check_storage(ctx, server)
     detail = f"from {what} {backup_id}"
     operation = await servers.enqueue(ctx, server, Command.RESTORE, backup_id, event="server.restore", detail=detail)
     accepted = servers.accepted(server, Command.RESTORE, operation)

@@ -82,6 +82,8 @@ async def _watch(job: Job) -> Boot:
 
 async def _gone(job: Job, signs: BootSigns) -> Boot | None:
     guest = await find_unpaused(job)
+    if guest is not None and guest.power is PowerState.PAUSED:
+        await job.runtime.hypervisor.power_on(job.name)  # somebody has suspended it: whoever boots it wants it to run
     if guest is not None and guest.power is PowerState.OFF:
         return Boot(Outcome.OFF)
     if guest is None or guest.power is PowerState.CRASHED:

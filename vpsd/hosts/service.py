@@ -1,16 +1,17 @@
 """Hosts: recorded by the workers that look after them, read by requests."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import BigInteger, BindParameter, bindparam, func, insert, or_, select, update
 
-from vpsd.catalog.models import Plan
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.errors import Misconfigured, NotFound
 from vpsd.hosts.models import Host, HostHealth, HostState, hosts
+from vpsd.hosts.placement import RESOURCES, Room
 from vpsd.hosts.status import StorageState
 from vpsd.hypervisor.protocol import HostFacts, storage_reserve_mb
 from vpsd.settings import Settings
@@ -23,9 +24,6 @@ _IS_LOCAL = _c.uri.is_(None)
 _ALL = Statement(select(hosts).where(_PRESENT).order_by(_c.id), into=Host)
 _ROW = Statement(select(hosts).where(_c.id == bindparam("id")), into=Host)
 _BY_NAME = Statement(select(hosts).where(_c.name == bindparam("name"), _PRESENT), into=Host)
-_ENABLED = select(hosts).where(_PRESENT, _c.state == HostState.ENABLED).order_by(_c.id).limit(1)
-_FIRST = Statement(_ENABLED, into=Host)
-_LOCK_FIRST = Statement(_ENABLED.with_for_update(), into=Host)
 _LOCAL = Statement(select(hosts).where(_IS_LOCAL, _PRESENT).order_by(_c.id).limit(1), into=Host)
 _COUNT_LOCAL = Statement(select(func.count()).select_from(hosts).where(_IS_LOCAL), into=int)
 _COUNT = Statement(select(func.count()).select_from(hosts), into=int)
@@ -67,31 +65,42 @@ _HEALTH = Statement(
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """What servers use in total."""
+    """How much of a host."""
 
     vcpus: int = 0
     memory_mb: int = 0
     storage_gb: int = 0
 
 
-class Capacity(msgspec.Struct, frozen=True):
-    """What is free on a host, including overcommitment. None: not known, so anything fits."""
+class Used(msgspec.Struct, frozen=True):
+    """What of a host is handed out."""
 
-    host: str | None = None
-    vcpus: int | None = None
-    memory_mb: int | None = None
-    storage_gb: int | None = None
-    storage_full: bool = False  # what is left of the pool is for servers that run
-    host_id: int | None = None
+    id: int
+    used_servers: int
+    used_vcpus: int
+    used_memory_mb: int
+    used_storage_gb: int
 
-    def lacks(self, plan: Plan, instead_of: Plan | None = None) -> list[str]:
-        """The resources that are insufficient for a server of a plan, which may replace another plan."""
-        names = ("vcpus", "memory_mb", "storage_gb")
-        more = {name: getattr(plan, name) - (getattr(instead_of, name) if instead_of else 0) for name in names}
-        left = {name: getattr(self, name) for name in names}
-        if self.storage_full:
-            left["storage_gb"] = 0
-        return [name for name in names if left[name] is not None and more[name] > max(0, left[name])]
+
+_ROOM = select(*(_c[field] for field in Room.__struct_fields__)).order_by(_c.id)
+_ROOMS = Statement(_ROOM.where(_PRESENT), into=Room)
+_ROOM_OF = Statement(_ROOM.where(_c.id == bindparam("host_id")), into=Room)
+_MORE = {"used_servers": "servers", **{f"used_{name}": name for name in RESOURCES}}
+
+
+def _more(name: str) -> BindParameter[int]:
+    return bindparam(f"more_{name}", type_=BigInteger)
+
+
+_CHANGE_USED = Statement(
+    update(hosts)
+    .where(
+        _c.id == bindparam("host_id"),
+        *(or_(_more(name) <= 0, _c[f"used_{name}"] + _more(name) <= bindparam(f"most_{name}")) for name in RESOURCES),
+    )
+    .values({used: _c[used] + _more(name) for used, name in _MORE.items()})
+)
+_NO_LIMIT = 1 << 40
 
 
 async def add_host(
@@ -186,25 +195,38 @@ async def health(ctx: Ctx) -> list[HostHealthRow]:
     return await ctx.tx.all(_HEALTH)
 
 
-async def find_host(ctx: Ctx, *, lock: bool = False) -> Host | None:
-    """The first host that is enabled; with `lock`, locked until the transaction ends."""
-    return await ctx.tx.first(_LOCK_FIRST if lock else _FIRST)
+async def rooms(ctx: Ctx) -> list[Room]:
+    """What placement knows of every host."""
+    return await ctx.tx.all(_ROOMS)
 
 
-def capacity(host: Host, in_use: Resources, settings: Settings) -> Capacity:
-    """What is free on a host of which servers use that much."""
-    return Capacity(
-        host.name,
-        _free(host.cpus, host.cpu_ratio or settings.vcpu_overcommit, in_use.vcpus),
-        _free(host.memory_mb, host.memory_ratio or settings.memory_overcommit, in_use.memory_mb),
-        _free(host.storage_gb, host.storage_ratio or settings.storage_overcommit, in_use.storage_gb),
-        host.storage_free_mb is not None and host.storage_free_mb < reserve_mb(host, settings),
-        host.id,
-    )
+async def room(ctx: Ctx, host_id: int) -> Room:
+    """What placement knows of a host."""
+    found = await ctx.tx.first(_ROOM_OF, host_id=host_id)
+    assert found is not None
+    return found
 
 
-def _free(has: int | None, ratio: float, used: int) -> int | None:
-    return None if has is None else int(has * ratio) - used
+async def change_used(
+    ctx: Ctx,
+    host_id: int,
+    more: Resources,
+    less: Resources,
+    *,
+    servers: int,
+    limits: Mapping[str, int | None] | None = None,
+) -> bool:
+    """Hand out more of a host and take back what is less; False, and nothing is changed, beyond a limit.
+
+    Nobody else can hand out of the same host until the transaction ends. A resource of which no more is handed out than
+    before is not held against its limit.
+    """
+    values: dict[str, int] = {"more_servers": servers}
+    for name in RESOURCES:
+        limit = None if limits is None else limits[name]
+        values[f"more_{name}"] = getattr(more, name) - getattr(less, name)
+        values[f"most_{name}"] = _NO_LIMIT if limit is None else limit
+    return bool(await ctx.tx.run(_CHANGE_USED, host_id=host_id, **values))
 
 
 def reserve_mb(host: Host | HostFacts, settings: Settings) -> int:

@@ -7,31 +7,17 @@ from vpsd.catalog.models import OperatingSystem, Plan
 from vpsd.core.context import Ctx
 from vpsd.core.faults import Faults
 from vpsd.core.units import GIB
+from vpsd.hosts import service as hosts
 from vpsd.servers.faults import (
     DiskTooSmall,
     IsProtected,
-    NoCapacity,
     StorageFull,
     TooManyOperations,
     UnknownPlan,
     UnknownSystem,
 )
-from vpsd.servers.models import LockedServer
-from vpsd.servers.queries import free_capacity, open_operations
-
-
-async def check_capacity(ctx: Ctx, plan: Plan, instead_of: Plan | None = None) -> int | None:
-    """Make sure that a host has room for a plan, and keep it until the transaction ends; that host, if there is one.
-
-    Raises `NoCapacity`, or `StorageFull` where another plan would not help.
-    """
-    capacity = await free_capacity(ctx, reserve=True)
-    lacking = capacity.lacks(plan, instead_of)
-    if capacity.storage_full and "storage_gb" in lacking:
-        raise StorageFull
-    if lacking:
-        raise NoCapacity(plan.name, lacking)
-    return capacity.host_id
+from vpsd.servers.models import LockedServer, ServerRow
+from vpsd.servers.queries import open_operations
 
 
 async def offered_plan(ctx: Ctx, plan_id: int | UnsetType, faults: Faults) -> Plan | None:
@@ -63,10 +49,15 @@ async def check_operations(ctx: Ctx) -> None:
         raise TooManyOperations(limit)
 
 
-async def check_storage(ctx: Ctx) -> None:
-    """Make sure that the host has space for more than the servers that run; raises `StorageFull`."""
-    if (await free_capacity(ctx)).storage_full:
+async def check_storage(ctx: Ctx, server: ServerRow) -> None:
+    """Make sure that a server's host has space for more than the servers that run; raises `StorageFull`."""
+    if await is_storage_full(ctx, server):
         raise StorageFull
+
+
+async def is_storage_full(ctx: Ctx, server: ServerRow) -> bool:
+    """Whether what is left of the pool of a server's host is for the servers that run."""
+    return server.host_id is not None and (await hosts.room(ctx, server.host_id)).is_storage_full(ctx.settings)
 
 
 def check_unprotected(server: LockedServer) -> None:

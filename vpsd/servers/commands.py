@@ -23,8 +23,8 @@ from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers import hostnames
+from vpsd.servers.capacity import change_room
 from vpsd.servers.checks import (
-    check_capacity,
     check_disk,
     check_operations,
     check_unprotected,
@@ -186,11 +186,11 @@ async def resize(
     system = await operating_system(ctx, server_id)
     plan = await _other_plan(ctx, plan_id, plan_uuid, old, system, faults)
     await credit.check_create(ctx, plan, instead_of=(server_id, old))
-    await check_capacity(ctx, plan, instead_of=old)
     server = await lock_server(ctx, server_id)
     check_status(server, Command.RESIZE)
     if server.plan_id != old.id:
         raise PlanChanged
+    await change_room(ctx, server.host_id, plan, old)
     await rentals.change_plan(ctx, server_id, plan, ctx.now_ms)
     await ctx.tx.run(_update(("plan_id", "updated_at_ms")), id=server_id, plan_id=plan.id, updated_at_ms=ctx.now_ms)
     detail = f"{old.name} to {plan.name}"

@@ -20,8 +20,8 @@ from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.servers import hostnames, user_data
+from vpsd.servers.capacity import find_room
 from vpsd.servers.checks import (
-    check_capacity,
     check_disk,
     check_operations,
     offered_plan,
@@ -124,8 +124,8 @@ async def check_user_data(transactions: Transactions, actor: Actor, new: NewServ
 async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: Faults) -> CreatedServer:
     """Write a server down and queue its making; `check_user_data` has looked at its user data.
 
-    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `TooManyOperations`, `NoCapacity`
-    or `StorageFull`.
+    Raises `Invalid` with everything that is wrong, `PaymentRequired`, `OverQuota`, `TooManyOperations`, or what
+    `find_room` does.
     """
     plan = await offered_plan(ctx, new.plan_id, faults)
     if source is not None:
@@ -156,7 +156,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     assert new.location is not UNSET
     await credit.check_create(ctx, plan)
     await check_operations(ctx)
-    host_id = await check_capacity(ctx, plan)
+    host_id = await find_room(ctx, plan, new.location)
     password = None if key else ctx.ids.password()
     note = "" if source is None else source.note("SSH key" if key else "password")
     values: dict[str, Any] = {

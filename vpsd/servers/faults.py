@@ -168,16 +168,47 @@ class TooManyOperations(TooMany):
 class NoCapacity(Unavailable):
     """No host has room for the plan."""
 
+    code = "out_of_capacity"
+
     def __init__(self, plan_name: str, lacking: list[str]) -> None:
         missing = ", ".join(lacking)
-        text = f"No host has room for a {plan_name} now: too little {missing}. Choose a smaller plan, or try later."
+        text = (
+            f"No host has room for a {plan_name} now: too little {missing}. Choose a smaller plan, or another location."
+        )
         super().__init__(text, text)
         self.plan_name = plan_name
         self.lacking = lacking
 
 
+class NoHostThere(Unavailable):
+    """No host takes a server at that location, or none that is not taken by another server of its group."""
+
+    code = "out_of_capacity"
+
+    def __init__(self, location: str, *, is_apart: bool = False) -> None:
+        text = f"There is no host for new servers at {location} now. Choose another location."
+        if is_apart:
+            text = (
+                "Every host that has room has a server of that placement group already, and they stay apart. Choose "
+                "another location, or create it without the group."
+            )
+        super().__init__(text, text)
+
+
+class HostsUnreachable(Unavailable):
+    """The hosts that have room do not answer now."""
+
+    retry_seconds = 60
+
+    def __init__(self) -> None:
+        text = "The hosts that have room for it do not answer now. Try again in a minute."
+        super().__init__(text, text)
+
+
 class StorageFull(Unavailable):
     """What is left of the host's storage is for the servers that run."""
+
+    retry_seconds = 300
 
     def __init__(self) -> None:
         text = "The host's storage is almost full: what is left is for the servers that run. Try again later."

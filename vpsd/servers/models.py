@@ -84,14 +84,6 @@ placement_groups = Table(
     UniqueConstraint("account_id", "name"),
     sqlite_autoincrement=True,
 )
-server_counts = Table(  # of an account's servers that are not deleted: what `count` of a list says without counting
-    "server_counts",
-    metadata,
-    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True, autoincrement=False),
-    Column("location", String(63), primary_key=True),
-    Column("status", String(16), primary_key=True),
-    Column("servers", Integer, nullable=False),
-)
 server_tags = Table(
     "server_tags",
     metadata,

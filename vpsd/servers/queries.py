@@ -15,11 +15,11 @@ from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.core.pages import Page, Part
-from vpsd.core.tables import total
 from vpsd.core.units import MINUTE_MS
 from vpsd.errors import NotFound
 from vpsd.hosts import service as hosts
-from vpsd.hosts.service import Capacity, Resources
+from vpsd.hosts.models import hosts as host_table
+from vpsd.hosts.placement import Wish, refusal
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.metrics.models import traffic, usage
 from vpsd.operations import service as operations
@@ -159,6 +159,12 @@ _ROW = Statement(_SERVER.where(_c.id == bindparam("id")), into=Server)
 _LOCK = select(*_COLUMNS).with_for_update(key_share=True)
 _LOCK_ANY = Statement(_LOCK.where(_c.id == bindparam("id")), into=LockedServer)
 _LOCK_OWN = Statement(_LOCK.where(_OWN_ONE), into=LockedServer)
+_HOST_NAME = Statement(
+    select(host_table.c.name)
+    .join_from(servers, host_table, host_table.c.id == _c.host_id)
+    .where(_c.id == bindparam("id")),
+    into=str,
+)
 _ACCOUNT_OF = Statement(select(_c.account_id).where(_c.id == bindparam("id"), _c.deleted_at_ms.is_(None)), into=int)
 _present = _SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id)
 _PRESENT = Statement(_present, into=Server)
@@ -205,15 +211,6 @@ _LIVES = Statement(
     .where(_c.account_id == bindparam("account_id"))
     .order_by(_c.id),
     into=ServerLife,
-)
-_in_use = (
-    select(_c.plan_id, func.count().label("count")).where(_c.purged_at_ms.is_(None)).group_by(_c.plan_id).subquery()
-)
-_IN_USE = Statement(
-    select(
-        *(total(_in_use.c.count * plans.c[name]).label(name) for name in ("vcpus", "memory_mb", "storage_gb"))
-    ).select_from(_in_use.join(plans, plans.c.id == _in_use.c.plan_id)),
-    into=Resources,
 )
 
 
@@ -274,7 +271,8 @@ async def quote(ctx: Ctx, server_id: int) -> Quote:
     """What a server of the account costs, and where it is; raises `NotFound`."""
     server = await get(ctx, server_id)
     monthly = await credit.price_of(ctx, server_id)
-    return Quote(monthly, prices.price_hourly(monthly), server.location, (await free_capacity(ctx)).host)
+    host = await ctx.tx.first(_HOST_NAME, id=server_id)
+    return Quote(monthly, prices.price_hourly(monthly), server.location, host)
 
 
 async def plan_offers(ctx: Ctx, location: str | UnsetType, faults: Faults) -> list[PlanOffer]:
@@ -295,28 +293,20 @@ async def plan_offer(ctx: Ctx, plan_id: int) -> PlanOffer:
 
 
 async def _offers(ctx: Ctx, found: list[Plan]) -> list[PlanOffer]:
-    # One host stands for every location until servers say on which they are.
-    capacity = await free_capacity(ctx)
+    rooms = await hosts.rooms(ctx)
     codes = [location.code for location in await catalog.offered_locations(ctx)]
+
+    def has_room(plan: Plan, location: str) -> bool:
+        return not rooms or any(refusal(room, Wish(plan, location), ctx.settings) is None for room in rooms)
+
     return [
         PlanOffer(
             plan,
-            codes if plan.available and not capacity.lacks(plan) else [],
+            [code for code in codes if plan.available and has_room(plan, code)],
             prices.price_hourly(plan.price_monthly_micros),
         )
         for plan in found
     ]
-
-
-async def free_capacity(ctx: Ctx, *, reserve: bool = False) -> Capacity:
-    """What is left of the host: servers that are stopped or being deleted still hold what is theirs.
-
-    With `reserve`, nobody else can hand out of the same capacity until the transaction ends.
-    """
-    host = await hosts.find_host(ctx, lock=reserve)
-    if host is None:
-        return Capacity()
-    return hosts.capacity(host, await ctx.tx.first(_IN_USE) or Resources(0, 0, 0), ctx.settings)
 
 
 async def account_of(ctx: Ctx, server_id: int) -> int:

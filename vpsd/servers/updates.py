@@ -5,13 +5,21 @@ from typing import Any
 import msgspec
 from sqlalchemy import bindparam, case, func, update
 
+from vpsd.catalog import service as catalog
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.events import service as events
 from vpsd.hosts import service as hosts
+from vpsd.servers.capacity import give_back, recount
 from vpsd.servers.guest_report import Report
 from vpsd.servers.models import BootSource, LockedServer, servers
 from vpsd.servers.user_data import UserDataStatus
+
+
+class _Gone(msgspec.Struct, frozen=True):
+    host_id: int | None
+    plan_id: int
+
 
 _ONE = update(servers).where(servers.c.id == bindparam("id"))
 
@@ -24,7 +32,12 @@ _SET_STATUS_DETAIL = _set("status_detail")
 _SET_BASE = _set("disk", "base", "kernel_cmdline", "firmware")
 _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
-_SET_PURGED = _set("purged_at_ms")
+_SET_PURGED = Statement(
+    _ONE.where(servers.c.purged_at_ms.is_(None))
+    .values(purged_at_ms=bindparam("now_ms"))
+    .returning(servers.c.host_id, servers.c.plan_id),
+    into=_Gone,
+)
 _SET_BOOT = _set("disk", "os_id", "base", "kernel_cmdline", "firmware", "previous_boot")
 _SET_NEXT_BACKUP = _set("next_backup_at_ms")
 _SET_UNTHAWED = _set("unthawed_backup_id")
@@ -72,8 +85,8 @@ _SET_BOOTED = Statement(
 async def give_to_local_host(ctx: Ctx) -> None:
     """Have servers without a host on this machine's own: an older vpsd, of which there was one only, has made them."""
     local = await hosts.local(ctx)
-    if local is not None:
-        await ctx.tx.run(_GIVE_TO_HOST, host_id=local.id)
+    if local is not None and await ctx.tx.run(_GIVE_TO_HOST, host_id=local.id):
+        await recount(ctx, local.id)
 
 
 async def set_suspended_from(ctx: Ctx, server_id: int, status: str) -> None:
@@ -146,8 +159,12 @@ async def set_booted(ctx: Ctx, server_id: int, address: str) -> None:
 
 
 async def set_purged(ctx: Ctx, server_id: int) -> None:
-    """Nothing of the server is left on the host."""
-    await ctx.tx.run(_SET_PURGED, id=server_id, purged_at_ms=ctx.now_ms)
+    """Nothing of the server is left on its host, which has room again; repeating it gives nothing back twice."""
+    gone = await ctx.tx.first(_SET_PURGED, id=server_id, now_ms=ctx.now_ms)
+    if gone is not None and gone.host_id is not None:
+        plan = await catalog.find_plan(ctx, gone.plan_id)
+        assert plan is not None
+        await give_back(ctx, gone.host_id, plan)
 
 
 async def set_report(ctx: Ctx, server: LockedServer, report: Report) -> None:

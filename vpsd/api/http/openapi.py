@@ -47,6 +47,7 @@ _FIELD_ERRORS = {
 }
 _PROTECTED = errors.Protected.code
 _PROTECTED_OR_RUNNING = f"{_PROTECTED}_or_{CODES[409]}"
+_NO_ROOM = "out_of_capacity"
 _REFUSALS = {
     401: "The token is missing or not valid",
     402: "The balance does not cover it",
@@ -54,7 +55,7 @@ _REFUSALS = {
     409: "The first request with this Idempotency-Key has not ended",
     422: "This Idempotency-Key came with another request before",
     429: "Too many requests, or too many wrong tokens",
-    503: "No host has room for it now, or its storage is almost full",
+    503: "The hosts that have room for it do not answer now, or their storage is almost full",
     404: "There is nothing with this id",
     413: "The body is too large",
     414: "The URL is too long",
@@ -108,7 +109,7 @@ def describe(routes: Sequence[BaseRoute], description: ApiDescription) -> bytes:
                 _PROTECTED: _refusal(409, _PROTECTED, schemas, problems),
                 _PROTECTED_OR_RUNNING: _either_conflict(schemas, problems),
                 _AWAY: _unavailable(schemas, problems, _AWAY, _UNKNOWN),
-                CODES[503]: _unavailable(schemas, problems, CODES[503], _AWAY, _UNKNOWN),
+                CODES[503]: _unavailable(schemas, problems, CODES[503], _NO_ROOM, _AWAY, _UNKNOWN),
             },
             "parameters": {"idempotency_key": _IDEMPOTENCY_KEY},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token of an account"}},
@@ -190,10 +191,17 @@ def _unavailable(schemas: _Schemas, problems: Mapping[str, Problem], *codes: str
     """The 503 of every request, and of those that need room on a host besides."""
     content = schemas.content(Problem)
     content["application/json"]["examples"] = {code: {"value": problems[code]} for code in codes}
-    room = f"`{CODES[503]}`: {_REFUSALS[503]}. " if CODES[503] in codes else ""
+    room = ""
+    if CODES[503] in codes:
+        room = f"`{_NO_ROOM}`: No host has room for it, and waiting does not help. `{CODES[503]}`: {_REFUSALS[503]}. "
     return {
         "description": room + _IS_AWAY,
-        "headers": {"Retry-After": {"description": f"Seconds to wait; with `{_AWAY}`", "schema": {"type": "integer"}}},
+        "headers": {
+            "Retry-After": {
+                "description": f"Seconds to wait; not with `{_NO_ROOM}` and `{_UNKNOWN}`",
+                "schema": {"type": "integer"},
+            }
+        },
         "content": content,
     }
 

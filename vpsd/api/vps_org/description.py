@@ -12,7 +12,7 @@ from vpsd.api.vps_org.texts import text
 from vpsd.billing.credit import NotCovered
 from vpsd.lifecycle import Command, Status
 from vpsd.operations.service import UnderWay
-from vpsd.servers.faults import CommandRefused, IsProtected, NoCapacity
+from vpsd.servers.faults import CommandRefused, IsProtected, NoCapacity, StorageFull
 from vpsd.settings import Settings
 
 # As they are sent, in the words of the kinds themselves.
@@ -28,6 +28,7 @@ _ERRORS: tuple[errors.VpsdError, ...] = (
     errors.DatabaseUnavailable("unavailable", ""),
     errors.OutcomeUnknown("unavailable", ""),
     NoCapacity("Standard VPS", ["memory_mb"]),
+    StorageFull(),
     CommandRefused(Status.ACTIVE, Command.START),
     UnderWay(Command.CREATE),
 )

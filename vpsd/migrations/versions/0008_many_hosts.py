@@ -1,6 +1,5 @@
-"""Many hosts: where servers are, what hosts and accounts have handed out, groups of servers that stay apart"""
+"""Many hosts: where servers are, what hosts have handed out, and groups of servers that stay apart"""
 
-import time
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,8 +20,6 @@ def upgrade() -> None:
     _hosts()
     _placement_groups()
     _servers()
-    _accounts()
-    _server_counts()
 
 
 def _counter(name: str, kind: Any) -> sa.Column[Any]:
@@ -134,39 +131,4 @@ def _servers() -> None:
         f"used_vcpus = (SELECT coalesce(sum(p.vcpus), 0) {of_host}), "
         f"used_memory_mb = (SELECT coalesce(sum(p.memory_mb), 0) {of_host}), "
         f"used_storage_gb = (SELECT coalesce(sum(p.storage_gb), 0) {of_host})"
-    )
-
-
-def _accounts() -> None:
-    """What an account has, costs and owns, as sums in its row."""
-    for name, kind in (*_USED, ("price_monthly_micros", sa.BigInteger()), ("balance_micros", sa.BigInteger())):
-        op.add_column("accounts", _counter(name, kind))
-    rented = (
-        "FROM rentals r JOIN plans p ON p.id = r.plan_id WHERE r.account_id = accounts.id AND r.to_ms IS NULL"
-    )
-    now_ms = time.time_ns() // 1_000_000
-    op.execute(
-        f"UPDATE accounts SET used_servers = (SELECT count(*) {rented}), "
-        f"used_vcpus = (SELECT coalesce(sum(p.vcpus), 0) {rented}), "
-        f"used_memory_mb = (SELECT coalesce(sum(p.memory_mb), 0) {rented}), "
-        f"used_storage_gb = (SELECT coalesce(sum(p.storage_gb), 0) {rented}), "
-        "price_monthly_micros = (SELECT coalesce(sum(r.price_monthly_micros), 0) FROM rentals r WHERE "
-        f"r.account_id = accounts.id AND r.from_ms <= {now_ms} AND (r.to_ms IS NULL OR r.to_ms > {now_ms})), "
-        "balance_micros = (SELECT coalesce(sum(l.amount_micros), 0) FROM ledger l WHERE l.account_id = accounts.id)"
-    )
-
-
-def _server_counts() -> None:
-    op.create_table(
-        "server_counts",
-        sa.Column("account_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("location", sa.String(length=63), nullable=False),
-        sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("servers", sa.Integer(), nullable=False),
-        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_server_counts_account_id")),
-        sa.PrimaryKeyConstraint("account_id", "location", "status", name=op.f("pk_server_counts")),
-    )
-    op.execute(
-        "INSERT INTO server_counts (account_id, location, status, servers) SELECT account_id, location, status, "
-        "count(*) FROM servers WHERE deleted_at_ms IS NULL GROUP BY account_id, location, status"
     )

@@ -1,0 +1,150 @@
+"""Room on hosts: found, handed out and given back, in the transaction that changes the server.
+
+What is handed out stands in the host's row. Whoever needs some adds to it where that stays within the limit, in one
+statement: so two that come at once never share the last room, and those on different hosts do not wait for each other.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from sqlalchemy import bindparam, func, select, update
+
+from vpsd.catalog.models import Plan, plans
+from vpsd.core.context import Ctx
+from vpsd.core.db import Statement
+from vpsd.core.tables import total
+from vpsd.hosts import service as hosts
+from vpsd.hosts.models import hosts as host_table
+from vpsd.hosts.placement import Reason, Refusal, Room, Wish, lacks, place
+from vpsd.servers.faults import HostsUnreachable, NoCapacity, NoHostThere, StorageFull
+from vpsd.servers.models import servers
+
+_LATEST = 50  # servers of an account that are looked at to spread the next: a million of them would cost too much
+_TRIES = 20  # at hosts that others fill at the same moment
+
+_c = servers.c
+_PRESENT = _c.purged_at_ms.is_(None)
+
+
+class _On(msgspec.Struct, frozen=True):
+    host_id: int | None
+
+
+_HOSTS_OF_LATEST = Statement(
+    select(_c.host_id)
+    .where(_c.account_id == bindparam("account_id"), _c.deleted_at_ms.is_(None))
+    .order_by(_c.id.desc())
+    .limit(_LATEST),
+    into=_On,
+)
+_on_host = servers.join(plans, plans.c.id == _c.plan_id)
+_SUMS = {
+    "used_servers": func.count(),
+    **{f"used_{name}": total(plans.c[name]) for name in ("vcpus", "memory_mb", "storage_gb")},
+}
+_LOCK = Statement(select(host_table.c.id).where(host_table.c.id == bindparam("host_id")).with_for_update(), into=int)
+_RECOUNT = Statement(
+    update(host_table)
+    .where(host_table.c.id == bindparam("host_id"))
+    .values(
+        {
+            name: select(value)
+            .select_from(_on_host)
+            .where(_c.host_id == bindparam("host_id"), _PRESENT)
+            .scalar_subquery()
+            for name, value in _SUMS.items()
+        }
+    )
+)
+_COUNTED = Statement(
+    select(_c.host_id.label("id"), *(value.label(name) for name, value in _SUMS.items()))
+    .select_from(_on_host)
+    .where(_PRESENT, _c.host_id.is_not(None))
+    .group_by(_c.host_id),
+    into=hosts.Used,
+)
+
+
+async def find_room(ctx: Ctx, plan: Plan, location: str | None, apart_from: frozenset[int] = frozenset()) -> int | None:
+    """Have room for another server of a plan; the id of the host that has it now, None where there is no host yet.
+
+    Raises `NoCapacity` or `NoHostThere` where waiting does not help, `StorageFull` or `HostsUnreachable` where it does.
+    """
+    for _ in range(_TRIES):
+        rooms = await hosts.rooms(ctx)
+        if not rooms:
+            return None
+        own = await _own(ctx) if len(rooms) > 1 else {}
+        found = place(rooms, Wish(plan, location, own, apart_from), ctx.settings)
+        if not isinstance(found, Room):
+            raise refused(found, plan, location)
+        if await _take(ctx, found, plan, None):
+            return found.id
+    raise HostsUnreachable  # everywhere somebody else was quicker
+
+
+async def change_room(ctx: Ctx, host_id: int | None, plan: Plan, instead_of: Plan) -> None:
+    """Have room for a server's other plan at its host; raises `NoCapacity` or `StorageFull`."""
+    if host_id is None:
+        return
+    room = await hosts.room(ctx, host_id)
+    wish = Wish(plan, instead_of=instead_of)
+    lacking = lacks(room, wish, ctx.settings)
+    if room.is_storage_full(ctx.settings) and plan.storage_gb > instead_of.storage_gb:
+        raise StorageFull
+    if lacking:
+        raise NoCapacity(plan.name, lacking)
+    if not await _take(ctx, room, plan, instead_of):
+        raise NoCapacity(plan.name, lacks(await hosts.room(ctx, host_id), wish, ctx.settings))
+
+
+async def take_room(ctx: Ctx, host_id: int, plan: Plan) -> bool:
+    """Have room for a server of a plan at one host; whether there is."""
+    return await _take(ctx, await hosts.room(ctx, host_id), plan, None)
+
+
+async def give_back(ctx: Ctx, host_id: int, plan: Plan) -> None:
+    """A server of that plan is not on the host any more."""
+    sizes = hosts.Resources(plan.vcpus, plan.memory_mb, plan.storage_gb)
+    await hosts.change_used(ctx, host_id, hosts.Resources(), sizes, servers=-1)
+
+
+async def recount(ctx: Ctx, host_id: int) -> None:
+    """Have what is handed out be what the servers on the host sum up to."""
+    await ctx.tx.first(_LOCK, host_id=host_id)  # whoever takes some now is waited for, and counted
+    await ctx.tx.run(_RECOUNT, host_id=host_id)
+
+
+async def counted(ctx: Ctx) -> dict[int, hosts.Used]:
+    """What the servers on each host sum up to."""
+    return {used.id: used for used in await ctx.tx.all(_COUNTED)}
+
+
+async def _own(ctx: Ctx) -> Mapping[int, int]:
+    found = await ctx.tx.all(_HOSTS_OF_LATEST, account_id=ctx.account_id)
+    return Counter(one.host_id for one in found if one.host_id is not None)
+
+
+async def _take(ctx: Ctx, room: Room, plan: Plan, instead_of: Plan | None) -> bool:
+    sizes = hosts.Resources(plan.vcpus, plan.memory_mb, plan.storage_gb)
+    back = hosts.Resources()
+    if instead_of is not None:
+        back = hosts.Resources(instead_of.vcpus, instead_of.memory_mb, instead_of.storage_gb)
+    more = 1 if instead_of is None else 0
+    return await hosts.change_used(ctx, room.id, sizes, back, servers=more, limits=room.limits(ctx.settings))
+
+
+def refused(refusals: Sequence[Refusal], plan: Plan, location: str | None) -> Exception:
+    """What a customer is told where no host takes a server; what waiting helps against comes first."""
+    by_reason: dict[Reason, list[Refusal]] = {}
+    for refusal in refusals:
+        by_reason.setdefault(refusal.reason, []).append(refusal)
+    if Reason.STORAGE_FULL in by_reason:
+        return StorageFull()
+    if Reason.UNREACHABLE in by_reason:
+        return HostsUnreachable()
+    if Reason.TOO_LITTLE in by_reason:
+        least = min(by_reason[Reason.TOO_LITTLE], key=lambda refusal: len(refusal.lacking))
+        return NoCapacity(plan.name, list(least.lacking))
+    return NoHostThere(location or "", is_apart=Reason.APART in by_reason)
