@@ -66,12 +66,12 @@ class Vpsd:
     def _client(self) -> httpx.Client:
         return httpx.Client(base_url=f"http://{self.listen}", timeout=30)
 
-    def start(self, *, well: bool = True) -> float:
+    def start(self, *, well: bool = True, part: str = "up") -> float:
         """Start it and wait until it is well, or just answers; returns the seconds until /health answered."""
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [PROGRAM, "up"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment
+                [PROGRAM, part], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment
             )
         begun = time.monotonic()
         until(self._answers, "an answer from vpsd", _START_SECONDS)

@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests import running
 from tests.api.test_access import PUBLIC_KEY
+from tests.balancer import Balancer, Load
 from tests.running import PROGRAM, Vpsd, run, until
 from vpsd.core import folder
 from vpsd.settings import Settings
@@ -132,12 +134,12 @@ def test_a_second_vpsd_on_the_same_folder_is_refused(vpsd: Vpsd) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_api_and_worker_may_be_two_processes_on_postgresql(database_url: str) -> None:
-    api = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, database_url=database_url, role="api")
+    api = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, database_url=database_url)
     try:
-        api.start(well=False)
+        api.start(well=False, part="api")
         assert api.health().json()["hypervisor"]["status"] == "connecting"
         server = api.create("web")["id"]
-        worker = subprocess.Popen([PROGRAM, "up"], env={**api.environment, "VPSD_ROLE": "worker"})
+        worker = subprocess.Popen([PROGRAM, "worker"], env=api.environment)
         try:
             api.until_status(server, "active")
         finally:
@@ -145,6 +147,40 @@ def test_api_and_worker_may_be_two_processes_on_postgresql(database_url: str) ->
             assert worker.wait(60) == 0
     finally:
         api.discard()
+
+
+@pytest.mark.parametrize("part", ["api", "worker"])
+def test_several_processes_need_a_database_that_they_can_share(vpsd: Vpsd, part: str) -> None:
+    done = run(part, environment=vpsd.environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"vpsd: vpsd {part}: several processes need PostgreSQL; set VPSD_DATABASE_URL")
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_processes_are_restarted_one_after_the_other_and_no_request_fails(database_url: str) -> None:
+    settings: dict[str, Any] = {"hypervisor": "simulator", "database_url": database_url, "rate_limit": 0}
+    first = Vpsd(**settings, address_rate_limit=0, drain_seconds=1)
+    second = Vpsd(beside=first, **settings, address_rate_limit=0, drain_seconds=1)
+    worker = subprocess.Popen([PROGRAM, "worker"], env=first.environment)
+    balancer = Balancer([first.listen, second.listen])
+    try:
+        first.start(well=False, part="api")
+        second.start(well=False, part="api")
+        until(lambda: len(balancer.ready) == 2, "both to be ready")
+        load = Load(balancer, first.token)
+        for one in (first, second):
+            load.until_served(50)
+            assert one.terminate() == 0
+            one.start(well=False, part="api")
+            until(lambda: len(balancer.ready) == 2, "both to be ready")
+        load.until_served(50)
+        assert load.end() == []
+    finally:
+        balancer.close()
+        for one in (second, first):
+            one.discard()
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait(60) == 0
 
 
 def test_an_address_that_is_taken_is_said_by_the_settings_name(vpsd: Vpsd) -> None:
@@ -167,7 +203,8 @@ def test_a_host_that_does_not_answer_is_said_and_waited_for(vpsd: Vpsd) -> None:
     assert health.status_code == 503
     assert health.json()["status"] == "degraded"
     assert str(socket_path) in vpsd.said()
-    assert vpsd.create("web")["status"] == "provisioning"
+    refused = vpsd.ask("POST", "servers/", {"name": "web", "plan_id": 4, "os_id": 1, "location": "us-west"})
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "60")
     assert vpsd.interrupt() == 0
 
 

@@ -36,6 +36,8 @@ def test_values_are_read_by_their_type() -> None:
         ("VPSD_ADDRESS_POOL", "127.10.0.1/16"),
         ("VPSD_HYPERVISOR", "xen"),
         ("VPSD_ROLE", "worker"),
+        ("VPSD_ROLE", "all"),
+        ("VPSD_DRAIN_SECONDS", "-1"),
         ("VPSD_DATABASE_URL", "mysql://vpsd@db/vpsd"),
         ("VPSD_DATABASE_URL", "vpsd"),
         ("VPSD_CURRENCY", "usd"),

@@ -13,9 +13,9 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from vpsd.accounts import service as accounts
@@ -67,12 +67,26 @@ Say = Callable[[str], None]
 _END_SECONDS = 15  # for answers that are under way, 5 s, and for workers to put down what they have
 
 
-async def serve(settings: Settings, say: Say, *, new_cloud: bool = False) -> None:
+class Part(Enum):
+    """What a process of vpsd is."""
+
+    BOTH = "up"
+    API = "api"
+    WORKER = "worker"
+
+
+async def serve(settings: Settings, say: Say, part: Part = Part.BOTH, *, new_cloud: bool = False) -> None:
     """Run API, worker or both until SIGINT or SIGTERM; servers go on running.
 
-    `new_cloud`: with a new database also beside what an earlier cloud has left, which stays.
+    `new_cloud`: with a new database also beside what an earlier cloud has left, which stays. Raises `Misconfigured`
+    where there shall be several processes, and the database is for one.
     """
-    with sole_user(settings), _listening(settings) as listener:
+    if part is not Part.BOTH and settings.database_url is None:
+        raise Misconfigured(
+            f"vpsd {part.value}: several processes need PostgreSQL; set VPSD_DATABASE_URL, or start `vpsd up`, which "
+            "is API and worker in one process"
+        )
+    with sole_user(settings), _listening(settings, part) as listener:
         if hidden := folder.hide(settings):
             log.warning("other users could read or change %s: not any more", ", ".join(map(str, hidden)))
         async with open_runtime(settings, say, new_cloud=new_cloud) as runtime:
@@ -89,19 +103,19 @@ async def serve(settings: Settings, say: Say, *, new_cloud: bool = False) -> Non
                 free = [plan.name for plan in await catalog.list_plans(ctx) if not plan.price_monthly_micros]
             if free:
                 say(f"catalogue: no price_monthly, so free: {', '.join(free)}")
-            token = await first_token(runtime) if settings.role != "worker" else None
+            token = await first_token(runtime) if part is not Part.WORKER else None
             if token is not None:
                 say(f"token (also in {settings.data_dir / folder.TOKEN}; it is not shown again): {token}")
             await clock_jumps.look_at_start(runtime)
-            if settings.role == "api":
+            if part is Part.API:
                 runtime.repository.status.status = "elsewhere"
             else:
-                await ensure_local_host(runtime)
-            workers = _start_workers(runtime, token is not None, say) if settings.role != "api" else []
+                await ensure_local_host(runtime, only_if_first=part is Part.WORKER)
+            workers = _start_workers(runtime, token is not None, say) if part is not Part.API else []
             if isinstance(runtime.clock, DatabaseClock):
                 keep_right = every(runtime.clock, PERIOD_SECONDS, runtime.clock.set_right)
                 workers.append(asyncio.create_task(keep_right, name="DatabaseClock"))
-            await _until_stopped(settings, make_app(runtime), listener, workers, say)
+            await _until_stopped(runtime, listener, workers, say)
 
 
 def _start_workers(runtime: Runtime, first_start: bool, say: Say) -> list[asyncio.Task[None]]:
@@ -121,13 +135,13 @@ def _start_workers(runtime: Runtime, first_start: bool, say: Say) -> list[asynci
     return [asyncio.create_task(worker.run(), name=type(worker).__name__) for worker in workers]
 
 
-async def ensure_local_host(runtime: Runtime) -> None:
-    """Have a row for this machine's own host; a worker beside others has one only where there is no host at all.
+async def ensure_local_host(runtime: Runtime, *, only_if_first: bool = False) -> None:
+    """Have a row for this machine's own host; with `only_if_first` not where there is any host.
 
     Raises `Misconfigured` where it cannot be used.
     """
     settings = runtime.settings
-    machine, only_if_first = folder.mark(settings, runtime.ids), settings.role == "worker"
+    machine = folder.mark(settings, runtime.ids)
     with contextlib.suppress(UniqueViolation):  # another process was quicker
         async with runtime.write() as ctx:
             name = socket.gethostname()
@@ -316,8 +330,8 @@ async def first_token(transactions: Transactions) -> str | None:
 
 
 @contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket | None]:
-    if settings.role == "worker":
+def _listening(settings: Settings, part: Part) -> Iterator[socket.socket | None]:
+    if part is Part.WORKER:
         yield None
         return
     host, port = settings.host_port
@@ -332,15 +346,15 @@ def _listening(settings: Settings) -> Iterator[socket.socket | None]:
 
 
 async def _until_stopped(
-    settings: Settings, app: Any, listener: socket.socket | None, workers: list[asyncio.Task[None]], say: Say
+    runtime: Runtime, listener: socket.socket | None, workers: list[asyncio.Task[None]], say: Say
 ) -> None:
-    stop = asyncio.Event()
+    settings, stop = runtime.settings, asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     tasks, server = list(workers), None
     if listener is not None:
-        server = Server.of(app, settings)
+        server = Server.of(make_app(runtime), settings)
         tasks.insert(0, asyncio.create_task(server.serve([listener]), name="API"))
         say(f"listening on http://{settings.listen}")
     waiting = asyncio.ensure_future(stop.wait())
@@ -350,6 +364,9 @@ async def _until_stopped(
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)
     say("stopping; servers go on running")
+    runtime.serving.is_ending = True
+    if server is not None and settings.drain_seconds:  # a balancer sees it, and sends its requests elsewhere
+        await asyncio.wait(tasks, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
     exit_after(_END_SECONDS, partial(_say_left, loop, say))
     if server is not None:
         server.should_exit = True

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from vpsd.backups.repository import Repository
 from vpsd.catalog.models import OperatingSystem
 from vpsd.core.context import Transactions
@@ -46,6 +48,12 @@ class Hypervisors:
             await hypervisor.close()
 
 
+class Serving(msgspec.Struct):
+    """How far this process is as one of several that serve."""
+
+    is_ending: bool = False  # it was told to end, and answers until nobody asks any more
+
+
 class Runtime(Transactions, frozen=True, kw_only=True):
     """Transactions, and everything outside the database."""
 
@@ -54,6 +62,7 @@ class Runtime(Transactions, frozen=True, kw_only=True):
     repository: Repository
     instance: str  # eight hex digits, the database's own: part of every name on hosts and targets
     jumps: ClockJumps
+    serving: Serving = msgspec.field(default_factory=Serving)
 
     def at(self, host: Host, status: HostStatus | None = None) -> "HostRuntime":
         """The same at one host; `status` is kept true by whoever looks after that."""

@@ -23,6 +23,9 @@ HOST = r"(?P<name>[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}
 PATH = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*"
 
 
+_GONE = {"role": "start `vpsd api` or `vpsd worker`; `vpsd up` is both in one process"}
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator may set; `vpsd doctor` prints it."""
 
@@ -31,9 +34,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: Annotated[
         str | None, Meta(description="postgresql://… to use PostgreSQL; unset: SQLite in the data directory.")
     ] = None
-    role: Annotated[
-        Literal["all", "api", "worker"], Meta(description="What this process runs: API, worker, or both.")
-    ] = "all"
     hypervisor: Annotated[
         Literal["libvirt", "simulator"], Meta(description="libvirt runs real servers; simulator fakes them.")
     ] = "libvirt"
@@ -114,6 +114,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "answer.",
         ),
     ] = 256
+    drain_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=300,
+            description="How long the API goes on serving when it is told to end, while /health/ready sends balancers "
+            "elsewhere.",
+        ),
+    ] = 0
     tokens_per_account: Annotated[
         int, Meta(ge=1, le=100_000, description="Valid tokens that an account may have; the operator may add more.")
     ] = 100
@@ -258,6 +267,8 @@ def load(environment: Mapping[str, str]) -> Settings:
         if not variable.startswith(_PREFIX) or not text:
             continue
         name = variable.removeprefix(_PREFIX).lower()
+        if name in _GONE:
+            raise Misconfigured(f"{variable} is not a setting any more: {_GONE[name]}")
         if name not in fields:
             known = ", ".join(_PREFIX + field.upper() for field in fields)
             raise Misconfigured(f"{variable} is not a setting of vpsd; the settings are {known}")
@@ -301,8 +312,6 @@ def _refuse_nonsense(settings: Settings) -> None:
     if url is not None and not url.startswith(("postgresql://", "postgres://", "sqlite:///")):
         # the error leaves its value out: it may contain a password
         raise Misconfigured("VPSD_DATABASE_URL: use a URL like postgresql://user@host/name; unset: SQLite")
-    if settings.role != "all" and settings.database_url is None:
-        raise Misconfigured("VPSD_ROLE: multiple processes need PostgreSQL; set VPSD_DATABASE_URL")
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

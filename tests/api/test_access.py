@@ -103,7 +103,7 @@ async def test_every_route_but_the_public_ones_asks_for_a_token(cloud: Cloud) ->
         else:
             assert answer.status_code == 401, route[1]
             assert "WWW-Authenticate" in answer.headers
-    assert open_to_all == ["/health"]
+    assert open_to_all == ["/health", "/health/live", "/health/ready"]
 
 
 async def test_what_belongs_to_another_account_does_not_exist(cloud: Cloud) -> None:

@@ -7,7 +7,7 @@ from litestar.middleware import DefineMiddleware
 from vpsd.api.http.authentication import PUBLIC, BearerToken, needed
 from vpsd.api.http.errors import LARGEST_BODY_BYTES, handlers
 from vpsd.api.http.forms import NoQuery
-from vpsd.api.http.health import health_of
+from vpsd.api.http.health import health_of, liveness, readiness_of
 from vpsd.api.http.middleware import Asgi, RequestMiddleware
 from vpsd.api.http.openapi import DEFAULT_SERVER, describe, server_at
 from vpsd.api.http.requests import ApiRequest
@@ -46,9 +46,12 @@ def openapi_json() -> bytes:
 
 
 def _make_litestar(runtime: Runtime | None) -> Litestar:
-    health = health_of(runtime)
+    health = health_of(runtime), liveness(), readiness_of(runtime)
     app = Litestar(
-        route_handlers=[health, Router("/api/v1", route_handlers=[*_SECTIONS, openapi])],
+        route_handlers=[
+            *health,
+            Router("/api/v1", route_handlers=[*_SECTIONS, openapi]),
+        ],
         request_class=ApiRequest,
         middleware=[DefineMiddleware(BearerToken, exclude_from_auth_key="public")],
         exception_handlers=handlers(text),

@@ -15,7 +15,7 @@ from vpsd.cli.output import console, print_json, print_list, print_result
 from vpsd.cli.run import Json, reading, run_async, transactions
 from vpsd.core.clock import iso_utc_or_none
 from vpsd.core.context import OPERATOR, Ctx
-from vpsd.errors import NotFound, VpsdError
+from vpsd.errors import Misconfigured, NotFound, VpsdError
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host, HostState
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
@@ -36,10 +36,8 @@ MemoryRatio = Annotated[float | None, typer.Option(min=0.01, max=1000, help="Mem
 StorageRatio = Annotated[float | None, typer.Option(min=0.01, max=1000, help="Disk space to hand out, as a multiple.")]
 
 
-class CannotBeUsed(VpsdError):
+class CannotBeUsed(Misconfigured):
     """A host is not as it has to be."""
-
-    code = "cannot_be_used"
 
 
 class Check(msgspec.Struct, frozen=True):

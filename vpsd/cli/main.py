@@ -5,6 +5,7 @@ All of it works while vpsd runs: commands share the database and the host with i
 
 import asyncio
 import sys
+from typing import Annotated
 
 import typer
 
@@ -16,6 +17,7 @@ from vpsd.cli.output import print_json, print_rows
 from vpsd.cli.run import Json, read_settings, run_async
 from vpsd.cli.texts import text
 from vpsd.errors import VpsdError
+from vpsd.main import Part
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,22 +41,48 @@ app.add_typer(backups.app, name="backup")
 app.add_typer(events.app, name="event")
 
 
+NewCloud = Annotated[
+    bool,
+    typer.Option("--new-cloud", help="Begin with a new database beside what an earlier cloud has left, which stays."),
+]
+
+
 @app.command()
-def up(
-    new_cloud: bool = typer.Option(
-        False, "--new-cloud", help="Begin with a new database beside what an earlier cloud has left, which stays."
-    ),
-) -> None:
+def up(new_cloud: NewCloud = False) -> None:
     """Serve the API and run servers, until Ctrl-C. Servers keep running, and the next start finds them.
 
     Prepares the database, finds libvirt (or starts its own if root has none), and at the first start creates an account
     with a token. Example: `VPSD_LISTEN=127.0.0.1:9000 vpsd up`.
     """
+    _serve(Part.BOTH, new_cloud)
+
+
+@app.command()
+def api(new_cloud: NewCloud = False) -> None:
+    """Serve the API alone, beside workers; any number of them, on any machines, on one PostgreSQL.
+
+    When it is told to end, /health/ready says so at once, and it goes on serving for VPSD_DRAIN_SECONDS. Example:
+    `VPSD_DATABASE_URL=postgresql://vpsd@db/vpsd vpsd api`.
+    """
+    _serve(Part.API, new_cloud)
+
+
+@app.command()
+def worker(new_cloud: NewCloud = False) -> None:
+    """Run servers alone, beside APIs; any number of them, on any machines, on one PostgreSQL.
+
+    What a worker that dies was doing is taken over by another within 20 seconds. Example:
+    `VPSD_DATABASE_URL=postgresql://vpsd@db/vpsd vpsd worker`.
+    """
+    _serve(Part.WORKER, new_cloud)
+
+
+def _serve(part: Part, new_cloud: bool) -> None:
     import uvloop
 
     found = read_settings()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(composition.serve(found, lambda line: print(line, flush=True), new_cloud=new_cloud))
+        runner.run(composition.serve(found, lambda line: print(line, flush=True), part, new_cloud=new_cloud))
 
 
 @app.command()

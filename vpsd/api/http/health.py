@@ -118,6 +118,72 @@ class Health(msgspec.Struct):
     clock: ClockHealth
 
 
+class Liveness(msgspec.Struct):
+    """The process runs, and turns."""
+
+    status: Annotated[Literal["alive"], named("LivenessState")]
+
+
+class Readiness(msgspec.Struct):
+    """Whether requests shall be sent here."""
+
+    status: Annotated[
+        Literal["ready", "ending", "database"],
+        named("ReadinessState"),
+        Meta(description="ending: the process was told to end, and goes on for a little; database: it does not answer"),
+    ]
+
+
+def liveness() -> HTTPRouteHandler:
+    """The route for whoever restarts processes that hang."""
+
+    @get(
+        f"{HEALTH}/live",
+        "health_live",
+        "Liveness",
+        tags=["Service"],
+        needs=PUBLIC,
+        lenient=True,
+        without_database=lambda: Response(Liveness("alive")),
+        asks_database=False,
+    )
+    async def live(_: Ctx) -> Liveness:
+        """Whether the process runs; nothing else is asked, so that a restart is no answer to what it does not help."""
+        raise AssertionError("answered without a transaction")
+
+    return live
+
+
+def readiness_of(runtime: Runtime | None) -> HTTPRouteHandler:
+    """The route for balancers."""
+
+    def away() -> Response[Readiness]:
+        return Response(Readiness("database"), status_code=503)
+
+    @get(
+        f"{HEALTH}/ready",
+        "health_ready",
+        "Readiness",
+        tags=["Service"],
+        needs=PUBLIC,
+        further={503: "Send requests to another process: this one ends, or its database does not answer"},
+        lenient=True,
+        without_database=away,
+        wait_seconds=PROBE_SECONDS,
+    )
+    async def ready(ctx: Ctx) -> Response[Readiness]:
+        """Whether requests shall be sent here; 503 from the moment on in which the process is told to end.
+
+        For VPSD_DRAIN_SECONDS it goes on answering all the same: by then a balancer has looked.
+        """
+        if runtime is not None and runtime.serving.is_ending:
+            return Response(Readiness("ending"), status_code=503)
+        await accounts.instance(ctx)
+        return Response(Readiness("ready"))
+
+    return ready
+
+
 def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
     """The route that tells how vpsd, its database, this host and the backups' target are."""
     target = runtime.repository.status if runtime else TargetStatus()

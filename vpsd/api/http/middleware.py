@@ -124,7 +124,7 @@ class RequestMiddleware:
         """
         value = bearer_token(scope["headers"])
         if value:
-            wait_seconds = PROBE_SECONDS if scope["path"].rstrip("/") == HEALTH else WAIT_SECONDS
+            wait_seconds = PROBE_SECONDS if scope["path"].startswith(HEALTH) else WAIT_SECONDS
             try:
                 async with self._runtime.read(wait_seconds=wait_seconds) as ctx:
                     context.login = await tokens.authenticate(ctx, value, context.address, context.request_id)

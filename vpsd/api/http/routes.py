@@ -71,6 +71,7 @@ class Route:
         headers: Mapping[str, str] | None = None,
         further: Mapping[int, str] | None = None,
         without_database: Callable[[], Response[Any]] | None = None,
+        asks_database: bool = True,
         wait_seconds: float = WAIT_SECONDS,
         hints: Mapping[str, Any] | None = None,
         text: str | None = None,
@@ -94,6 +95,7 @@ class Route:
         self.headers = headers or {}  # of its answer
         self.further = further or {}  # other status codes with the same body
         self._without_database = without_database  # answers while there is none to read
+        self._asks_database = asks_database  # otherwise it is answered as if there were none
         self._wait_seconds = wait_seconds  # of a GET for the database
         self._function = function
         self._takes_query = "query" in hints
@@ -115,6 +117,8 @@ class Route:
     async def _answer_to(self, request: ApiRequest) -> Response[Any]:
         handler, query = await self._bound(request)
         runtime, actor = request.runtime, request.actor
+        if not self._asks_database and self._without_database is not None:
+            return self._without_database()
         key = sent_key(request) if self.method == "POST" else None  # a wrong one is refused in a dry run as well
         if self.preview is not None and query.get("dry_run"):
             async with runtime.rolled_back(actor) as ctx:

@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 
 from vpsd.api.http.forms import Listing
-from vpsd.api.http.health import BackupsHealth, ClockHealth, DatabaseHealth, DataFolderHealth, Health, HypervisorHealth
+from vpsd.api.http.health import (
+    BackupsHealth,
+    ClockHealth,
+    DatabaseHealth,
+    DataFolderHealth,
+    Health,
+    HypervisorHealth,
+    Liveness,
+    Readiness,
+)
 from vpsd.api.vps_org.dry_run import DryRun, Placement, Price
 from vpsd.api.vps_org.schemas import account, backups, catalog, operations, servers, ssh_keys
 from vpsd.api.vps_org.schemas.amounts import amount
@@ -326,6 +335,8 @@ ANSWERS: dict[str, Any] = {
         next=None,
         previous=None,
     ),
+    "health_live": Liveness("alive"),
+    "health_ready": Readiness("ready"),
     "health": Health(
         *("ok", "1.0.0", DatabaseHealth("ok"), DataFolderHealth("ok")),
         *(HypervisorHealth("ok", "libvirt", "kvm", "ok"), BackupsHealth("ok"), ClockHealth("ok", None)),
