@@ -4,7 +4,7 @@ Safe beside a running vpsd: a server that an operation is working on is left out
 called unknown when no row spoke for it before the look nor after it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -18,7 +18,7 @@ from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable, VpsdError
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host
 from vpsd.hosts.service import Used
-from vpsd.hypervisor.names import disk_name, guest_name, guest_of, server_id_of
+from vpsd.hypervisor.names import disk_name, guest_name, guest_of, names_server, server_id_of
 from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import Guest, Volumes
 from vpsd.lifecycle import AT_REST, FOUND, Command, Status
@@ -80,7 +80,7 @@ class Audit:
         looks = [look for host in before.hosts if (look := await self._look(host)) is not None]
         after = await self._rows()
         for look in looks:
-            await self._check_host(look, before, after)
+            await self._check_host(look, looks, before, after)
         await self._check_used()
         for held in after.assignments:
             if held.server_id not in before.servers and held.server_id not in after.servers:
@@ -97,17 +97,17 @@ class Audit:
             await self._report("host", host.name, f"cannot be looked at: {error}")
             return None
 
-    async def _check_host(self, look: _Look, before: _Rows, after: _Rows) -> None:
+    async def _check_host(self, look: _Look, looks: Sequence[_Look], before: _Rows, after: _Rows) -> None:
         guests, volumes, hypervisor = look.guests, look.volumes, look.runtime.hypervisor
         await self._check_storage(look, after)
         known = {
             self._name(server_id): row
             for rows in (before, after)
             for server_id, row in rows.servers.items()
-            if _may_be_on(row, look.host)
+            if _may_be_on(row, look.host, rows.busy)
         }
         for name in (*sorted(set(guests) - known.keys()), *sorted(volumes.guests - guests.keys() - known.keys())):
-            await self._check_ownerless(look, name, guests.get(name))
+            await self._check_ownerless(look, name, guests.get(name), looks)
         for name in sorted(guests.keys() & known.keys()):
             if guests[name].uuid != known[name].uuid:
                 await self._report("guest", name, f"is not that of server {known[name].id}. {_OLD_COPY}")
@@ -141,7 +141,19 @@ class Audit:
         async with self._runtime.write() as ctx:
             await capacity.recount(ctx, host_id)
 
-    async def _check_ownerless(self, look: _Look, name: str, guest: Guest | None) -> None:
+    async def _check_stale(self, look: _Look, server: Server, name: str, looks: Sequence[_Look]) -> None:
+        """What a server has left on a host may go once its disk has been seen where it is now."""
+        where = next((other for other in looks if other.host.id == server.host_id), None)
+        text = f"was left on host {look.host.name}; server {server.id} is on another"
+        if where is None or disk_name(name, server.disk) not in where.volumes.disks:
+            await self._report("guest", name, f"{text}, where its disk was not seen: look which is right")
+            return
+        stale = disks_of(server, name, look.volumes.disks)
+        stale |= {disk for disk in look.volumes.disks if guest_of(disk) == name and names_server(disk, server.uuid)}
+        repair = partial(look.runtime.hypervisor.held_by(Owner(uuid=server.uuid)).remove, name, stale)
+        await self._report("guest", name, text, "removed from the host", repair)
+
+    async def _check_ownerless(self, look: _Look, name: str, guest: Guest | None, looks: Sequence[_Look]) -> None:
         """What is named after a server that is gone may go; what is named after one that never was is not for us."""
         kind, volumes = "volume" if guest is None else "guest", look.volumes
         async with self._runtime.read() as ctx:
@@ -150,8 +162,7 @@ class Audit:
             await self._report(kind, name, f"belongs to no server that the database has ever known. {_OLD_COPY}")
             return
         if gone.purged_at_ms is None:
-            text = f"is on host {look.host.name}, and server {gone.id} is on another: look which is right"
-            await self._report(kind, name, text)
+            await self._check_stale(look, gone, name, looks)
             return
         disks = disks_of(gone, name, volumes.disks)
         if guest is not None or disks or name in volumes.seeds | volumes.exports | volumes.logs:
@@ -273,9 +284,9 @@ def _words(used: Used) -> str:
     )
 
 
-def _may_be_on(server: Server, host: Host) -> bool:
-    """Whether something of a server may be on a host; one that an older vpsd has made has none yet."""
-    return host.id in (server.host_id, server.previous_host_id) or server.host_id is None
+def _may_be_on(server: Server, host: Host, busy: Collection[int]) -> bool:
+    """Whether something of a server may be on a host; one that an older vpsd has made has no host yet."""
+    return server.host_id in (None, host.id) or (server.previous_host_id == host.id and server.id in busy)
 
 
 async def _lock_idle(ctx: Ctx, server: Server) -> LockedServer | None:

@@ -65,3 +65,18 @@ def test_a_host_is_there_once(command: Command) -> None:
     assert "There is a host 'fourth' already" in command.refused("host", "add", "fourth", "--uri", "simulator://5")
     assert "has the address" in command.refused("host", "add", "fifth", "--uri", "simulator://fourth")
     command("host", "remove", "fourth")
+
+
+def test_a_host_that_answers_is_not_evacuated(command: Command) -> None:
+    command("host", "add", "sixth", "--uri", "simulator://sixth")
+    assert "sixth answers" in command.refused("host", "evacuate", "sixth", "--fenced")
+    command("host", "remove", "sixth")
+
+
+def test_a_host_that_is_out_of_reach_is_evacuated_only_if_it_was_seen_to_be_off(command: Command) -> None:
+    command("host", "add", "lost", "--uri", "qemu+unix:///system?socket=/nowhere", "--pool", "/srv/vpsd", "--force")
+    until(lambda: host(command, "lost")["health"] == "unreachable", "a worker to try")
+    assert "does not mean that its servers are off" in command.refused("host", "evacuate", "lost")
+    assert command.json("host", "evacuate", "lost", "--fenced") == []
+    assert host(command, "lost")["state"] == "fenced"
+    command("host", "remove", "lost")

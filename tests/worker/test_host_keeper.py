@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 
 from tests.api.tables import change
 from tests.cloud import Cloud
+from vpsd.audit import Audit
 from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host, HostHealth
 from vpsd.hypervisor.protocol import PowerState
+from vpsd.servers import capacity
 from vpsd.servers.models import servers
 from vpsd.worker.host_keeper import HostKeeper
 
@@ -21,8 +23,10 @@ async def add_host(cloud: Cloud, name: str) -> Host:
 
 async def move(cloud: Cloud, server: int, host: Host) -> None:
     """Have a server that is not made yet belong to another host."""
-    async with cloud.database.write() as tx:
-        await change(tx, servers, server, host_id=host.id)
+    async with cloud.writing() as ctx:
+        await change(ctx.tx, servers, server, host_id=host.id)
+        for host_id in (cloud.runtime.host_id, host.id):
+            await capacity.recount(ctx, host_id)
 
 
 async def health(cloud: Cloud, host_id: int) -> tuple[str, str | None]:
@@ -132,3 +136,16 @@ async def test_a_host_that_nobody_looks_after_is_not_called_well(cloud: Cloud) -
     async with cloud.writing() as ctx:
         await leases.end_all(ctx)
     assert (await cloud.get("/health", who=None)).json()["hypervisor"]["status"] == "unavailable"
+
+
+async def test_a_server_on_another_machine_claims_no_address_that_leads_nowhere(cloud: Cloud) -> None:
+    second = await add_host(cloud, "second")
+    server = await cloud.create()
+    await move(cloud, server, second)
+    cloud.runtime.hypervisors.at(second)
+    cloud.others["second"].is_here = False
+    await cloud.work()
+    detail = (await cloud.get(f"/api/v1/servers/{server}/")).json()
+    assert (detail["status"], detail["ip_address"], detail["ssh"]) == ("active", None, None)
+    assert detail["status_detail"].startswith("It runs, and has no address that it can be reached at")
+    assert await Audit(cloud.runtime).run() == []

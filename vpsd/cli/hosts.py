@@ -10,14 +10,15 @@ import typer
 
 from vpsd import main
 from vpsd.accounts import service as accounts
+from vpsd.backups import evacuation
 from vpsd.catalog import service as catalog
-from vpsd.cli.output import console, print_json, print_list, print_result
+from vpsd.cli.output import console, print_json, print_list, print_result, print_rows
 from vpsd.cli.run import Json, reading, run_async, transactions
 from vpsd.core.clock import iso_utc_or_none
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.errors import Misconfigured, NotFound, VpsdError
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Address, Host, HostState
+from vpsd.hosts.models import Address, Host, HostHealth, HostState
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.servers import queries as servers
 from vpsd.settings import Settings
@@ -190,6 +191,47 @@ async def enable(name: Name, json: Json = False) -> None:
     `vpsd host disable NAME` ends that.
     """
     await _set_state(name, HostState.ENABLED, f"{name} gets new servers.", json)
+
+
+@app.command()
+@run_async
+async def evacuate(
+    name: Name,
+    fenced: Annotated[
+        bool, typer.Option("--fenced", help="You have seen that the host is off, and stays off until all is done.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Bring the servers of a host that is off up elsewhere, from their latest backups.
+
+    A host that is only out of reach may still run its servers: make sure that it is off, and cannot come back by itself
+    (pull its plug). What was written since a backup is lost; a server without one stays. When the host is back, what it
+    still runs of them is powered off; `vpsd check --fix` removes it, and `vpsd host enable NAME` uses the host again.
+    """
+    async with transactions() as opened:
+        async with opened.write(OPERATOR) as ctx:
+            host = await hosts.find_host_named(ctx, name)
+            if host.health != HostHealth.UNREACHABLE:
+                raise CannotBeUsed(f"{name} answers (health: {host.health}): its servers are left where they are.")
+            if not fenced:
+                raise CannotBeUsed(
+                    f"{name} does not answer, which does not mean that its servers are off. Switch it off, then give "
+                    "--fenced."
+                )
+            await hosts.change_host(ctx, host.id, state=HostState.FENCED)
+            on_it = [server.id for server in await servers.present(ctx, host.id)]
+        done = []
+        for server_id in on_it:
+            async with opened.write(OPERATOR) as ctx:
+                done.append(await evacuation.evacuate(ctx, server_id, host))
+    if json:
+        print_json(done)
+        return
+    rows = [
+        (one.server_id, one.name, one.to, one.backup_id, iso_utc_or_none(one.backup_made_at_ms), one.why)
+        for one in done
+    ]
+    print_rows(("server", "name", "now on", "from backup", "made at", "stays because"), rows, f"{name} has no servers.")
 
 
 @app.command()

@@ -34,7 +34,7 @@ async def set_right(job: Job) -> None:
     async with job.runtime.read() as ctx:
         backup = await queries.row(ctx, job.server.source_backup_id)
         source = await servers.row(ctx, backup.server_id)
-    if backup.cloud_init == CloudInit.ENABLED:
+    if backup.cloud_init == CloudInit.ENABLED or source.id == job.server.id:  # of itself: it is who it was
         return
     found = await _until_asked(job, backup)
     if found is None:

@@ -30,6 +30,9 @@ from vpsd.servers import updates
 log = logging.getLogger(__name__)
 
 _PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
+_NO_ADDRESS = (
+    "It runs, and has no address that it can be reached at: the ports of its host lead to it from that host alone."
+)
 _ADDRESS_TRIES = 100  # more than workers could meet at one address
 
 
@@ -237,7 +240,11 @@ async def _record_boot(job: Job, status_detail: str | None) -> None:
     """The guest is its customer's from now on; one that is only silent costs, too, for it runs."""
     async with job.write() as ctx:
         await updates.forget_freeze(ctx, job.server.id)
-        await updates.set_booted(ctx, job.server.id, await addresses.assign(ctx, job.server.id))
+        address = await addresses.assign(ctx, job.server.id)
+        is_here = job.runtime.hypervisor.is_here
+        await updates.set_booted(ctx, job.server.id, address if is_here else None)
+        if not is_here and status_detail is None:
+            status_detail = _NO_ADDRESS
         if status_detail is not None:  # what an earlier step has said stays
             await updates.set_status_detail(ctx, job.server.id, status_detail)
         deleted = (await servers.row(ctx, job.server.id)).deleted_at_ms is not None

@@ -231,6 +231,10 @@ Progress = Callable[[float, str], None]
 class Hypervisor(Protocol):
     """One host that runs guests. Guest names are `vpsd-<instance>-<server id>`."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the addresses on which forwarded ports listen are this machine's; elsewhere they mean nothing."""
+
     def held_by(self, owner: Owner) -> "Hypervisor":
         """The same host, as one owner may change it."""
 

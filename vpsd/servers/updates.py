@@ -1,5 +1,6 @@
 """What workers write of a server besides its status. The caller has locked its row."""
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -24,9 +25,13 @@ class _Gone(msgspec.Struct, frozen=True):
 _ONE = update(servers).where(servers.c.id == bindparam("id"))
 
 
+@cache
 def _set(*columns: str) -> Statement[Any]:
     return Statement(_ONE, columns)
 
+
+# What is known of a disk, and of the guest that ran from it.
+_OF_DISK = ("base", "kernel_cmdline", "firmware", "previous_boot", "unthawed_backup_id", "ip_address", "ssh_port")
 
 _SET_STATUS_DETAIL = _set("status_detail")
 _SET_BASE = _set("disk", "base", "kernel_cmdline", "firmware")
@@ -143,6 +148,23 @@ async def set_base(
     await ctx.tx.run(_SET_BASE, id=server_id, **boot)
 
 
+async def set_evacuated(ctx: Ctx, server: LockedServer, host_id: int, backup_id: int | None) -> None:
+    """The server is on another host, where it has no disk yet: it is made from the backup, or, with None, as at first.
+
+    Whatever the host before still has of it counts no more.
+    """
+    made = {"provisioned_at_ms": None, "source_backup_id": backup_id} if backup_id is not None else {}
+    values = {
+        **made,
+        "host_id": host_id,
+        "previous_host_id": server.host_id,
+        "disk": 0,
+        "updated_at_ms": ctx.now_ms,
+        **dict.fromkeys(_OF_DISK),
+    }
+    await ctx.tx.run(_set(*values), id=server.id, **values)
+
+
 async def set_seed(ctx: Ctx, server_id: int, hostname: str) -> None:
     """The hostname in the seed on the host."""
     await ctx.tx.run(_SET_SEED, id=server_id, seed_hostname=hostname)
@@ -153,8 +175,8 @@ async def set_ssh_port(ctx: Ctx, server_id: int, port: int) -> None:
     await ctx.tx.run(_SET_PORT, id=server_id, ssh_port=port)
 
 
-async def set_booted(ctx: Ctx, server_id: int, address: str) -> None:
-    """The server answers at its address."""
+async def set_booted(ctx: Ctx, server_id: int, address: str | None) -> None:
+    """The server answers at its address; None: it has none that leads anywhere from here."""
     await ctx.tx.run(_SET_BOOTED, id=server_id, address=address, now_ms=ctx.now_ms)
 
 

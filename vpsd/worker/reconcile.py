@@ -6,7 +6,7 @@ operator with virsh) reaches a row, and it speaks only while no operation is ope
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from vpsd.core.clock import every
@@ -24,6 +24,7 @@ from vpsd.servers import queries as servers
 from vpsd.servers.models import LockedServer, ServerRow
 from vpsd.servers.transitions import found, transition
 from vpsd.worker.pauses import Pauses
+from vpsd.worker.stale_guests import end_stale
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Reconciler:
             present = await servers.present(ctx, self._runtime.host_id)
             busy = await operations.busy_servers(ctx)
         guests = await self._runtime.hypervisor.guests()
+        await end_stale(self._runtime, [guests[name] for name in guests.keys() - self._names(present)])
         uuids = {guest_name(self._runtime.instance, server.id): server.uuid for server in present}
         guests = {name: guest for name, guest in guests.items() if guest.uuid == uuids.get(name)}  # no other server's
         await self._pauses.look(present, guests)
@@ -101,6 +103,9 @@ class Reconciler:
                 continue
             if _correction(server, guest) is not None or _has_new_hostname(server):
                 await self.correct(server, guest)
+
+    def _names(self, present: Sequence[ServerRow]) -> set[str]:
+        return {guest_name(self._runtime.instance, server.id) for server in present}
 
     async def _tell_of_reboot(self, server_id: int) -> None:
         """Put down that a guest rebooted by itself: a reboot through vpsd powers it off and on, which is none to it."""

@@ -61,6 +61,11 @@ class Calls:
         self._port_probes = PortProbes()
         self._exports = transfer.ExportReader(self._host, self._pool)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the host is this machine."""
+        return self._is_local
+
     def held_by(self, owner: Owner) -> Self:
         """The same host, with the same connection, as one owner may change it."""
         held = copy.copy(self)
