@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from vpsd.accounts import service as accounts
@@ -50,7 +51,7 @@ from vpsd.images.simulated import SimulatedImages
 from vpsd.images.store import ImageStore
 from vpsd.migrations import HEAD, schema
 from vpsd.operations import service as operations
-from vpsd.runtime import Hypervisors, Images, Runtime
+from vpsd.runtime import Hypervisors, Images, Runtime, Serving
 from vpsd.settings import Settings
 from vpsd.worker import clock_jumps
 from vpsd.worker.backup_scheduler import BackupScheduler
@@ -115,7 +116,7 @@ async def serve(settings: Settings, say: Say, part: Part = Part.BOTH, *, new_clo
             if isinstance(runtime.clock, DatabaseClock):
                 keep_right = every(runtime.clock, PERIOD_SECONDS, runtime.clock.set_right)
                 workers.append(asyncio.create_task(keep_right, name="DatabaseClock"))
-            await _until_stopped(runtime, listener, workers, say)
+            await _until_stopped(settings, runtime.serving, make_app(runtime), listener, workers, say)
 
 
 def _start_workers(runtime: Runtime, first_start: bool, say: Say) -> list[asyncio.Task[None]]:
@@ -346,15 +347,20 @@ def _listening(settings: Settings, part: Part) -> Iterator[socket.socket | None]
 
 
 async def _until_stopped(
-    runtime: Runtime, listener: socket.socket | None, workers: list[asyncio.Task[None]], say: Say
+    settings: Settings,
+    serving: Serving,
+    app: Any,
+    listener: socket.socket | None,
+    workers: list[asyncio.Task[None]],
+    say: Say,
 ) -> None:
-    settings, stop = runtime.settings, asyncio.Event()
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     tasks, server = list(workers), None
     if listener is not None:
-        server = Server.of(make_app(runtime), settings)
+        server = Server.of(app, settings)
         tasks.insert(0, asyncio.create_task(server.serve([listener]), name="API"))
         say(f"listening on http://{settings.listen}")
     waiting = asyncio.ensure_future(stop.wait())
@@ -364,7 +370,7 @@ async def _until_stopped(
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)
     say("stopping; servers go on running")
-    runtime.serving.is_ending = True
+    serving.is_ending = True
     if server is not None and settings.drain_seconds:  # a balancer sees it, and sends its requests elsewhere
         await asyncio.wait(tasks, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
     exit_after(_END_SECONDS, partial(_say_left, loop, say))

@@ -127,6 +127,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=100_000, description="Valid tokens that an account may have; the operator may add more.")
     ] = 100
     ssh_keys_per_account: Annotated[int, Meta(ge=0, le=100_000, description="SSH keys that an account may have.")] = 100
+    placement_groups_per_account: Annotated[
+        int, Meta(ge=0, le=100_000, description="Placement groups that an account may have.")
+    ] = 50
     operations_per_account: Annotated[
         int,
         Meta(ge=1, le=100_000, description="Operations of an account that may be open at once; deletions always may."),

@@ -51,6 +51,10 @@ NEEDS = {
     "ssh_key_create": "ssh_keys:*",
     "ssh_key_get": "ssh_keys:read",
     "ssh_key_delete": "ssh_keys:*",
+    "placement_group_list": "servers:read",
+    "placement_group_create": "servers:*",
+    "placement_group_get": "servers:read",
+    "placement_group_delete": "servers:*",
     "plan_list": "servers:read",
     "plan_get": "servers:read",
     "operating_system_list": "servers:read",
@@ -63,7 +67,7 @@ NEEDS = {
     "transaction_list": "billing:read",
     "account_usage": "billing:read",
 }
-IDS = ("server_id", "backup_id", "snapshot_id", "key_id", "token_id", "plan_id")
+IDS = ("server_id", "backup_id", "snapshot_id", "key_id", "group_id", "token_id", "plan_id")
 FOR_EVERYBODY = {"account_me"}  # any valid token
 
 
@@ -112,8 +116,9 @@ async def test_what_belongs_to_another_account_does_not_exist(cloud: Cloud) -> N
     assert key.status_code == 201
     token_id = (await cloud.get("/api/v1/account/me/")).json()["token"]["id"]
     owned = [route for route in ROUTES if "{" in route[1] and "plan_id" not in route[1]]
-    assert len(owned) == 23
-    ids = {"server_id": server_id, "key_id": key.json()["id"], "token_id": token_id}
+    assert len(owned) == 25
+    group_id = (await cloud.post("/api/v1/placement-groups/", {"name": "database"})).json()["id"]
+    ids = {"server_id": server_id, "group_id": group_id, "key_id": key.json()["id"], "token_id": token_id}
     ids |= {f"{what}_id": (await cloud.have_copy(server_id, what))["id"] for what in ("backup", "snapshot")}
     for route in owned:
         answer = await ask(cloud, route, "charlie", **ids)

@@ -156,7 +156,7 @@ async def test_where_nothing_can_be_tried_it_is_not_done_either(cloud: Cloud) ->
     before = await dump(cloud.database)
     for method, path, operation in ROUTES:
         if method != "GET" and operation["operationId"] not in CAN_BE_TRIED:
-            filled = path.format(server_id=server_id, key_id=1, token_id=2, backup_id=1, snapshot_id=1)
+            filled = path.format(server_id=server_id, key_id=1, group_id=1, token_id=2, backup_id=1, snapshot_id=1)
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
             answer = await cloud.ask(method, f"{filled}?dry_run=1", json=body)
             assert answer.status_code == 400, filled

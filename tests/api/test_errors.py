@@ -193,7 +193,7 @@ async def test_everything_that_is_wrong_is_named_at_once(cloud: Cloud) -> None:
     assert wrong["os_id"] == ["This field is required."]
     assert wrong["size"] == [
         "Unknown field. The fields are name, plan_id, location, os_id, backup_id, snapshot_id, hostname, ssh_key_id, "
-        "backups_enabled, freeze_for_backups, tags, protected, user_data."
+        "backups_enabled, freeze_for_backups, tags, protected, placement_group_id, user_data."
     ]
     assert wrong["location"] == ["There is no location 'mars'. The locations are us-west, us-east, eu-central."]
     assert wrong["plan_id"][0].startswith("There is no plan 99. The plans are 1 (Standard VPS), 2 (Performance VPS)")

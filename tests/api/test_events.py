@@ -49,6 +49,8 @@ CHANGES: dict[str, tuple[Any, str, str, str | None]] = {
         "laptop SHA256:uzVFf1/MRs46QOr6LE9iUMja+pcJdQ/bcm6Oa3WYODQ",
     ),
     "ssh_key_delete": (None, "ssh_key.delete", "ssh_key", None),
+    "placement_group_create": ({"name": "database"}, "placement_group.create", "placement_group", "database"),
+    "placement_group_delete": (None, "placement_group.delete", "placement_group", "database"),
     "token_create": (
         *({"name": "backup", "permissions": ["servers:read"]}, "token.create", "token"),
         "backup: servers:read",
@@ -78,6 +80,9 @@ async def _ready(cloud: Cloud, operation: str) -> dict[str, int]:
         key = await cloud.post("/api/v1/ssh-keys/", {"name": "laptop", "public_key": PUBLIC_KEY}, who="charlie")
         assert key.status_code == 201
         return {"key_id": key.json()["id"]}
+    if operation == "placement_group_delete":
+        made = await cloud.post("/api/v1/placement-groups/", {"name": "database"}, who="charlie")
+        return {"group_id": made.json()["id"]}
     if operation == "token_delete":
         made = await cloud.post("/api/v1/account/tokens/", {"name": "n", "permissions": ["*:read"]}, who="charlie")
         return {"token_id": made.json()["id"]}
@@ -123,7 +128,7 @@ async def test_every_change_has_one_event_that_tells_who_and_what(cloud: Cloud) 
                 "token": {"id": me["id"], "name": "test"},
                 "address": "2001:db8::7",
                 "request_id": request_id,
-                "target": {"type": target, "id": ids.get(f"{target.removeprefix('ssh_')}_id") or answer.json()["id"]},
+                "target": {"type": target, "id": ids.get(f"{target.rpartition('_')[2]}_id") or answer.json()["id"]},
                 "detail": detail and detail.format(**ids),
                 "transition": dict(zip(("from", "to"), TRANSITIONS[name], strict=True))
                 if name in TRANSITIONS
@@ -159,7 +164,9 @@ async def test_a_refused_request_has_no_event_and_neither_has_a_read(cloud: Clou
         assert answer.status_code == status_code, (method, path, answer.text)
     for method, path, _ in ROUTES:
         if method == "GET":
-            await cloud.get(path.format(server_id=server_id, key_id=1, plan_id=1, backup_id=1, snapshot_id=1))
+            await cloud.get(
+                path.format(server_id=server_id, group_id=1, key_id=1, plan_id=1, backup_id=1, snapshot_id=1)
+            )
     assert await rows(cloud.database, "events") == before
 
 

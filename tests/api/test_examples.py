@@ -31,7 +31,7 @@ ADDED = {
     "delete_at",
     "operation",
 }
-ADDED |= {"user_data_status", "user_data_error", "ssh_host_keys"}
+ADDED |= {"placement_group_id", "user_data_status", "user_data_error", "ssh_host_keys"}
 # Figures that nobody measured, and addresses that nobody has.
 MAY_BE_NULL = {"ipv6_address", "cpu_percent", "memory_used", "disk_used", "bandwidth_used"}
 

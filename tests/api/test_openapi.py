@@ -16,6 +16,7 @@ from vpsd.api.app import openapi_json
 from vpsd.api.http.forms import Form
 from vpsd.api.vps_org.schemas.account import TokenCreate
 from vpsd.api.vps_org.schemas.backups import BackupCreate, CopyLabel, SnapshotCreate
+from vpsd.api.vps_org.schemas.placement_groups import PlacementGroupCreate
 from vpsd.api.vps_org.schemas.server_forms import (
     ServerCreate,
     ServerPatch,
@@ -148,6 +149,10 @@ def test_the_status_codes_are_those_that_can_happen() -> None:
         "ssh_key_create": "201 400 401 403 409 413 415 422 429 503",
         "ssh_key_get": "200 400 401 403 404 429 503",
         "ssh_key_delete": "204 400 401 403 404 429 503",
+        "placement_group_list": "200 400 401 403 414 429 503",
+        "placement_group_create": "201 400 401 403 409 413 415 422 429 503",
+        "placement_group_get": "200 400 401 403 404 429 503",
+        "placement_group_delete": "204 400 401 403 404 429 503",
         "plan_list": "200 400 401 403 414 429 503",
         "plan_get": "200 400 401 403 404 429 503",
         "operating_system_list": "200 400 401 403 414 429 503",
@@ -194,6 +199,7 @@ def test_the_examples_of_bodies_are_accepted() -> None:
         ("backup_create", BackupCreate),
         ("snapshot_create", SnapshotCreate),
         ("ssh_key_create", SshKeyCreate),
+        ("placement_group_create", PlacementGroupCreate),
         ("token_create", TokenCreate),
     ]
     bodies = {
@@ -229,9 +235,10 @@ def _assert_same(ours: Any, published: Any) -> None:
 async def test_what_goes_over_the_wire_fits_the_description(cloud: Cloud) -> None:
     server_id = await cloud.have_server()
     ids = {f"{what}_id": (await cloud.have_copy(server_id, what))["id"] for what in ("backup", "snapshot")}
+    group_id = (await cloud.post("/api/v1/placement-groups/", {"name": "database"})).json()["id"]
     for method, path, operation in ROUTES:
         if method == "GET" and "key_id" not in path:
-            answer = await cloud.get(path.format(server_id=server_id, plan_id=1, **ids))
+            answer = await cloud.get(path.format(server_id=server_id, group_id=group_id, plan_id=1, **ids))
             schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
             assert fits(answer.json(), schema), answer.text
     for path, code in (("/api/v1/servers/?page=0", "400"), ("/api/v1/servers/99/", "404")):

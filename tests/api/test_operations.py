@@ -11,7 +11,7 @@ from tests.idempotency.posts import POSTS, SERVERS, ready
 from vpsd.lifecycle import Status
 
 HEADER = "X-Operation-ID"
-QUEUE = [name for name in POSTS if name not in ("ssh_key_create", "token_create")]
+QUEUE = [name for name in POSTS if name not in ("ssh_key_create", "placement_group_create", "token_create")]
 
 
 async def _operation(cloud: Cloud, operation_id: int) -> dict[str, Any]:

@@ -107,12 +107,13 @@ def test_a_process_that_has_ended_in_time_is_left_alone() -> None:
 _BROKEN = """
 import asyncio, socket
 from vpsd import main
+from vpsd.runtime import Serving
 from vpsd.settings import Settings
 
 async def run():
     listener = socket.socket()
     listener.close()  # nothing can be served on it
-    await main._until_stopped(Settings(), None, listener, [], print)
+    await main._until_stopped(Settings(), Serving(), None, listener, [], print)
 
 asyncio.run(run())
 """
@@ -126,6 +127,7 @@ def test_a_server_that_fails_fails_the_process() -> None:
 _STUBBORN = """
 import asyncio, sys, threading, time, uvloop
 from vpsd import main
+from vpsd.runtime import Serving
 from vpsd.settings import Settings
 
 async def never_ends():
@@ -139,7 +141,7 @@ async def run():
     threading.Thread(target=time.sleep, args=[60], name="hangs in a call").start()
     task = asyncio.create_task(never_ends(), name="operation 7")
     asyncio.get_running_loop().call_later(0.2, lambda: print("runs", flush=True))
-    await main._until_stopped(Settings(), None, None, [task], lambda text: print(text, flush=True))
+    await main._until_stopped(Settings(), Serving(), None, None, [task], lambda text: print(text, flush=True))
 
 main._END_SECONDS = float(sys.argv[1])
 print("begins", flush=True)

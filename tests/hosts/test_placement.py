@@ -70,7 +70,7 @@ def test_a_host_of_another_location_is_no_host_for_it_and_one_without_serves_all
 
 
 def test_hosts_that_are_not_to_be_used_are_not() -> None:
-    for state in ("disabled", "draining", "fenced"):
+    for state in ("disabled", "fenced"):
         assert reasons(room(state=state)) == [Reason.NOT_ENABLED]
     assert reasons(room(health="unreachable")) == [Reason.UNREACHABLE]
     assert chosen(room(health="connecting")) == 1
@@ -108,7 +108,7 @@ ROOMS = st.builds(
     id=st.integers(1, 5),
     name=st.just("host"),
     location=st.sampled_from([None, "us", "eu"]),
-    state=st.sampled_from(["enabled", "disabled", "draining", "fenced"]),
+    state=st.sampled_from(["enabled", "disabled", "fenced"]),
     health=st.sampled_from(["connecting", "ok", "unreachable"]),
     cpu_ratio=st.sampled_from([None, 0.5, 1.0]),
     memory_ratio=st.none(),

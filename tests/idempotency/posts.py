@@ -37,6 +37,7 @@ BODIES: dict[str, Any] = {
     "snapshot_create": {"server_id": 1, "name": "before"},
     "snapshot_restore": None,
     "ssh_key_create": {"name": "laptop", "public_key": PUBLIC_KEY},
+    "placement_group_create": {"name": "database"},
     "token_create": {"name": "backup", "permissions": ["servers:read"]},
 }
 BEFORE = {"server_start": Status.STOPPED, "server_undelete": Status.DELETED}

@@ -44,6 +44,7 @@ async def test_every_post_sent_twice_is_answered_alike_and_done_once(cloud: Clou
         "server_create": {"servers", "operations", "rentals"},
         "server_resize": {"operations", "rentals"},
         "ssh_key_create": {"ssh_keys"},
+        "placement_group_create": {"placement_groups"},
         "token_create": {"tokens"},
         "backup_of_server": {"backups", "operations"},
         "backup_create": {"backups", "operations"},

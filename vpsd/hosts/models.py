@@ -14,7 +14,6 @@ class HostState(StrEnum):
 
     ENABLED = "enabled"
     DISABLED = "disabled"  # it gets no new servers; those that it has stay
-    DRAINING = "draining"  # as disabled, and its servers move elsewhere
     FENCED = "fenced"  # the operator has said that it is off: its servers may be started elsewhere
 
 
@@ -35,17 +34,12 @@ hosts = Table(
     Column("uri", String(1000)),  # None: this machine's own, as the settings say
     Column("machine", String(36)),  # of one without an address: the mark of the data folder that it is reached from
     Column("pool", String(1000)),  # folder of the host's disks; None: as the settings say
-    Column("pool_kind", String(16), nullable=False, server_default="folder"),  # folder | shared | rbd
     Column("location", String(63), ForeignKey("locations.code")),  # None: it serves every location
     Column("state", String(16), nullable=False, server_default=HostState.ENABLED),
     # Multiples of what it has; None: as the settings say.
     Column("cpu_ratio", Float),
     Column("memory_ratio", Float),
     Column("storage_ratio", Float),
-    # Limits: of builds and moves at once, of calls in flight, of seconds that a call may take; None: the default.
-    Column("max_builds", Integer),
-    Column("max_calls", Integer),
-    Column("call_seconds", Integer),
     # What it said of itself last; None: nothing yet.
     Column("cpus", Integer),
     Column("memory_mb", Integer),
@@ -81,7 +75,6 @@ class Address(msgspec.Struct, frozen=True):
     driver: str
     uri: str | None  # None: this machine's own, as the settings say
     pool: str | None = None
-    pool_kind: str = "folder"
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -93,15 +86,11 @@ class Host(msgspec.Struct, frozen=True):
     uri: str | None
     machine: str | None
     pool: str | None
-    pool_kind: str
     location: str | None
     state: str
     cpu_ratio: float | None
     memory_ratio: float | None
     storage_ratio: float | None
-    max_builds: int | None
-    max_calls: int | None
-    call_seconds: int | None
     cpus: int | None
     memory_mb: int | None
     storage_gb: int | None
@@ -126,4 +115,4 @@ class Host(msgspec.Struct, frozen=True):
     @property
     def address(self) -> Address:
         """How it is reached."""
-        return Address(self.driver, self.uri, self.pool, self.pool_kind)
+        return Address(self.driver, self.uri, self.pool)

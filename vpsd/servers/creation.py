@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import insert
 
+from vpsd.accounts import service as accounts
 from vpsd.billing import credit, rentals
 from vpsd.catalog import service as catalog
 from vpsd.catalog.models import OperatingSystem, Plan
@@ -19,7 +20,7 @@ from vpsd.images.clones import CloudInit
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.servers import hostnames, user_data
+from vpsd.servers import groups, hostnames, user_data
 from vpsd.servers.capacity import find_room
 from vpsd.servers.checks import (
     check_disk,
@@ -27,7 +28,7 @@ from vpsd.servers.checks import (
     offered_plan,
     offered_system,
 )
-from vpsd.servers.faults import NobodyRunsUserData, UnknownLocation, UnknownSshKey
+from vpsd.servers.faults import NobodyRunsUserData, UnknownLocation, UnknownPlacementGroup, UnknownSshKey
 from vpsd.servers.hostnames import NotAsHostname
 from vpsd.servers.models import servers
 from vpsd.servers.schedule import next_backup_slot_ms
@@ -39,7 +40,7 @@ _ADD = Statement(
     insert(servers).returning(servers.c.id),
     ("uuid", "account_id", "name", "hostname", "status", "plan_id", "os_id", "location", "backups_enabled")
     + ("freeze_for_backups", "authorized_key", "root_password_hash", "source_backup_id", "next_backup_at_ms")
-    + ("created_at_ms", "updated_at_ms", "protected", "user_data", "user_data_status", "host_id"),
+    + ("created_at_ms", "updated_at_ms", "protected", "user_data", "user_data_status", "host_id", "placement_group_id"),
     into=int,
 )
 _RAISE_IDS = Statement(RaiseIdentity(servers))
@@ -60,6 +61,7 @@ class NewServer(msgspec.Struct, frozen=True, kw_only=True):
     tags: list[str] = []
     protected: bool = False
     user_data: str | None = None
+    placement_group_id: int | None = None
 
 
 class BackupSource(msgspec.Struct, frozen=True):
@@ -145,6 +147,9 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         key = await ssh_keys.find(ctx, new.ssh_key_id)
         if key is None:
             faults.add("ssh_key_id", UnknownSshKey(new.ssh_key_id))
+    apart_from: frozenset[int] = frozenset()
+    if new.placement_group_id is not None:
+        apart_from = await _apart_from(ctx, new.placement_group_id, faults)
     _check_hostname(new, faults)
     check_tags(new.tags, faults)
     if new.user_data is not None and source is not None and source.cloud_init in _WITHOUT_CLOUD_INIT:
@@ -156,7 +161,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
     assert new.location is not UNSET
     await credit.check_create(ctx, plan)
     await check_operations(ctx)
-    host_id = await find_room(ctx, plan, new.location)
+    host_id = await find_room(ctx, plan, new.location, apart_from)
     password = None if key else ctx.ids.password()
     note = "" if source is None else source.note("SSH key" if key else "password")
     values: dict[str, Any] = {
@@ -174,6 +179,7 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         _ADD,
         **values,
         host_id=host_id,
+        placement_group_id=new.placement_group_id,
         source_backup_id=None if source is None else source.backup_id,
         next_backup_at_ms=slot_ms,
         account_id=ctx.account_id,
@@ -203,6 +209,15 @@ async def create(ctx: Ctx, new: NewServer, source: BackupSource | None, faults: 
         password=password,
         operation=operation,
     )
+
+
+async def _apart_from(ctx: Ctx, group_id: int, faults: Faults) -> frozenset[int]:
+    """The hosts that a group keeps a further server away from."""
+    await accounts.lock_account(ctx, ctx.account_id)  # before the group, as the checks of credit do
+    found = await groups.hosts_of(ctx, group_id)
+    if found is None:
+        faults.add("placement_group_id", UnknownPlacementGroup(group_id))
+    return found or frozenset()
 
 
 def _check_hostname(new: NewServer, faults: Faults) -> None:

@@ -46,6 +46,15 @@ class UnknownSshKey(Fault, frozen=True):
         return f"There is no SSH key {self.key_id}."
 
 
+class UnknownPlacementGroup(Fault, frozen=True):
+    """The account has no such group."""
+
+    group_id: int
+
+    def __str__(self) -> str:
+        return f"There is no placement group {self.group_id}."
+
+
 class RepeatedTag(Fault, frozen=True):
     """A tag is given twice; `entry` counts from 1."""
 

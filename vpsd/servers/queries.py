@@ -85,6 +85,7 @@ class DetailedServer(ListedServer, frozen=True):
     user_data_status: str | None
     user_data_error: str | None
     ssh_host_keys: str | None
+    placement_group_id: int | None
     sampled_at_ms: int | None
     cpu_percent: float | None
     memory_used_mb: int | None
@@ -139,7 +140,7 @@ _DETAIL = Statement(
     select(
         *SUMMARY,
         *(plans.c.bandwidth_gb, _c.backups_enabled, _c.freeze_for_backups, _c.ssh_port, _c.error),
-        *(_c.user_data_status, _c.user_data_error, _c.ssh_host_keys),
+        *(_c.user_data_status, _c.user_data_error, _c.ssh_host_keys, _c.placement_group_id),
         *(usage.c.sampled_at_ms, usage.c.cpu_percent, usage.c.memory_used_mb, usage.c.disk_used_bytes),
         *(traffic.c.received_bytes, traffic.c.sent_bytes),
     )

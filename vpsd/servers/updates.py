@@ -39,7 +39,7 @@ _SET_SEED = _set("seed_hostname")
 _SET_PORT = _set("ssh_port")
 _SET_PURGED = Statement(
     _ONE.where(servers.c.purged_at_ms.is_(None))
-    .values(purged_at_ms=bindparam("now_ms"))
+    .values(purged_at_ms=bindparam("now_ms"), placement_group_id=None)
     .returning(servers.c.host_id, servers.c.plan_id),
     into=_Gone,
 )

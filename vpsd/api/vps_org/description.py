@@ -53,6 +53,7 @@ DESCRIPTION = ApiDescription(
         "Servers": "Create, change, start, stop and delete virtual servers.",
         "Backups": "Copies of servers, made every day or when asked for, to go back to or to begin from.",
         "Snapshots": "Copies of servers by name, a few to a server.",
+        "Placement groups": "Servers that are kept on different hosts.",
         "SSH keys": "Public keys, to be installed on servers that are made with them.",
         "Catalogue": "What can be ordered.",
         "Account": "Who one is, tokens, events, and money.",

@@ -19,13 +19,14 @@ from vpsd.api.http.health import (
     Readiness,
 )
 from vpsd.api.vps_org.dry_run import DryRun, Placement, Price
-from vpsd.api.vps_org.schemas import account, backups, catalog, operations, servers, ssh_keys
+from vpsd.api.vps_org.schemas import account, backups, catalog, operations, placement_groups, servers, ssh_keys
 from vpsd.api.vps_org.schemas.amounts import amount
 from vpsd.api.vps_org.schemas.backups import BackupType
 from vpsd.backups.models import BackupStatus
 from vpsd.catalog.models import Plan
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.operations.models import OperationStatus
+from vpsd.servers.groups import Policy
 from vpsd.servers.queries import PlanOffer
 from vpsd.servers.user_data import UserDataStatus
 
@@ -45,6 +46,9 @@ _DEBIAN = servers.OsBrief(3, "Debian 12")
 _NO_TAGS: list[str] = []
 _QUEUED = operations.OperationBrief(15, OperationStatus.QUEUED)
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKXAUNfJY/JyqXeO35s/xoksDoq86DgTYmivuCURdqkV ana@laptop"
+_GROUP = placement_groups.PlacementGroupView(
+    id=3, uuid=_UUIDS[0], name="database", policy=Policy.SPREAD, servers=2, created_at="2026-02-20T15:30:00Z"
+)
 _SSH_KEY = ssh_keys.SshKeyView(
     7, _UUIDS[3], "laptop", _KEY, "SHA256:uzVFf1/MRs46QOr6LE9iUMja+pcJdQ/bcm6Oa3WYODQ", "2025-01-10T14:00:00Z"
 )
@@ -66,6 +70,7 @@ _SERVER = servers.ServerDetail(
     tags=["env:prod", "web"],
     protected=False,
     delete_at=None,
+    placement_group_id=None,
     resource_usage=servers.ResourceUsage(23.5, 2048, 35.0, 450.0),
     ssh="ssh root@127.10.0.2",
     error=None,
@@ -235,6 +240,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "description": "Snapshot before system update",
     },
     "ssh_key_create": {"name": "laptop", "public_key": _KEY},
+    "placement_group_create": {"name": "database"},
     "token_create": {"name": "backup-script", "permissions": ["servers:read"], "expires_in_days": 90},
 }
 
@@ -271,6 +277,9 @@ ANSWERS: dict[str, Any] = {
     "ssh_key_list": _page(ssh_keys.SshKeyList, _SSH_KEY),
     "ssh_key_create": _SSH_KEY,
     "ssh_key_get": _SSH_KEY,
+    "placement_group_list": _page(placement_groups.PlacementGroupList, _GROUP),
+    "placement_group_create": _GROUP,
+    "placement_group_get": _GROUP,
     "plan_list": _page(catalog.PlanList, _PLAN),
     "plan_get": _PLAN,
     "operating_system_list": _page(

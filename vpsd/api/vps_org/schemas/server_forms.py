@@ -138,6 +138,10 @@ class ServerCreate(msgspec.Struct, forbid_unknown_fields=True):
     freeze_for_backups: FreezeFlag = True
     tags: Tags = []
     protected: ProtectedFlag = False
+    placement_group_id: Annotated[
+        Annotated[int, an_id("/api/v1/placement-groups/", 3)] | None,
+        Meta(description="Placement group that it belongs to for its life"),
+    ] = None
     user_data: Annotated[
         str | None,
         Meta(

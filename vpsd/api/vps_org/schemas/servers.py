@@ -132,6 +132,7 @@ class ServerDetail(msgspec.Struct):
     tags: list[str]
     protected: bool
     delete_at: DeleteAt
+    placement_group_id: Annotated[int | None, Meta(description="Its placement group, if it belongs to one")]
     resource_usage: ResourceUsage
     ssh: Annotated[str | None, Meta(description="How to log in; null until the address works")]
     error: Annotated[str | None, Meta(description="Why the server is in status error")]
@@ -173,6 +174,7 @@ class ServerDetail(msgspec.Struct):
             tags=server.tag_list,
             protected=server.protected,
             delete_at=iso_utc_or_none(server.purge_due_at_ms),
+            placement_group_id=server.placement_group_id,
             resource_usage=ResourceUsage(
                 server.cpu_percent,
                 server.memory_used_mb,
