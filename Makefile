@@ -1,5 +1,5 @@
 # vpsd: `make run` and `make test` do everything on a fresh Debian 12, and can be rerun at any time.
-.PHONY: help run test test-quick test-debian fuzz check format lock openapi migrations bench clean
+.PHONY: help run test test-quick test-debian fuzz check format lock openapi migrations bench bench-scale clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -53,6 +53,10 @@ migrations: ## Describe what a new migration makes
 bench: ## Run the benchmarks, as ratios against yardsticks
 	@scripts/install dev
 	@$(PYTHON) -m bench
+
+bench-scale: ## What requests cost with 100 servers and with a million
+	@scripts/install dev
+	@$(PYTHON) -m bench.scale
 
 clean: ## Remove everything installed and built, except servers and data in var/
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

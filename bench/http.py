@@ -91,19 +91,22 @@ LOADS = (
 
 
 async def measure(
-    url: str, token: str, pid: int, loads: tuple[Load, ...] = LOADS, known: int = SERVERS
+    url: str, token: str, pid: int, loads: tuple[Load, ...] = LOADS, known: int = SERVERS, first: int = 1
 ) -> list[Figure]:
-    """Load a running vpsd, which has `known` servers with ids from 1, and read what the process `pid` spent on it."""
-    return [await _measure(url, token, pid, load, known) for load in loads]
+    """Load a running vpsd, and read what process `pid` spent on it; the owner has `known` servers, ids from `first`."""
+    return [await _measure(url, token, pid, load, known, first) for load in loads]
 
 
-async def _measure(url: str, token: str, pid: int, load: Load, known: int) -> Figure:
+async def _measure(url: str, token: str, pid: int, load: Load, known: int, first: int) -> Figure:
     chance = random.Random(1)
     numbers = count()
-    warm = _request(url, token, load, next(numbers), chance, known)
+    warm = _request(url, token, load, next(numbers), chance, known, first)
     await _send(url, iter([warm] * 20 if load.method == "GET" else [warm]), load.status)
     batches = [
-        [_request(url, token, load, next(numbers), chance, known) for _ in range(load.requests // load.connections)]
+        [
+            _request(url, token, load, next(numbers), chance, known, first)
+            for _ in range(load.requests // load.connections)
+        ]
         for _ in range(load.connections)
     ]
     spent, began = cpu_seconds(pid), time.perf_counter()
@@ -113,8 +116,8 @@ async def _measure(url: str, token: str, pid: int, load: Load, known: int) -> Fi
     return Figure(load.name, done, spent / done * 1e6, done / took)
 
 
-def _request(url: str, token: str, load: Load, number: int, chance: random.Random, known: int) -> bytes:
-    path = load.path.replace("{server}", str(chance.randint(1, known)))
+def _request(url: str, token: str, load: Load, number: int, chance: random.Random, known: int, first: int) -> bytes:
+    path = load.path.replace("{server}", str(first + chance.randrange(known)))
     path = path.replace("{page}", str(chance.randint(1, max(1, known // 50))))
     body = load.body.replace("{n}", str(number))
     head = f"{load.method} {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nAuthorization: Bearer {token}\r\n"
@@ -216,7 +219,7 @@ def serve(database_url: str, listener: int) -> None:
             database=await db.connect(database_url),
             clock=clock,
             ids=Ids(),
-            settings=Settings(rate_limit=0, address_rate_limit=0),
+            settings=Settings(rate_limit=0, address_rate_limit=0, operations_per_account=100_000),
             hypervisors=Hypervisors(lambda _: Simulator()),  # nobody calls them, nor what follows
             images=SimulatedImages(),
             repository=Repository(Directory(Path("nowhere")), "", None),

@@ -30,6 +30,7 @@ operations = Table(
     identity(),
     Column("uuid", String(36), nullable=False, unique=True),
     Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False, index=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id")),  # the server's; None: an older vpsd has queued it
     Column("command", String(16), nullable=False),
     # Of the command: for rebuild the operating system, for backup and restore the backup, for a recover
     # behind a restore that failed that operation.
@@ -58,6 +59,9 @@ _open = and_(_unfinished, operations.c.waits_for.is_(None))
 _waiting = and_(_unfinished, operations.c.waits_for.is_not(None))
 for _name, _which in (("uq_operations_open_server", _open), ("uq_operations_waiting_server", _waiting)):
     Index(_name, operations.c.server_id, unique=True, sqlite_where=_which, postgresql_where=_which)
+Index(  # what is open in an account is counted from it alone
+    "ix_operations_open_account", operations.c.account_id, sqlite_where=_unfinished, postgresql_where=_unfinished
+)
 Index("ix_operations_open_run_at", operations.c.run_at_ms, sqlite_where=_unfinished, postgresql_where=_unfinished)
 
 
@@ -67,6 +71,7 @@ class Operation(msgspec.Struct, frozen=True):
     id: int
     uuid: str
     server_id: int
+    account_id: int | None
     command: str
     argument: int | None
     status: str

@@ -64,9 +64,12 @@ _SINCE = Statement(
 _LAST = Statement(select(operations).where(_OF_SERVER).order_by(_c.id.desc()).limit(1), into=Operation)
 _ADD = Statement(
     insert(operations).values(status=OperationStatus.QUEUED, progress=0.0, attempts=0, fence=0).returning(operations),
-    ("uuid", "server_id", "command", "argument", "status", "waits_for", "progress", "attempts", "fence")
+    ("uuid", "server_id", "account_id", "command", "argument", "status", "waits_for", "progress", "attempts", "fence")
     + ("run_at_ms", "deadline_at_ms", "created_at_ms"),
     into=Operation,
+)
+_COUNT_OPEN = Statement(
+    select(func.count()).select_from(operations).where(_c.account_id == bindparam("account_id"), _UNFINISHED), into=int
 )
 _CANCEL = update(operations).values(
     status=OperationStatus.CANCELLED, detail=bindparam("detail"), finished_at_ms=bindparam("now_ms")
@@ -200,7 +203,7 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None = None) -> Operation:
-    """Queue a command on a server whose row the caller has locked.
+    """Queue a command on a server of the context's account, whose row the caller has locked.
 
     An open operation that the command supersedes is cancelled or, while a worker has it, followed by this one as soon
     as the worker lets go. Raises `UnderWay` when another operation is open.
@@ -223,6 +226,7 @@ async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None =
             _ADD,
             uuid=ctx.ids.uuid(),
             server_id=server_id,
+            account_id=ctx.account_id or None,
             command=command,
             argument=argument,
             waits_for=waits_for,
@@ -235,6 +239,11 @@ async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None =
     assert operation is not None
     await ctx.tx.notify()
     return operation
+
+
+async def count_open(ctx: Ctx) -> int:
+    """How many operations of the account are open."""
+    return await ctx.tx.first(_COUNT_OPEN, account_id=ctx.account_id) or 0
 
 
 async def open_operation(ctx: Ctx, server_id: int) -> Operation | None:

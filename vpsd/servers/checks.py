@@ -8,6 +8,7 @@ from vpsd.core.context import Ctx
 from vpsd.core.faults import Faults
 from vpsd.core.units import GIB
 from vpsd.hosts import service as hosts
+from vpsd.operations import service as operations
 from vpsd.servers.faults import (
     DiskTooSmall,
     IsProtected,
@@ -17,7 +18,6 @@ from vpsd.servers.faults import (
     UnknownSystem,
 )
 from vpsd.servers.models import LockedServer, ServerRow
-from vpsd.servers.queries import open_operations
 
 
 async def offered_plan(ctx: Ctx, plan_id: int | UnsetType, faults: Faults) -> Plan | None:
@@ -45,7 +45,7 @@ async def offered_system(ctx: Ctx, os_id: int | UnsetType, faults: Faults) -> Op
 async def check_operations(ctx: Ctx) -> None:
     """Make sure that the customer, whose account is locked, may have one more open; raises `TooManyOperations`."""
     limit = ctx.settings.operations_per_account
-    if ctx.actor.kind == "token" and await open_operations(ctx) >= limit:
+    if ctx.actor.kind == "token" and await operations.count_open(ctx) >= limit:
         raise TooManyOperations(limit)
 
 

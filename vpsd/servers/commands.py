@@ -142,7 +142,7 @@ async def enqueue(
     check_status(server, command)
     if command not in (Command.DELETE, Command.SOFT_DELETE):
         await check_operations(ctx)
-    operation = await operations.add(ctx, server.id, command, argument)
+    operation = await operations.add(ctx.in_account(server.account_id), server.id, command, argument)
     if rule.working is not None:
         await transition(ctx, server, rule.working, given(command, event=event, detail=detail))
     return operation

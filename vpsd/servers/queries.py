@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import and_, bindparam, func, or_, select
+from sqlalchemy import and_, bindparam, or_, select
 
 from vpsd.accounts import service as accounts
 from vpsd.billing import credit, prices
@@ -24,7 +24,6 @@ from vpsd.lifecycle import RULES, Command, Status
 from vpsd.metrics.models import traffic, usage
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.models import operations as operation_table
 from vpsd.servers.faults import UnknownLocation
 from vpsd.servers.guest_report import HostKey
 from vpsd.servers.models import LockedServer, Server, servers
@@ -195,12 +194,6 @@ _SYSTEM = Statement(
     select(operating_systems).join_from(servers, operating_systems).where(_c.id == bindparam("id")),
     into=OperatingSystem,
 )
-_OPEN_OPERATIONS = Statement(
-    select(func.count())
-    .select_from(operation_table.join(servers, operation_table.c.server_id == _c.id))
-    .where(_c.account_id == bindparam("account_id"), operation_table.c.finished_at_ms.is_(None)),
-    into=int,
-)
 _NAMES = Statement(
     select(_c.id, _c.name).where(
         _c.account_id == bindparam("account_id"), _c.id >= bindparam("first_id"), _c.id <= bindparam("last_id")
@@ -250,11 +243,6 @@ async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
     if await ctx.tx.first(_EXISTS, account_id=ctx.account_id, id=server_id) is None:
         raise NotFound("server", server_id)
     return await operations.history(ctx, server_id, page)
-
-
-async def open_operations(ctx: Ctx) -> int:
-    """How many operations of the account's servers are open."""
-    return await ctx.tx.first(_OPEN_OPERATIONS, account_id=ctx.account_id) or 0
 
 
 async def names(ctx: Ctx, ids: Sequence[int]) -> dict[int, str]:

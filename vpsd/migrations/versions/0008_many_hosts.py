@@ -20,6 +20,7 @@ def upgrade() -> None:
     _hosts()
     _placement_groups()
     _servers()
+    _operations()
 
 
 def _counter(name: str, kind: Any) -> sa.Column[Any]:
@@ -127,4 +128,24 @@ def _servers() -> None:
         f"used_vcpus = (SELECT coalesce(sum(p.vcpus), 0) {of_host}), "
         f"used_memory_mb = (SELECT coalesce(sum(p.memory_mb), 0) {of_host}), "
         f"used_storage_gb = (SELECT coalesce(sum(p.storage_gb), 0) {of_host})"
+    )
+
+
+def _operations() -> None:
+    """Operations know their account, so that an account's open ones are counted without its servers."""
+    op.execute(
+        "ALTER TABLE operations ADD COLUMN account_id BIGINT CONSTRAINT fk_operations_account_id "
+        "REFERENCES accounts (id)"
+    )
+    unfinished = sa.text("finished_at_ms IS NULL")
+    op.create_index(
+        "ix_operations_open_account",
+        "operations",
+        ["account_id"],
+        unique=False,
+        sqlite_where=unfinished,
+        postgresql_where=unfinished,
+    )
+    op.execute(
+        "UPDATE operations SET account_id = (SELECT s.account_id FROM servers s WHERE s.id = operations.server_id)"
     )
