@@ -37,6 +37,8 @@ def test_what_is_given_out_of_a_host_and_whether_can_be_changed(command: Command
     assert command.json("host", "disable", "third")["state"] == "disabled"
     assert command.json("host", "enable", "third")["state"] == "enabled"
     assert command.json("host", "set", "third", "--location", "any")["location"] == "any"
+    assert "give it --pool" in command.refused("host", "set", "third", "--uri", "qemu+ssh://root@third/embed")
+    assert host(command, "third")["uri"] == "simulator://third"
     assert "was removed" in command("host", "remove", "third").stdout
     assert "There is no host 'third'" in command.refused("host", "show", "third")
     assert command("host", "add", "third", "--uri", "simulator://third").returncode == 0  # its name is free again

@@ -79,7 +79,7 @@ async def add(
                 raise CannotBeUsed(f"The host {same!r} has the address {uri} already.")
         async with opened.write() as ctx:
             instance = await accounts.instance(ctx)
-        driver = "simulator" if uri.startswith("simulator:") else "libvirt"
+        driver = _driver(uri)
         address = Address(driver, uri, pool)
         hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, address)
         checks, facts = await _check(opened.settings, hypervisor)
@@ -168,8 +168,12 @@ async def set_host(
         host = await hosts.find_host_named(ctx, name)
         if location is not None:
             changes["location"] = await _location(ctx, location)
+        if uri is not None:
+            changes["driver"] = _driver(uri)
         await hosts.change_host(ctx, host.id, **changes)
         host = await hosts.row(ctx, host.id)
+        # Raises, and nothing is changed, where no driver can work with that address.
+        main.make_hypervisor(opened.settings, await accounts.instance(ctx), opened.clock, host.address)
     print_result(json, _shown(host), f"{name} was changed." if changes else f"Nothing was given to change of {name}.")
 
 
@@ -267,6 +271,10 @@ async def _location(ctx: Ctx, code: str | None) -> str | None:
     if await catalog.find_location(ctx, code) is None:
         raise NotFound("location", code)
     return code
+
+
+def _driver(uri: str) -> str:
+    return "simulator" if uri.startswith("simulator:") else "libvirt"
 
 
 def _require_name(name: str) -> None:

@@ -14,10 +14,11 @@ from vpsd.catalog.models import Plan, plans
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.tables import total
+from vpsd.errors import Unavailable
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import hosts as host_table
 from vpsd.hosts.placement import Reason, Refusal, Room, Wish, lacks, place
-from vpsd.servers.faults import HostsUnreachable, NoCapacity, NoHostThere, StorageFull
+from vpsd.servers.faults import HostsUnreachable, NoCapacity, NoHostThere, RoomTaken, StorageFull
 from vpsd.servers.models import servers
 
 _LATEST = 50  # servers of an account that are looked at to spread the next: a million of them would cost too much
@@ -69,7 +70,8 @@ _COUNTED = Statement(
 async def find_room(ctx: Ctx, plan: Plan, location: str | None, apart_from: frozenset[int] = frozenset()) -> int | None:
     """Have room for another server of a plan; the id of the host that has it now, None where there is no host yet.
 
-    Raises `NoCapacity` or `NoHostThere` where waiting does not help, `StorageFull` or `HostsUnreachable` where it does.
+    Raises `NoCapacity` or `NoHostThere` where waiting does not help; `StorageFull`, `HostsUnreachable` or `RoomTaken`
+    where it does.
     """
     for _ in range(_TRIES):
         rooms = await hosts.rooms(ctx)
@@ -81,7 +83,7 @@ async def find_room(ctx: Ctx, plan: Plan, location: str | None, apart_from: froz
             raise refused(found, plan, location)
         if await _take(ctx, found, plan, None):
             return found.id
-    raise HostsUnreachable  # everywhere somebody else was quicker
+    raise RoomTaken
 
 
 async def change_room(ctx: Ctx, host_id: int | None, plan: Plan, instead_of: Plan) -> None:
@@ -97,11 +99,6 @@ async def change_room(ctx: Ctx, host_id: int | None, plan: Plan, instead_of: Pla
         raise NoCapacity(plan.name, lacking)
     if not await _take(ctx, room, plan, instead_of):
         raise NoCapacity(plan.name, lacks(await hosts.room(ctx, host_id), wish, ctx.settings))
-
-
-async def take_room(ctx: Ctx, host_id: int, plan: Plan) -> bool:
-    """Have room for a server of a plan at one host; whether there is."""
-    return await _take(ctx, await hosts.room(ctx, host_id), plan, None)
 
 
 async def give_back(ctx: Ctx, host_id: int, plan: Plan) -> None:
@@ -135,7 +132,7 @@ async def _take(ctx: Ctx, room: Room, plan: Plan, instead_of: Plan | None) -> bo
     return await hosts.change_used(ctx, room.id, sizes, back, servers=more, limits=room.limits(ctx.settings))
 
 
-def refused(refusals: Sequence[Refusal], plan: Plan, location: str | None) -> Exception:
+def refused(refusals: Sequence[Refusal], plan: Plan, location: str | None) -> Unavailable:
     """What a customer is told where no host takes a server; what waiting helps against comes first."""
     by_reason: dict[Reason, list[Refusal]] = {}
     for refusal in refusals:

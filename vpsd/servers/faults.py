@@ -214,6 +214,16 @@ class HostsUnreachable(Unavailable):
         super().__init__(text, text)
 
 
+class RoomTaken(Unavailable):
+    """Others took the room at every host that was tried, at the same moment."""
+
+    retry_seconds = 1
+
+    def __init__(self) -> None:
+        text = "Others took the room for it at the same moment. Try again."
+        super().__init__(text, text)
+
+
 class StorageFull(Unavailable):
     """What is left of the host's storage is for the servers that run."""
 

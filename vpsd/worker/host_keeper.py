@@ -28,7 +28,7 @@ from vpsd.worker.thaw_checker import ThawChecker
 
 log = logging.getLogger(__name__)
 
-_PERIOD_SECONDS = leases.LEASE_SECONDS / 5
+_PERIOD_SECONDS = leases.LEASE_SECONDS / 3
 
 Say = Callable[[str], None]
 Greet = Callable[[HostFacts], None]

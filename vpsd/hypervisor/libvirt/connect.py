@@ -126,7 +126,10 @@ def choose_pool_path(choice: Choice, instance: str, data: Path, wanted: Path | N
         return data.absolute() / "pool" if choice.uri == _own_uri(data) else _SYSTEM_IMAGES / f"vpsd-{instance}"
     if is_local(choice.uri):
         return data.absolute() / "pool"
-    raise Misconfigured(f"Set VPSD_POOL_DIR to a folder of the host at {choice.uri} for the servers' disks.")
+    raise Misconfigured(
+        f"The host at {choice.uri} needs a folder for the servers' disks: give it --pool, or set VPSD_POOL_DIR where "
+        "VPSD_LIBVIRT_URI names it."
+    )
 
 
 def may_open_low_ports(choice: Choice) -> bool:
