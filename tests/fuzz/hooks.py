@@ -17,6 +17,7 @@ BY_DESIGN = {
     r"^user_data: ": "What cloud-init takes no pattern can say.",
     r"^(name|hostname): .* reads as an IPv4 address": "Said in words at hostname; a pattern of it would be unreadable.",
     r"^name: Give 1 to 255 printable characters": "What can be printed is Unicode's to say.",
+    r"^name: The account already has a placement group ": "Which names are taken the list tells.",
     r"^(os_id|plan_id): .* needs a disk of ": "Which system fits on which plan the lists tell.",
     r"^(plan_id|plan): The server has the plan .* already": "What a server is like, a schema cannot know.",
     r"^(plan_id|plan): A disk cannot shrink": "The same.",

@@ -4,13 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from tests.api.tables import change
 from tests.cloud import Cloud
 from vpsd.audit import Audit
+from vpsd.errors import Misconfigured
 from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Host, HostHealth
-from vpsd.hypervisor.protocol import PowerState
+from vpsd.hosts.models import Address, Host, HostHealth
+from vpsd.hypervisor.protocol import Hypervisor, PowerState
+from vpsd.runtime import Hypervisors
 from vpsd.servers import capacity
 from vpsd.servers.models import servers
 from vpsd.worker.host_keeper import HostKeeper
@@ -106,12 +110,21 @@ async def test_each_host_is_looked_after_and_a_dead_one_stalls_nobody(cloud: Clo
     assert any("does not answer" in line for line in said)
 
 
+def has_no_driver(address: Address) -> Hypervisor:
+    raise Misconfigured("no driver can use that address")
+
+
 async def test_what_another_process_has_by_now_is_left_to_it(cloud: Cloud) -> None:
     async with cloud.writing() as ctx:
         await leases.end_all(ctx)
-    async with keeping(cloud, []) as keeper:
+    # Without a driver there are no loops, which would have the time pass.
+    cloud.runtime = msgspec.structs.replace(cloud.runtime, hypervisors=Hypervisors(has_no_driver))
+    said: list[str] = []
+    async with keeping(cloud, said) as keeper:
         await keeper.keep()
         assert keeper.looks_after == {cloud.runtime.host_id}
+        assert said == ["host simulator cannot be used: no driver can use that address"]
+        assert (await health(cloud, cloud.runtime.host_id))[0] == HostHealth.UNREACHABLE
         cloud.clock.advance(leases.LEASE_SECONDS + 1)
         async with cloud.writing() as ctx:
             await leases.keep(ctx, "another")
