@@ -66,7 +66,11 @@ def test_a_host_is_there_once(command: Command) -> None:
     command("host", "add", "fourth", "--uri", "simulator://fourth")
     assert "There is a host 'fourth' already" in command.refused("host", "add", "fourth", "--uri", "simulator://5")
     assert "has the address" in command.refused("host", "add", "fifth", "--uri", "simulator://fourth")
+    command("host", "add", "fifth", "--uri", "simulator://fifth")
+    assert "has the address" in command.refused("host", "set", "fifth", "--uri", "simulator://fourth")
+    command("host", "set", "fifth", "--uri", "simulator://fifth")  # its own
     command("host", "remove", "fourth")
+    command("host", "remove", "fifth")
 
 
 def test_a_host_that_answers_is_not_evacuated(command: Command) -> None:

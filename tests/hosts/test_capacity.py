@@ -9,9 +9,10 @@ from tests.api.tables import change
 from tests.billing.books import have_connections
 from tests.cloud import TINY, Cloud
 from vpsd.audit import Audit
+from vpsd.core.context import Ctx
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import hosts as hosts_table
-from vpsd.hosts.placement import RESOURCES
+from vpsd.hosts.placement import RESOURCES, Room
 from vpsd.servers import capacity, updates
 from vpsd.servers.models import servers
 
@@ -276,3 +277,37 @@ async def test_creates_at_once_on_many_hosts_fill_them_to_the_last_mb(cloud: Clo
     assert sorted(answers) == [201] * 6 + [503] * 4
     async with cloud.reading() as ctx:
         assert [room.used_memory_mb for room in await hosts.rooms(ctx)] == [512, 512, 512]
+
+
+@pytest.mark.parametrize("change", [{"removed_at_ms": 1}, {"state": "disabled"}, {"state": "fenced"}])
+async def test_a_host_that_is_given_up_while_it_is_chosen_gets_no_server(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    look = hosts.rooms
+
+    async def look_and_lose(ctx: Ctx) -> list[Room]:
+        seen = await look(ctx)
+        await hosts.change_host(ctx, cloud.runtime.host_id, **change)
+        return seen
+
+    monkeypatch.setattr(hosts, "rooms", look_and_lose)
+    refused = await cloud.post(SERVERS, NANO)
+    assert (refused.status_code, refused.json()["code"]) == (503, "out_of_capacity")
+
+
+async def test_a_host_that_is_given_up_takes_back_what_it_had_handed_out(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    async with cloud.writing() as ctx:
+        await hosts.change_host(ctx, cloud.runtime.host_id, state="disabled")
+    await cloud.ask("DELETE", f"{SERVERS}{server}/")
+    await cloud.settle()
+    async with cloud.reading() as ctx:
+        assert (await hosts.row(ctx, cloud.runtime.host_id)).used_servers == 0
+
+
+async def test_where_every_host_is_removed_a_create_is_refused(cloud: Cloud) -> None:
+    async with cloud.writing() as ctx:
+        await hosts.change_host(ctx, cloud.runtime.host_id, removed_at_ms=1)
+    refused = await cloud.post(SERVERS, NANO)
+    assert (refused.status_code, refused.json()["code"]) == (503, "out_of_capacity")
+    assert {plan["available"] for plan in (await cloud.get("/api/v1/plans/")).json()["results"]} == {False}

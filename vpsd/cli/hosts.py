@@ -74,9 +74,7 @@ async def add(
             code = await _location(ctx, location)
             if await hosts.find_by_name(ctx, name) is not None:
                 raise CannotBeUsed(f"There is a host {name!r} already; choose another name.")
-            same = next((host.name for host in await hosts.list_hosts(ctx) if host.uri == uri), None)
-            if same is not None:
-                raise CannotBeUsed(f"The host {same!r} has the address {uri} already.")
+            await _require_unused(ctx, uri)
         async with opened.write() as ctx:
             instance = await accounts.instance(ctx)
         driver = _driver(uri)
@@ -169,6 +167,7 @@ async def set_host(
         if location is not None:
             changes["location"] = await _location(ctx, location)
         if uri is not None:
+            await _require_unused(ctx, uri, by_others_than=host.id)
             changes["driver"] = _driver(uri)
         await hosts.change_host(ctx, host.id, **changes)
         host = await hosts.row(ctx, host.id)
@@ -247,12 +246,12 @@ async def remove(name: Name, json: Json = False) -> None:
     """
     async with transactions() as opened, opened.write(OPERATOR) as ctx:
         host = await hosts.find_host_named(ctx, name)
+        await hosts.change_host(ctx, host.id, removed_at_ms=ctx.now_ms)  # first: from now on nobody places one there
         left = await servers.present(ctx, host.id)
         if left:
             raise CannotBeUsed(
                 f"{name} still has servers ({len(left)}, like {left[0].id}): first move them, or delete them."
             )
-        await hosts.change_host(ctx, host.id, removed_at_ms=ctx.now_ms)
     print_result(json, _shown(host), f"{name} was removed.")
 
 
@@ -288,6 +287,17 @@ def _require_uri(uri: str) -> None:
         raise CannotBeUsed(f"{uri!r} cannot be used: give an address like qemu+ssh://root@node2/system.")
     if place.password is not None:
         raise CannotBeUsed("An address of a host carries no password: use a key.")
+
+
+async def _require_unused(ctx: Ctx, uri: str, by_others_than: int | None = None) -> None:
+    """One machine is one host: as two, what is the one's would be taken for left behind at the other, and powered off.
+
+    Raises `CannotBeUsed`.
+    """
+    found = (host.name for host in await hosts.list_hosts(ctx) if host.uri == uri and host.id != by_others_than)
+    same = next(found, None)
+    if same is not None:
+        raise CannotBeUsed(f"The host {same!r} has the address {uri} already.")
 
 
 async def _check(settings: Settings, hypervisor: Hypervisor) -> tuple[list[Check], HostFacts | None]:

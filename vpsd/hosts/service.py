@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, BindParameter, bindparam, func, insert, or_, select, update
+from sqlalchemy import BigInteger, BindParameter, and_, bindparam, func, insert, or_, select, update
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
@@ -96,6 +96,7 @@ _CHANGE_USED = Statement(
     update(hosts)
     .where(
         _c.id == bindparam("host_id"),
+        or_(_more("servers") <= 0, and_(_PRESENT, _c.state == HostState.ENABLED)),
         *(or_(_more(name) <= 0, _c[f"used_{name}"] + _more(name) <= bindparam(f"most_{name}")) for name in RESOURCES),
     )
     .values({used: _c[used] + _more(name) for used, name in _MORE.items()})
@@ -200,6 +201,11 @@ async def rooms(ctx: Ctx) -> list[Room]:
     return await ctx.tx.all(_ROOMS)
 
 
+async def had_any(ctx: Ctx) -> bool:
+    """Whether there is a host, or ever was one."""
+    return (await ctx.tx.first(_COUNT) or 0) > 0
+
+
 async def room(ctx: Ctx, host_id: int) -> Room:
     """What placement knows of a host."""
     found = await ctx.tx.first(_ROOM_OF, host_id=host_id)
@@ -218,8 +224,9 @@ async def change_used(
 ) -> bool:
     """Hand out more of a host and take back what is less; False, and nothing is changed, beyond a limit.
 
-    Nobody else can hand out of the same host until the transaction ends. A resource of which no more is handed out than
-    before is not held against its limit.
+    Nor does a host get another server that was disabled, fenced or removed since it was looked at. Nobody else can hand
+    out of the same host until the transaction ends. A resource of which no more is handed out than before is not held
+    against its limit.
     """
     values: dict[str, int] = {"more_servers": servers}
     for name in RESOURCES:

@@ -68,14 +68,14 @@ _COUNTED = Statement(
 
 
 async def find_room(ctx: Ctx, plan: Plan, location: str | None, apart_from: frozenset[int] = frozenset()) -> int | None:
-    """Have room for another server of a plan; the id of the host that has it now, None where there is no host yet.
+    """Have room for another server of a plan; the id of the host that has it now, None before the first worker.
 
     Raises `NoCapacity` or `NoHostThere` where waiting does not help; `StorageFull`, `HostsUnreachable` or `RoomTaken`
     where it does.
     """
     for _ in range(_TRIES):
         rooms = await hosts.rooms(ctx)
-        if not rooms:
+        if not rooms and not await hosts.had_any(ctx):
             return None
         own = await _own(ctx) if len(rooms) > 1 else {}
         found = place(rooms, Wish(plan, location, own, apart_from), ctx.settings)

@@ -283,10 +283,11 @@ async def plan_offer(ctx: Ctx, plan_id: int) -> PlanOffer:
 
 async def _offers(ctx: Ctx, found: list[Plan]) -> list[PlanOffer]:
     rooms = await hosts.rooms(ctx)
+    is_new = not rooms and not await hosts.had_any(ctx)  # the first worker has yet to start
     codes = [location.code for location in await catalog.offered_locations(ctx)]
 
     def has_room(plan: Plan, location: str) -> bool:
-        return not rooms or any(refusal(room, Wish(plan, location), ctx.settings) is None for room in rooms)
+        return is_new or any(refusal(room, Wish(plan, location), ctx.settings) is None for room in rooms)
 
     return [
         PlanOffer(
