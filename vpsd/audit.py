@@ -14,7 +14,7 @@ from vpsd.backups import queries as backups
 from vpsd.backups.models import BackupStatus
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
-from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable, VpsdError
+from vpsd.errors import DatabaseUnavailable, Misconfigured, Unavailable, Unusable, VpsdError
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host
 from vpsd.hosts.service import Used
@@ -90,10 +90,10 @@ class Audit:
 
     async def _look(self, host: Host) -> _Look | None:
         """What a host has; None, and a finding, where it does not answer."""
-        runtime = self._runtime.at(host)
         try:
+            runtime = self._runtime.at(host)
             return _Look(runtime, host, await runtime.hypervisor.guests(), await runtime.hypervisor.volumes())
-        except (Unavailable, Unusable) as error:
+        except (Misconfigured, Unavailable, Unusable) as error:
             await self._report("host", host.name, f"cannot be looked at: {error}")
             return None
 

@@ -5,9 +5,10 @@ import pytest
 from tests.cloud import Cloud
 from vpsd.audit import Audit
 from vpsd.backups.evacuation import Evacuated, evacuate
+from vpsd.errors import Misconfigured
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host, HostState
-from vpsd.hypervisor.protocol import PowerState
+from vpsd.hypervisor.protocol import Hypervisor, PowerState
 from vpsd.lifecycle import Status
 
 MARK = b"written before the backup"
@@ -159,3 +160,33 @@ async def test_an_evacuation_that_is_repeated_moves_nothing_twice(cloud: Cloud, 
     await burn(cloud)
     await bring_up_elsewhere(cloud, server)
     assert (await bring_up_elsewhere(cloud, server)).why == "it is not on that host any more"
+
+
+async def test_servers_of_a_placement_group_stay_apart_when_they_are_brought_up_elsewhere(
+    cloud: Cloud, second: Host
+) -> None:
+    group = (await cloud.post("/api/v1/placement-groups/", {"name": "database"})).json()["id"]
+    server = await cloud.create("db-1", placement_group_id=group)
+    await cloud.work()
+    await cloud.have_copy(server)
+    async with cloud.writing() as ctx:
+        await hosts.change_host(ctx, second.id, state=HostState.ENABLED)
+    await cloud.create("db-2", placement_group_id=group)
+    await burn(cloud)
+    assert "a server of that placement group already" in str((await bring_up_elsewhere(cloud, server)).why)
+    assert (await cloud.row(server)).host_id == cloud.runtime.host_id
+
+
+async def test_a_host_with_an_address_that_cannot_be_used_does_not_keep_the_audit_from_the_others(
+    cloud: Cloud, second: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = cloud.runtime.hypervisors.at
+
+    def refuse(host: Host) -> Hypervisor:
+        if host.id == second.id:
+            raise Misconfigured("no driver can work with that address")
+        return at(host)
+
+    monkeypatch.setattr(cloud.runtime.hypervisors, "at", refuse)
+    (found,) = await Audit(cloud.runtime).run()
+    assert (found.name, found.text) == ("second", "cannot be looked at: no driver can work with that address")

@@ -18,7 +18,7 @@ from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host
 from vpsd.lifecycle import Command, Status
 from vpsd.operations import service as operations
-from vpsd.servers import commands, updates
+from vpsd.servers import commands, groups, updates
 from vpsd.servers import queries as servers
 from vpsd.servers.capacity import find_room, give_back
 
@@ -66,8 +66,11 @@ async def evacuate(ctx: Ctx, server_id: int, host: Host) -> Evacuated:
             return stays("it has no backup")
     plan = await catalog.find_plan(ctx, server.plan_id)
     assert plan is not None
+    apart_from: frozenset[int] | None = None
+    if server.placement_group_id is not None:
+        apart_from = await groups.hosts_of(ctx, server.placement_group_id)
     try:
-        to = await find_room(ctx, plan, server.location)
+        to = await find_room(ctx, plan, server.location, apart_from or frozenset())
     except Unavailable as error:
         return stays(str(error))
     assert to is not None
