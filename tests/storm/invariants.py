@@ -1,0 +1,146 @@
+"""What has to hold, whatever happened."""
+
+from typing import TYPE_CHECKING
+
+from tests.storm.hosts import CPUS, MEMORY_MB, STORAGE_GB
+from vpsd.audit import Audit
+from vpsd.billing.verify import verify
+from vpsd.core.pages import Page
+from vpsd.events import service as events
+from vpsd.hypervisor.protocol import PowerState, guest_name
+from vpsd.lifecycle import AT_REST, Status
+from vpsd.operations import service as operations
+from vpsd.servers import queries as servers
+from vpsd.servers.models import Server
+from vpsd.worker.biller import Biller
+
+if TYPE_CHECKING:
+    from tests.storm.customers import Customer, Wish
+    from tests.storm.world import World
+
+_LIVE = (PowerState.RUNNING, PowerState.PAUSED)
+
+
+class Findings:
+    """What does not hold."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self.texts: list[str] = []
+        self._meddled: dict[str, float] = {}  # guests to which something happened by itself, and when last
+
+    def add(self, text: str) -> None:
+        """Something does not hold."""
+        if text not in self.texts:
+            self.texts.append(text)
+            self._world.tell("FINDING", text)
+
+    def meddled(self, guest: str) -> None:
+        """Something happened to a guest that nobody had asked for."""
+        self._meddled[guest] = self._world.loop.time()
+
+    def watch(self) -> None:
+        """Look at each change on a host: no server ever runs twice."""
+        for host in self._world.hosts.values():
+            host.watch(self._look_at_guest)
+
+    def _look_at_guest(self, name: str) -> None:
+        on = []
+        for host_name, host in self._world.hosts.items():
+            guest = host._store.current().guests.get(name)
+            if guest is not None and guest.power in _LIVE:
+                on.append(host_name)
+        if len(on) > 1:
+            self.add(f"{name} runs on {' and '.join(on)}")
+
+    async def look(self) -> None:
+        """Look at everything, after the storm."""
+        from tests.storm.machine import Machine
+
+        runtime = Machine(self._world, "observer").runtime
+        self._world.cut.clear()
+        await Biller(runtime).bill()
+        for found in await Audit(runtime).run():
+            self.add(f"vpsd check: {found.kind} {found.name}: {found.text}")
+        async with runtime.read() as ctx:
+            for book in await verify(ctx, servers.lives):
+                if book.difference_micros or book.problems:
+                    self.add(f"ledger of {book.account}: {book.difference_micros} {book.problems}")
+            present = {row.id: row for row in await servers.present(ctx)}
+            busy = await operations.busy_servers(ctx)
+        for row in present.values():
+            if row.status not in AT_REST or row.id in busy:
+                self.add(f"server {row.id} is {row.status}{', and busy' if row.id in busy else ''}")
+        self._look_at_addresses(list(present.values()))
+        self._look_at_guests(present)
+        for customer in self._world.customers:
+            async with runtime.read() as ctx:
+                own = ctx.in_account(customer.account_id)
+                recorded = await events.page(own, Page()) if hasattr(events, "page") else None
+            del recorded
+            rows = [row for row in present.values() if row.account_id == customer.account_id]
+            self._look_for_servers(customer, rows)
+            for server_id, wish in customer.wishes.items():
+                async with runtime.read() as ctx:
+                    row_ever = await servers.find_row(ctx, server_id)
+                    last = await operations.last(ctx, server_id)
+                    said = None if last is None else last.error
+                if row_ever is None:
+                    self.add(f"server {server_id} of {customer.name} was accepted, and there is no row")
+                else:
+                    self._look_at_wish(customer, row_ever, wish, said)
+
+    def _look_at_addresses(self, rows: list[Server]) -> None:
+        held = [row.ip_address for row in rows if row.ip_address is not None]
+        for address in sorted({one for one in held if held.count(one) > 1}):
+            self.add(f"several servers have {address}")
+
+    def _look_at_guests(self, present: dict[int, Server]) -> None:
+        """One guest and one disk for each server that there is, and none for others, on its host."""
+        used = dict.fromkeys(self._world.hosts, 0)
+        for host_name, host in self._world.hosts.items():
+            state = host._store.current()
+            rows = {guest_name(self._world.instance, row.id): row for row in present.values()}
+            for name, guest in state.guests.items():
+                row = rows.get(name)
+                if row is None:
+                    self.add(f"{host_name} has a guest {name}, and there is no such server")
+                elif row.status == Status.ACTIVE and guest.power is not PowerState.RUNNING:
+                    self.add(f"server {row.id} is active, and its guest is {guest.power}")
+                elif row.status in (Status.STOPPED, Status.DELETED) and guest.power in _LIVE:
+                    self.add(f"server {row.id} is {row.status}, and its guest is {guest.power}")
+                used[host_name] += 0 if row is None else row.memory_mb
+            for disk in state.disks:
+                if not any(disk.startswith(f"{name}.") or disk.startswith(f"{name}-") for name in rows):
+                    self.add(f"{host_name} has a disk {disk}, and there is no such server")
+            if used[host_name] > MEMORY_MB * self._world.settings.memory_overcommit:
+                self.add(f"{host_name} has handed out {used[host_name]} MB of {MEMORY_MB}")
+
+    def _look_for_servers(self, customer: "Customer", rows: list[Server]) -> None:
+        names = [row.name for row in rows]
+        for name in sorted(set(names)):
+            if names.count(name) > 1:
+                self.add(f"{name} was made {names.count(name)} times")
+            if name not in customer.made | customer.perhaps:
+                self.add(f"{name} is there, and was not accepted")
+
+    def _look_at_wish(self, customer: "Customer", row: Server, wish: "Wish", said: str | None) -> None:
+        who = f"server {row.id} of {customer.name}"
+        is_there = row.deleted_at_ms is None and row.purge_due_at_ms is None
+        if is_there not in wish.is_there:
+            self.add(f"{who} shall be {'there' if True in wish.is_there else 'gone'}, and is {row.status}")
+        if row.plan_id not in wish.plan:
+            self.add(f"{who} shall have plan {wish.plan}, and has {row.plan_id}")
+        if row.hostname not in wish.hostname and None not in wish.hostname:
+            self.add(f"{who} shall be called {wish.hostname}, and is {row.hostname}")
+        if not is_there or row.status == Status.ERROR:
+            if row.status == Status.ERROR and not row.error:
+                self.add(f"{who} is in error, and nobody says why")
+            return
+        power = "on" if row.status == Status.ACTIVE else "off"
+        went_by_itself = self._meddled.get(guest_name(self._world.instance, row.id), 0.0) >= wish.last_at
+        if power not in wish.power and not said and not went_by_itself:
+            self.add(f"{who} shall be {wish.power}, and is {row.status}; nothing explains it")
+
+
+LIMITS = CPUS, MEMORY_MB, STORAGE_GB
