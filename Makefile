@@ -1,5 +1,5 @@
 # vpsd: `make run` and `make test` do everything on a fresh Debian 12, and can be rerun at any time.
-.PHONY: help run test test-quick test-debian fuzz check format lock openapi migrations bench bench-scale clean
+.PHONY: help run test test-quick test-debian fuzz storm check format lock openapi migrations bench bench-scale clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -27,6 +27,11 @@ fuzz: ## Attack the API, the port and the workers at random for up to ten minute
 	@scripts/install dev
 	@echo "seed $${FUZZ_SEED:-1}; to repeat: FUZZ_SEED=$${FUZZ_SEED:-1} make fuzz"
 	@FUZZ=long timeout 600 $(PYTHON) -m pytest -n 2 --durations=5 tests/fuzz
+
+SEEDS ?= 1000
+storm: ## Simulate SEEDS=1000 storms over several processes and hosts; SEED=123 tells one in full
+	@scripts/install dev
+	@PYTHONHASHSEED=0 $(PYTHON) -m tests.storm $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 check: ## Format, lint, types, import directions, API description
 	@scripts/install dev

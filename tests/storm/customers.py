@@ -1,4 +1,4 @@
-"""Customers in a storm: they ask for something now and then, ask again when nobody answers, and remember what was said."""
+"""Customers in a storm: they ask for something, ask again when nobody answers, and remember what was said."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any
@@ -37,9 +37,8 @@ class Wish(msgspec.Struct):
     plan: set[int]
     hostname: set[str | None]
     is_there: set[bool] = msgspec.field(default_factory=lambda: {True})
-    off_when_deleted: set[str] = msgspec.field(default_factory=set)
     events: dict[str, int] = msgspec.field(default_factory=dict)  # at least so many of which action
-    last_at: float = 0.0
+    power_asked_at: float = 0.0  # when it was last asked for what it shall be: on or off
 
 
 class Customer:
@@ -54,7 +53,7 @@ class Customer:
         self.wishes: dict[int, Wish] = {}
         self.made: set[str] = set()  # names of servers that were accepted
         self.perhaps: set[str] = set()  # that may have been
-        self._snapshots: list[tuple[int, int]] = []
+        self.snapshots: list[tuple[int, int]] = []  # that were accepted: their ids, and their servers'
         self._numbers = 0
         self.has_enough = False
 
@@ -72,16 +71,19 @@ class Customer:
         self._numbers += 1
         name, plan = f"{self.name}-{self._numbers}", self._chance.choice(_PLANS)
         body = {"name": name, "plan_id": plan, "os_id": 1, "location": "us-west"}
+        asked_at = self._world.loop.time()
         answer = await self._ask("POST", "/api/v1/servers/", body)
         if answer is None:
             self.perhaps.add(name)
         elif answer.is_accepted:
             self.made.add(name)
             self.wishes[answer.body["id"]] = Wish(name, {"on"}, {plan}, {None}, events={"server.create": 1})
+            self.wishes[answer.body["id"]].power_asked_at = asked_at
 
     async def _change(self, server: int, what: str) -> None:
         wish, path = self.wishes[server], f"/api/v1/servers/{server}/"
-        method, body = "POST", None
+        method = "POST"
+        body: dict[str, Any] | None = None
         plan, hostname = self._chance.choice(_PLANS), f"host-{self._chance.randint(1, 9)}.example"
         address = f"{path}{what}/"
         if what == "hard_stop":
@@ -91,7 +93,7 @@ class Customer:
         elif what == "rebuild":
             body = {"os_id": 1}
         elif what == "restore":
-            own = [copy for copy, of in self._snapshots if of == server]
+            own = [copy for copy, of in self.snapshots if of == server]
             if not own:
                 return
             address = f"/api/v1/snapshots/{self._chance.choice(own)}/restore/"
@@ -99,15 +101,17 @@ class Customer:
             method, address = "DELETE", path
         elif what == "rename":
             method, address, body = "PATCH", path, {"hostname": hostname}
+        asked_at = self._world.loop.time()
         answer = await self._ask(method, address, {} if body is None and method == "POST" else body)
         if answer is not None and not answer.is_accepted:
             return
         if answer is not None and what == "snapshot":
-            self._snapshots.append((answer.body["id"], server))
+            self.snapshots.append((answer.body["id"], server))
+        if what in _POWER or what == "undelete":
+            wish.power_asked_at = asked_at
         self._remember(wish, what, plan, hostname, is_sure=answer is not None)
 
     def _remember(self, wish: Wish, what: str, plan: int, hostname: str, *, is_sure: bool) -> None:
-        wish.last_at = self._world.loop.time()
         new: dict[str, set[Any]] = {}
         if what in _POWER:
             new["power"] = {_POWER[what]}
@@ -121,7 +125,7 @@ class Customer:
             new["hostname"] = {hostname}
         for field, value in new.items():
             setattr(wish, field, value if is_sure else getattr(wish, field) | value)
-        if is_sure:
+        if is_sure and what != "snapshot":
             action = {"hard_stop": "server.hard_stop", "rename": "server.change"}.get(what, f"server.{what}")
             wish.events[action] = wish.events.get(action, 0) + 1
 
@@ -132,7 +136,7 @@ class Customer:
         """
         key = self._world.ids.uuid() if method == "POST" else None
         for _ in range(60):
-            running = [machine for machine in self._world.living("api")]
+            running = self._world.living("api")
             answer = None
             if running:
                 machine = self._chance.choice(running)

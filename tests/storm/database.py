@@ -54,11 +54,8 @@ class StormyDatabase:
     def __init__(self, inner: SqliteDatabase, machine: "Machine") -> None:
         self._inner = inner
         self._machine = machine
+        self.status: DatabaseStatus = inner.status
         self.wakers: list[Callable[[], None]] = []
-
-    @property
-    def status(self) -> DatabaseStatus:
-        return self._inner.status
 
     @asynccontextmanager
     async def read(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Tx]:

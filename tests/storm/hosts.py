@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from tests.storm.machine import Machine
 
 CPUS, MEMORY_MB, STORAGE_GB = 4, 8192, 400
-_QUIET = {"guests", "guest", "volumes", "facts", "is_up", "boot_signs", "stats", "run_in_guest", "end_probe"}  # they change nothing
+_QUIET = {
+    "guests",
+    "guest",
+    "volumes",
+    "facts",
+    "is_up",
+    "boot_signs",
+    "stats",
+    "run_in_guest",
+    "end_probe",
+}  # they change nothing
 
 
 class Connection(Simulator):

@@ -1,15 +1,22 @@
 """What has to hold, whatever happened."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.storm.hosts import CPUS, MEMORY_MB, STORAGE_GB
+from sqlalchemy import bindparam, select
+
+from tests.storm.hosts import MEMORY_MB
 from vpsd.audit import Audit
+from vpsd.backups import queries as backups
+from vpsd.backups.models import BackupStatus
 from vpsd.billing.verify import verify
-from vpsd.core.pages import Page
-from vpsd.events import service as events
+from vpsd.core.db import Statement
+from vpsd.events.models import events
+from vpsd.hypervisor.names import guest_of
 from vpsd.hypervisor.protocol import PowerState, guest_name
 from vpsd.lifecycle import AT_REST, Status
 from vpsd.operations import service as operations
+from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers.models import Server
 from vpsd.worker.biller import Biller
@@ -18,6 +25,10 @@ if TYPE_CHECKING:
     from tests.storm.customers import Customer, Wish
     from tests.storm.world import World
 
+_EVENTS = Statement(
+    select(events.c.action).where(events.c.target == bindparam("kind"), events.c.target_id == bindparam("id")), into=str
+)
+_ENDS = (BackupStatus.COMPLETED, BackupStatus.FAILED)
 _LIVE = (PowerState.RUNNING, PowerState.PAUSED)
 
 
@@ -74,21 +85,32 @@ class Findings:
         self._look_at_addresses(list(present.values()))
         self._look_at_guests(present)
         for customer in self._world.customers:
-            async with runtime.read() as ctx:
-                own = ctx.in_account(customer.account_id)
-                recorded = await events.page(own, Page()) if hasattr(events, "page") else None
-            del recorded
             rows = [row for row in present.values() if row.account_id == customer.account_id]
             self._look_for_servers(customer, rows)
+            await self._look_for_snapshots(runtime, customer)
             for server_id, wish in customer.wishes.items():
                 async with runtime.read() as ctx:
                     row_ever = await servers.find_row(ctx, server_id)
                     last = await operations.last(ctx, server_id)
                     said = None if last is None else last.error
+                    recorded = Counter(await ctx.tx.all(_EVENTS, kind="server", id=server_id))
+                for action, accepted in wish.events.items():
+                    if recorded[action] < accepted:
+                        text = f"{action} was accepted {accepted} times for server {server_id}"
+                        self.add(f"{text}, and its history has it {recorded[action]} times")
                 if row_ever is None:
                     self.add(f"server {server_id} of {customer.name} was accepted, and there is no row")
                 else:
                     self._look_at_wish(customer, row_ever, wish, said)
+
+    async def _look_for_snapshots(self, runtime: Runtime, customer: "Customer") -> None:
+        for snapshot_id, server_id in customer.snapshots:
+            async with runtime.read() as ctx:
+                row = await backups.find(ctx, snapshot_id)
+                recorded = await ctx.tx.all(_EVENTS, kind="snapshot", id=snapshot_id)
+            if row is None or row.status not in _ENDS or "snapshot.create" not in recorded:
+                what = "no row" if row is None else row.status
+                self.add(f"snapshot {snapshot_id} of server {server_id}: {what}, and its history is {recorded}")
 
     def _look_at_addresses(self, rows: list[Server]) -> None:
         held = [row.ip_address for row in rows if row.ip_address is not None]
@@ -111,7 +133,7 @@ class Findings:
                     self.add(f"server {row.id} is {row.status}, and its guest is {guest.power}")
                 used[host_name] += 0 if row is None else row.memory_mb
             for disk in state.disks:
-                if not any(disk.startswith(f"{name}.") or disk.startswith(f"{name}-") for name in rows):
+                if guest_of(disk) not in rows:
                     self.add(f"{host_name} has a disk {disk}, and there is no such server")
             if used[host_name] > MEMORY_MB * self._world.settings.memory_overcommit:
                 self.add(f"{host_name} has handed out {used[host_name]} MB of {MEMORY_MB}")
@@ -138,9 +160,6 @@ class Findings:
                 self.add(f"{who} is in error, and nobody says why")
             return
         power = "on" if row.status == Status.ACTIVE else "off"
-        went_by_itself = self._meddled.get(guest_name(self._world.instance, row.id), 0.0) >= wish.last_at
+        went_by_itself = self._meddled.get(guest_name(self._world.instance, row.id), 0.0) >= wish.power_asked_at
         if power not in wish.power and not said and not went_by_itself:
             self.add(f"{who} shall be {wish.power}, and is {row.status}; nothing explains it")
-
-
-LIMITS = CPUS, MEMORY_MB, STORAGE_GB

@@ -8,7 +8,7 @@ import asyncio
 import contextvars
 import heapq
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -65,7 +65,9 @@ class StormLoop(asyncio.BaseEventLoop):
         self._now = 1000.0
         self._made = 0
         self.steps = 0
-        self.kept: list[_Task[Any]] = []  # tasks that never end, kept so that no collector runs what is in their `finally`
+        self.kept: list[
+            _Task[Any]
+        ] = []  # tasks that never end, kept so that no collector runs what is in their `finally`
 
     def time(self) -> float:
         return self._now
@@ -83,7 +85,7 @@ class StormLoop(asyncio.BaseEventLoop):
         self._made += 1
         return self._made
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         """Work for threads is done here and now: it is no part of what is tried."""
         del executor
         future = self.create_future()
@@ -102,10 +104,11 @@ class StormLoop(asyncio.BaseEventLoop):
     def forget(self) -> None:
         """Let go of everything that would still happen."""
         for waiting in (self.kept, self._ready, self._scheduled):
-            waiting.clear()  # type: ignore[attr-defined]
+            waiting.clear()
 
     def _run_once(self) -> None:
-        scheduled, ready = self._scheduled, self._ready
+        scheduled: list[Any] = self._scheduled
+        ready: list[Any] = self._ready
         while scheduled and (scheduled[0]._cancelled or not ready or scheduled[0]._when <= self._now):
             timer = heapq.heappop(scheduled)
             timer._scheduled = False

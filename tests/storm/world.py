@@ -1,4 +1,4 @@
-"""Everything that a storm happens to: a database, hosts, processes, customers; one seed decides what becomes of them."""
+"""Everything that a storm happens to: a database, hosts, processes, customers; one seed decides the rest."""
 
 import asyncio
 import contextvars
@@ -7,7 +7,6 @@ import logging
 import random
 import shutil
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +27,9 @@ from vpsd.core.money import MICROS
 from vpsd.core.sqlite import SqliteDatabase
 from vpsd.hosts import service as hosts
 from vpsd.hypervisor.simulator import Simulator
-from vpsd.servers import queries as servers
 from vpsd.lifecycle import AT_REST
 from vpsd.operations import service as operations
+from vpsd.servers import queries as servers
 from vpsd.settings import Settings
 
 _BEGAN = 1000.0
@@ -63,6 +62,9 @@ class Size(NamedTuple):
     seconds: float = 120
 
 
+USUAL = Size()
+
+
 class Report(NamedTuple):
     """What became of a storm."""
 
@@ -91,7 +93,7 @@ class _StoryHandler(logging.Handler):
 class World:
     """One storm."""
 
-    def __init__(self, seed: int, folder: Path, template: Path, offered: Catalog, size: Size = Size()) -> None:
+    def __init__(self, seed: int, folder: Path, template: Path, offered: Catalog, size: Size = USUAL) -> None:
         self.seed = seed
         self.size = size
         self.chance = random.Random(seed)
@@ -191,7 +193,7 @@ class World:
         for task in sorted(tasks, key=hash):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             with suppress(BaseException):
-                task.get_coro().close()  # type: ignore[union-attr]
+                task.get_coro().close()
         self.loop.forget()
         self.machines.clear()
         gc.enable()
@@ -246,8 +248,3 @@ class World:
                 rests = all(row.status in AT_REST for row in await servers.present(ctx))
                 quiet = quiet + 1 if rests and not await operations.busy_servers(ctx) else 0
         self.tell("-", "quiet" if quiet else "no rest in three hours")
-
-
-def names(processes: Iterable[Machine]) -> str:
-    """Names, for people."""
-    return ", ".join(process.name for process in processes)
