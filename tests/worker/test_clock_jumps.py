@@ -40,6 +40,16 @@ RESTS = {Command.STOP: Status.STOPPED, Command.HARD_STOP: Status.STOPPED, Comman
 RESTS |= {Command.SOFT_DELETE: Status.DELETED, Command.DELETE: Status.DELETING}
 
 
+@pytest.mark.parametrize("seconds", JUMPS)
+async def test_a_clock_that_is_set_right_after_a_claim_gives_up_nothing(cloud: Cloud, seconds: int) -> None:
+    server, runner = await cloud.create(), cloud.runner()
+    claimed = await runner._claim()
+    assert claimed is not None
+    cloud.clock.jump(seconds)
+    await runner.work(*claimed)
+    assert await cloud.status(server) == Status.ACTIVE
+
+
 @pytest.mark.parametrize("command", list(Command))
 async def test_a_clock_that_is_set_at_every_call_costs_no_operation_anything(cloud: Cloud, command: Command) -> None:
     server, chance = await told(cloud, command), random.Random(command)

@@ -51,6 +51,10 @@ class ClockJumps:
             return None
         return Jump(round(self._owed_ms / 1000), self._clock.now_ms() - self._owed_ms)
 
+    def before_ms(self) -> int:
+        """The time without what nobody has set right yet: stored times go by it until somebody looks."""
+        return self._offset_ms - self._owed_ms + round(self._clock.monotonic() * 1000)
+
     def tell(self, seconds: int) -> None:
         """Log a jump, and tell of it for an hour."""
         self._last = (self._clock.monotonic(), seconds)

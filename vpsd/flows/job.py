@@ -81,7 +81,8 @@ class Job:
         # When it is given up, by what passes steadily; None: never.
         self.ends_at: float | None = None
         if operation.deadline_at_ms is not None:
-            left_ms = operation.deadline_at_ms - runtime.clock.now_ms()
+            # The clock may have been set since the operation was claimed: that gives up nothing.
+            left_ms = operation.deadline_at_ms - min(runtime.clock.now_ms(), runtime.jumps.before_ms())
             self.ends_at = runtime.clock.monotonic() + left_ms / 1000
         self.went_off = False  # the guest has powered itself off since
 
