@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _PLANS = (3, 4)
 _AGAIN = ("database_unavailable", "outcome_unknown")
 _SHARE = {
-    "create": 4,
+    "create": 3,
     "stop": 4,
     "start": 4,
     "reboot": 2,
@@ -39,6 +39,7 @@ class Wish(msgspec.Struct):
     is_there: set[bool] = msgspec.field(default_factory=lambda: {True})
     events: dict[str, int] = msgspec.field(default_factory=dict)  # at least so many of which action
     power_asked_at: float = 0.0  # when it was last asked for what it shall be: on or off
+    since_operation: int = 0  # what was begun since
 
 
 class Customer:
@@ -109,6 +110,7 @@ class Customer:
             self.snapshots.append((answer.body["id"], server))
         if what in _POWER or what == "undelete":
             wish.power_asked_at = asked_at
+            wish.since_operation = 0 if answer is None else answer.operation_id
         self._remember(wish, what, plan, hostname, is_sure=answer is not None)
 
     def _remember(self, wish: Wish, what: str, plan: int, hostname: str, *, is_sure: bool) -> None:

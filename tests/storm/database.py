@@ -67,15 +67,18 @@ class StormyDatabase:
     async def write(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Tx]:
         machine = self._machine
         machine.require_database()
-        is_lost = is_told = True
+        is_lost, is_told, has_changed = False, True, False
         async with self._inner.write(wait_seconds) as inner:
             machine.transactions += 1
+            changes = self._inner._writer.total_changes
             try:
                 tx = _Tx(inner, machine)
                 yield tx
                 machine.require_database()
-                await machine.point("COMMIT")
-                is_lost, is_told = machine.commit_fault()
+                has_changed = self._inner._writer.total_changes > changes
+                if has_changed:
+                    await machine.point("COMMIT")
+                    is_lost, is_told = machine.commit_fault()
                 if is_lost:
                     raise OutcomeUnknown(Problem.UNAVAILABLE, "the storm took it, undone, in the middle of COMMIT")
             finally:
@@ -84,7 +87,8 @@ class StormyDatabase:
             machine.world.notify()
         if not is_told:
             raise OutcomeUnknown(Problem.UNAVAILABLE, "the storm took it, done, in the middle of COMMIT")
-        await machine.point("COMMITTED")
+        if has_changed:
+            await machine.point("COMMITTED")
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Tx]:

@@ -46,7 +46,7 @@ class Connection(Simulator):
     async def _call(self, call: str) -> AsyncIterator[None]:
         machine, name = self._machine, f"{self._name}.{call}"
         is_quiet = call in _QUIET
-        await machine.call(name, is_quiet=is_quiet)
+        await machine.call(name, is_quiet=is_quiet, is_of_job=self._owner.uuid is not None)
         if machine.world.is_cut(self._name):
             raise Unavailable(f"{self._name} does not answer.")
         self._owner.check()

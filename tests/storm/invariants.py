@@ -16,6 +16,8 @@ from vpsd.hypervisor.names import guest_of
 from vpsd.hypervisor.protocol import PowerState, guest_name
 from vpsd.lifecycle import AT_REST, Status
 from vpsd.operations import service as operations
+from vpsd.operations.models import Operation, OperationStatus
+from vpsd.operations.models import operations as operations_table
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers.models import Server
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _EVENTS = Statement(
     select(events.c.action).where(events.c.target == bindparam("kind"), events.c.target_id == bindparam("id")), into=str
 )
+_FAILED = Statement(select(operations_table).where(operations_table.c.status == OperationStatus.FAILED), into=Operation)
 _ENDS = (BackupStatus.COMPLETED, BackupStatus.FAILED)
 _LIVE = (PowerState.RUNNING, PowerState.PAUSED)
 
@@ -82,6 +85,7 @@ class Findings:
         for row in present.values():
             if row.status not in AT_REST or row.id in busy:
                 self.add(f"server {row.id} is {row.status}{', and busy' if row.id in busy else ''}")
+        await self._look_at_failures(runtime)
         self._look_at_addresses(list(present.values()))
         self._look_at_guests(present)
         for customer in self._world.customers:
@@ -91,8 +95,8 @@ class Findings:
             for server_id, wish in customer.wishes.items():
                 async with runtime.read() as ctx:
                     row_ever = await servers.find_row(ctx, server_id)
-                    last = await operations.last(ctx, server_id)
-                    said = None if last is None else last.error
+                    failed = [one for one in await ctx.tx.all(_FAILED) if one.server_id == server_id]
+                    has_failed = any(one.id >= wish.since_operation for one in failed)
                     recorded = Counter(await ctx.tx.all(_EVENTS, kind="server", id=server_id))
                 for action, accepted in wish.events.items():
                     if recorded[action] < accepted:
@@ -101,7 +105,7 @@ class Findings:
                 if row_ever is None:
                     self.add(f"server {server_id} of {customer.name} was accepted, and there is no row")
                 else:
-                    self._look_at_wish(customer, row_ever, wish, said)
+                    self._look_at_wish(customer, row_ever, wish, has_failed=has_failed)
 
     async def _look_for_snapshots(self, runtime: Runtime, customer: "Customer") -> None:
         for snapshot_id, server_id in customer.snapshots:
@@ -111,6 +115,15 @@ class Findings:
             if row is None or row.status not in _ENDS or "snapshot.create" not in recorded:
                 what = "no row" if row is None else row.status
                 self.add(f"snapshot {snapshot_id} of server {server_id}: {what}, and its history is {recorded}")
+
+    async def _look_at_failures(self, runtime: Runtime) -> None:
+        """Nothing is given up before its time, and a storm is shorter than any."""
+        async with runtime.read() as ctx:
+            failed = await ctx.tx.all(_FAILED)
+        for operation in failed:
+            if (operation.error or "").startswith("Given up") and operation.attempts < operations.MAX_ATTEMPTS:
+                text = f"operation {operation.id} ({operation.command} of server {operation.server_id})"
+                self.add(f"{text} was given up early, after {operation.attempts} attempts: {operation.cause}")
 
     def _look_at_addresses(self, rows: list[Server]) -> None:
         held = [row.ip_address for row in rows if row.ip_address is not None]
@@ -146,7 +159,7 @@ class Findings:
             if name not in customer.made | customer.perhaps:
                 self.add(f"{name} is there, and was not accepted")
 
-    def _look_at_wish(self, customer: "Customer", row: Server, wish: "Wish", said: str | None) -> None:
+    def _look_at_wish(self, customer: "Customer", row: Server, wish: "Wish", *, has_failed: bool) -> None:
         who = f"server {row.id} of {customer.name}"
         is_there = row.deleted_at_ms is None and row.purge_due_at_ms is None
         if is_there not in wish.is_there:
@@ -161,5 +174,5 @@ class Findings:
             return
         power = "on" if row.status == Status.ACTIVE else "off"
         went_by_itself = self._meddled.get(guest_name(self._world.instance, row.id), 0.0) >= wish.power_asked_at
-        if power not in wish.power and not said and not went_by_itself:
+        if power not in wish.power and not has_failed and not went_by_itself:
             self.add(f"{who} shall be {wish.power}, and is {row.status}; nothing explains it")

@@ -17,10 +17,12 @@ from vpsd.backups.repository import Repository
 from vpsd.backups.targets import Directory
 from vpsd.core.jumps import ClockJumps
 from vpsd.core.sqlite import SqliteDatabase
+from vpsd.errors import DatabaseUnavailable
 from vpsd.hosts.models import Address
 from vpsd.hypervisor.protocol import Hypervisor
 from vpsd.images.simulated import SimulatedImages
 from vpsd.runtime import Hypervisors, Runtime
+from vpsd.worker import clock_jumps
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
 from vpsd.worker.event_pruner import EventPruner
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 class Doom(NamedTuple):
     """What happens to a process after so many effects more."""
 
-    left: int
+    left: float
     strike: Callable[[str], None]  # given the name of the effect
     at_commit: bool  # whether it may happen while a transaction is open
 
@@ -94,6 +96,15 @@ class Machine(Process):
 
     def work(self) -> None:
         """Be a worker, as `vpsd worker` is one."""
+        self.begin(self._work(), "start")
+
+    async def _work(self) -> None:
+        while True:  # a supervisor starts it again where there is no database
+            try:
+                await clock_jumps.look_at_start(self.runtime)
+                break
+            except DatabaseUnavailable:
+                await asyncio.sleep(1)
         loops: Any = (
             HostKeeper(self.runtime, self.name, lambda _: None, lambda _: None),
             Runner(self.runtime, self.name),
@@ -154,17 +165,19 @@ class Machine(Process):
         """Let others go on, for no time or a few milliseconds."""
         await asyncio.sleep(0 if self.chance.random() < 0.7 else self.chance.random() * 0.02)
 
-    async def call(self, name: str, *, is_quiet: bool) -> None:
+    async def call(self, name: str, *, is_quiet: bool, is_of_job: bool) -> None:
         """A call to a host is on its way."""
         if not is_quiet:
             self.world.tell(self.name, name)
             await self.point(name)
+        elif is_of_job:  # it may wait for long, and asks many times
+            await self.point(name, 0.2)
         await asyncio.sleep(self.world.latency())
 
-    async def point(self, name: str) -> None:
+    async def point(self, name: str, weight: float = 1.0) -> None:
         """Between two effects: what was meant for the process may happen here."""
         if self.doom is not None:
-            left = self.doom.left - 1
+            left = self.doom.left - weight
             if left > 0 or (self.transactions and not self.doom.at_commit):
                 self.doom = self.doom._replace(left=left)
             else:

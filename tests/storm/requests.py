@@ -26,6 +26,12 @@ class Answer(NamedTuple):
         return self.status >= 500 and self.code != "database_unavailable"
 
     @property
+    def operation_id(self) -> int:
+        """The operation that does it; 0 where nothing has to be done."""
+        operation = self.body.get("operation") if isinstance(self.body, dict) else None
+        return int(operation["id"]) if isinstance(operation, dict) else 0
+
+    @property
     def code(self) -> str | None:
         """The code of an error."""
         return self.body.get("code") if isinstance(self.body, dict) else None

@@ -108,6 +108,11 @@ class World:
         )
         self.instance = ""
         self.hosts = {f"host-{number}": Simulator(clock=self.clock) for number in range(1, size.hosts + 1)}
+        for host in self.hosts.values():
+            host.boot_seconds, host.export_seconds = (
+                self.chance.choice((0.5, 3.0, 12.0)),
+                self.chance.choice((0.0, 6.0)),
+            )
         self.machines: list[Machine] = []
         self.story: list[str] = []
         self.findings = Findings(self)
