@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tests.storm.world import World
 
 _PLANS = (3, 4)
+_FEW = 3
 _AGAIN = ("database_unavailable", "outcome_unknown")
 _SHARE = {
     "create": 3,
@@ -63,10 +64,11 @@ class Customer:
         while not self.has_enough:
             await asyncio.sleep(self._chance.expovariate(1 / 3))
             (what,) = self._chance.choices(list(_SHARE), list(_SHARE.values()))
-            if what == "create" or not self.wishes:
+            enough = len(self.wishes) >= _FEW and self._chance.random() < 0.7  # servers get more to do
+            if not self.wishes or (what == "create" and not enough):
                 await self._create()
-            else:
-                await self._change(self._chance.choice(list(self.wishes)), what)
+            elif what != "create":
+                await self._change(self._chance.choice(list(self.wishes)[-_FEW:]), what)
 
     async def _create(self) -> None:
         self._numbers += 1

@@ -38,7 +38,8 @@ class Doom(NamedTuple):
 
     left: float
     strike: Callable[[str], None]  # given the name of the effect
-    at_commit: bool  # whether it may happen while a transaction is open
+    at_commit: bool = True  # whether it may happen while a transaction is open
+    at_rest: bool = True  # whether it may happen anywhere but in a call of a job
 
 
 class _Target(Directory):
@@ -176,7 +177,7 @@ class Machine(Process):
 
     async def point(self, name: str, weight: float = 1.0) -> None:
         """Between two effects: what was meant for the process may happen here."""
-        if self.doom is not None:
+        if self.doom is not None and (self.doom.at_rest or "." in name):
             left = self.doom.left - weight
             if left > 0 or (self.transactions and not self.doom.at_commit):
                 self.doom = self.doom._replace(left=left)

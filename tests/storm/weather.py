@@ -20,6 +20,7 @@ _SHARE = {  # how often what happens
     "set_clock": 1,
     "meddle": 5,
 }
+_STOPPED_SECONDS = (1, 5, 13, 16, 18, 20, 25, 30, 40)  # most of them longer than a lease
 
 
 class Weather:
@@ -67,7 +68,7 @@ class Weather:
             kind = victim.name.partition("-")[0]
             self._after(self._chance.choice((0.1, 1, 5, 20)), lambda: self._world.start(kind))
 
-        victim.doom = Doom(self._chance.randint(1, 25), strike, at_commit=True)
+        victim.doom = Doom(self._chance.randint(1, 25), strike)
 
     def _stop(self) -> None:
         victim = self._victim()
@@ -75,11 +76,15 @@ class Weather:
             return
 
         def strike(at: str) -> None:
-            seconds = self._chance.choice((1, 5, 13, 16, 17, 20, 25))
+            seconds = self._chance.choice(_STOPPED_SECONDS)
             self._world.tell(victim.name, f"is stopped at {at} for {seconds} s")
             victim.stop(seconds)
 
-        victim.doom = Doom(self._chance.randint(1, 25), strike, at_commit=False)
+        # Mostly in the middle of a call: what comes late then is on its way already.
+        if self._chance.random() < 0.7:
+            victim.doom = Doom(self._chance.randint(1, 8), strike, at_commit=False, at_rest=False)
+        else:
+            victim.doom = Doom(self._chance.randint(1, 25), strike, at_commit=False)
 
     def _cut(self) -> None:
         host, world = self._chance.choice(list(world_hosts(self._world))), self._world
