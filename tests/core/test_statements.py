@@ -23,11 +23,13 @@ ANY_ACCOUNT = {
     "vpsd.backups.queries._LATEST",
     "vpsd.billing.meter._MOVE",
     "vpsd.events.retention._PRUNE",
+    "vpsd.operations.service._HOLD",
     "vpsd.servers.queries._LOCK_ANY",
 }
 # Modules that change rows which whoever calls them has locked: there is no other way in.
 LOCKED_BEFORE = (
     "vpsd.backups.commands.",
+    "vpsd.operations.service.",
     "vpsd.servers.deletion.",
     "vpsd.servers.transitions.",
     "vpsd.servers.updates.",

@@ -10,6 +10,7 @@ from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host, HostState
 from vpsd.hypervisor.protocol import Hypervisor, PowerState
 from vpsd.lifecycle import Status
+from vpsd.operations import service as operations
 
 MARK = b"written before the backup"
 
@@ -190,3 +191,31 @@ async def test_a_host_with_an_address_that_cannot_be_used_does_not_keep_the_audi
     monkeypatch.setattr(cloud.runtime.hypervisors, "at", refuse)
     (found,) = await Audit(cloud.runtime).run()
     assert (found.name, found.text) == ("second", "cannot be looked at: no driver can work with that address")
+
+
+async def test_a_worker_that_still_has_a_job_at_the_host_saves_nothing_any_more(cloud: Cloud, second: Host) -> None:
+    server = await cloud.have_server()
+    await cloud.have_copy(server)
+    await cloud.post(f"/api/v1/servers/{server}/reboot/")
+    async with cloud.writing() as ctx:
+        claimed = await operations.claim(ctx, "late")
+    assert claimed is not None
+    await burn(cloud)
+    await bring_up_elsewhere(cloud, server)
+    with pytest.raises(operations.LostLease):
+        async with cloud.writing() as ctx:
+            await operations.hold_lease(ctx, operations.Lease.of(claimed))
+    await settle(cloud, second)
+    assert (await cloud.status(server), (await cloud.row(server)).host_id) == ("active", second.id)
+
+
+async def test_an_old_guest_is_off_at_once_also_while_the_new_one_is_made(cloud: Cloud, second: Host) -> None:
+    server = await cloud.have_server()
+    await cloud.have_copy(server)
+    await burn(cloud)
+    await bring_up_elsewhere(cloud, server)
+    await come_back(cloud)
+    async with cloud.reading() as ctx:
+        assert await operations.open_operation(ctx, server) is not None
+    await cloud.reconciler().reconcile()
+    assert (await cloud.hypervisor.guests())[cloud.guest(server)].power is PowerState.OFF

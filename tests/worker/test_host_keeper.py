@@ -18,6 +18,7 @@ from vpsd.runtime import Hypervisors
 from vpsd.servers import capacity
 from vpsd.servers.models import servers
 from vpsd.worker.host_keeper import HostKeeper
+from vpsd.worker.host_watcher import HostWatcher
 
 
 async def add_host(cloud: Cloud, name: str) -> Host:
@@ -162,3 +163,22 @@ async def test_a_server_on_another_machine_claims_no_address_that_leads_nowhere(
     assert (detail["status"], detail["ip_address"], detail["ssh"]) == ("active", None, None)
     assert detail["status_detail"].startswith("It runs, and has no address that it can be reached at")
     assert await Audit(cloud.runtime).run() == []
+
+
+async def test_a_machine_that_was_added_twice_keeps_its_servers_power(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    again = await add_host(cloud, "again")
+    cloud.runtime.hypervisors.at(again)
+    cloud.others["again"]._store = cloud.hypervisor._store
+    await cloud.reconciler(again).reconcile()
+    assert (await cloud.hypervisor.guests())[cloud.guest(server)].power is PowerState.RUNNING
+
+
+async def test_what_a_former_keeper_writes_late_is_put_right(cloud: Cloud) -> None:
+    watcher = HostWatcher(cloud.runtime, lambda _: None, lambda _: None)
+    await watcher.look()
+    async with cloud.writing() as ctx:
+        await hosts.record_unreachable(ctx, cloud.runtime.host_id, "it was cut off")
+    cloud.clock.advance(61)
+    await watcher.look()
+    assert await health(cloud, cloud.runtime.host_id) == ("ok", None)

@@ -75,6 +75,7 @@ async def evacuate(ctx: Ctx, server_id: int, host: Host) -> Evacuated:
         return stays(str(error))
     assert to is not None
     await give_back(ctx, host.id, plan)
+    await operations.take_from_worker(ctx, server.id)  # it may still have a job at the host that is off
     await updates.set_evacuated(ctx, server, to, None if backup is None else backup.id)
     there = (await hosts.row(ctx, to)).name
     source = "" if backup is None else f" from the {_name(backup)}"

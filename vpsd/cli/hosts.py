@@ -2,6 +2,7 @@
 
 import re
 import socket
+from collections.abc import Collection
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from vpsd.core.context import OPERATOR, Ctx
 from vpsd.errors import Misconfigured, NotFound, VpsdError
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host, HostHealth, HostState
+from vpsd.hypervisor.names import server_id_of
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.servers import queries as servers
 from vpsd.settings import Settings
@@ -80,7 +82,9 @@ async def add(
         driver = _driver(uri)
         address = Address(driver, uri, pool)
         hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, address)
-        checks, facts = await _check(opened.settings, hypervisor)
+        checks, facts, guests = await _check(opened.settings, hypervisor)
+        async with opened.read(OPERATOR) as ctx:
+            await _require_another_machine(ctx, name, guests)
         failed = [check for check in checks if not check.ok]
         if failed and not force:
             told = "; ".join(f"{check.what}: {check.text}" for check in failed)
@@ -300,14 +304,23 @@ async def _require_unused(ctx: Ctx, uri: str, by_others_than: int | None = None)
         raise CannotBeUsed(f"The host {same!r} has the address {uri} already.")
 
 
-async def _check(settings: Settings, hypervisor: Hypervisor) -> tuple[list[Check], HostFacts | None]:
+async def _require_another_machine(ctx: Ctx, name: str, guests: Collection[str]) -> None:
+    """Raise `CannotBeUsed` where guests of this cloud run there: the machine is a host already, by another address."""
+    for guest in guests:
+        server = await servers.find_row(ctx, server_id_of(guest))
+        if server is not None and server.purged_at_ms is None and server.host_id is not None:
+            there = (await hosts.row(ctx, server.host_id)).name
+            raise CannotBeUsed(f"{name} runs server {server.id}, which is on {there}: they are the same machine.")
+
+
+async def _check(settings: Settings, hypervisor: Hypervisor) -> tuple[list[Check], HostFacts | None, Collection[str]]:
     """Look at a host as far as can be looked at from here."""
     checks: list[Check] = []
     try:
         try:
             facts = await hypervisor.facts()
         except VpsdError as error:
-            return [Check("connection", False, str(error))], None
+            return [Check("connection", False, str(error))], None, ()
         checks.append(Check("connection", True, f"{facts.driver} {facts.version} at {facts.uri}"))
         emulates = facts.virt_type != "kvm" and facts.driver != "simulator" and settings.virt_type != "qemu"
         checks.append(Check("guests", not emulates, f"{facts.virt_type} ({facts.virt_reason})"))
@@ -318,7 +331,7 @@ async def _check(settings: Settings, hypervisor: Hypervisor) -> tuple[list[Check
             checks.append(Check("pool", False, str(error)))
         if facts.driver != "simulator":
             checks.append(_check_name(facts.name))
-        return checks, facts
+        return checks, facts, (await hypervisor.guests()).keys()
     finally:
         await hypervisor.close()
 

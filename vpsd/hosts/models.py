@@ -115,4 +115,5 @@ class Host(msgspec.Struct, frozen=True):
     @property
     def address(self) -> Address:
         """How it is reached."""
-        return Address(self.driver, self.uri, self.pool)
+        # Which driver this machine's own host has the settings say: what the row says of it comes from there.
+        return Address("own" if self.uri is None else self.driver, self.uri, self.pool)

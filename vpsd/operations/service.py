@@ -68,6 +68,12 @@ _ADD = Statement(
     + ("run_at_ms", "deadline_at_ms", "created_at_ms"),
     into=Operation,
 )
+_TAKE_FROM_WORKER = Statement(
+    update(operations)
+    .where(_OF_SERVER, _OPEN)
+    .values(status=OperationStatus.QUEUED, fence=_c.fence + 1, lease_owner=None, lease_until_ms=None),
+    ("run_at_ms",),
+)
 _COUNT_OPEN = Statement(
     select(func.count()).select_from(operations).where(_c.account_id == bindparam("account_id"), _UNFINISHED), into=int
 )
@@ -239,6 +245,11 @@ async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None =
     assert operation is not None
     await ctx.tx.notify()
     return operation
+
+
+async def take_from_worker(ctx: Ctx, server_id: int) -> None:
+    """Have the open operation of a server begin anew: whoever has it can save nothing any more."""
+    await ctx.tx.run(_TAKE_FROM_WORKER, server_id=server_id, run_at_ms=ctx.now_ms)
 
 
 async def count_open(ctx: Ctx) -> int:

@@ -17,6 +17,7 @@ from vpsd.servers import creation
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 5.0
+_RECORD_SECONDS = 60.0
 
 
 class HostWatcher:
@@ -27,6 +28,7 @@ class HostWatcher:
         self._runtime = runtime
         self._say = say
         self._greet: Callable[[HostFacts], None] | None = greet
+        self._record_at = 0.0
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -57,10 +59,13 @@ class HostWatcher:
         grown = {"storage_gb": facts.storage_gb, "storage_free_mb": facts.storage_free_mb}
         is_new = host.facts is None or msgspec.structs.replace(host.facts, **grown) != facts
         is_new_storage = host.recorded_storage != host.storage or host.facts is None
-        if host.status is not HostHealth.OK or host.facts != facts or is_new_storage:
+        # Now and then also what is not new: whoever looked after the host before may have written later.
+        is_due = self._runtime.clock.monotonic() >= self._record_at
+        if host.status is not HostHealth.OK or host.facts != facts or is_new_storage or is_due:
             storage = "ok" if host.storage is None else host.storage  # known from now on
             async with self._runtime.write() as ctx:
                 await hosts.record_facts(ctx, self._runtime.host_id, facts, storage)
+            self._record_at = self._runtime.clock.monotonic() + _RECORD_SECONDS
             host.status, host.error, host.facts, host.recorded_storage = HostHealth.OK, None, facts, storage
         if is_new:
             self._say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
