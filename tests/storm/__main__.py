@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from tests.storm.world import Report, World
@@ -18,25 +18,28 @@ from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
 from vpsd.migrations import schema
 
-_MEMORY = Path("/dev/shm")
+_MEMORY = Path("/dev/shm")  # where there is one
+_TEMPLATE, _CATALOG = "template.sqlite", "catalog.toml"
 
 
 @cache
-def _prepared() -> tuple[Path, Catalog]:
-    """A folder with a migrated database to copy, and what is offered."""
-    folder = Path(tempfile.mkdtemp(prefix="storm-", dir=_MEMORY if _MEMORY.is_dir() else None))
-    asyncio.run(schema.prepare(f"sqlite:///{folder / 'template.sqlite'}"))
-    (folder / "catalog.toml").write_text(catalog.default_text())
-    return folder, catalog.read_file(folder / "catalog.toml")
+def _offered(file: Path) -> Catalog:
+    return catalog.read_file(file)
 
 
-def storm(seed: int) -> Report:
-    """One storm."""
-    folder, offered = _prepared()
+def _prepare(folder: Path) -> None:
+    """Have a migrated database to copy there, and what is offered."""
+    asyncio.run(schema.prepare(f"sqlite:///{folder / _TEMPLATE}"))
+    (folder / _CATALOG).write_text(catalog.default_text())
+
+
+def storm(folder: Path, seed: int) -> Report:
+    """One storm, in a prepared folder."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     own = folder / str(seed)
     own.mkdir()
     try:
-        return World(seed, own, folder / "template.sqlite", offered).run()
+        return World(seed, own, folder / _TEMPLATE, _offered(folder / _CATALOG)).run()
     finally:
         shutil.rmtree(own)
 
@@ -53,23 +56,28 @@ def _main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="how many")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    if options.seed is not None:
-        report = storm(options.seed)
-        print("\n".join([*report.story, "", *(report.findings or ["everything is in order"])]))
-        return bool(report.findings)
+    with tempfile.TemporaryDirectory(prefix="storm-", dir=_MEMORY if _MEMORY.is_dir() else None) as name:
+        folder = Path(name)
+        _prepare(folder)
+        if options.seed is None:
+            return _run_many(folder, range(options.first, options.first + options.seeds), options.jobs)
+        report = storm(folder, options.seed)
+    print("\n".join([*report.story, "", *(report.findings or ["everything is in order"])]))
+    return bool(report.findings)
+
+
+def _run_many(folder: Path, seeds: range, jobs: int) -> int:
     began, failed = time.monotonic(), []
-    with ProcessPoolExecutor(options.jobs) as pool:
-        seeds = range(options.first, options.first + options.seeds)
-        for done, report in enumerate(pool.map(storm, seeds), 1):
+    with ProcessPoolExecutor(jobs) as pool:
+        for done, report in enumerate(pool.map(partial(storm, folder), seeds), 1):
             if report.findings:
                 failed.append(report.seed)
                 print(f"seed {report.seed}: {again(report.seed)}", *report.findings, sep="\n    ", flush=True)
             if done % 100 == 0:
                 print(f"{done} storms, {done / (time.monotonic() - began):.1f} a second", flush=True)
-    print(f"{options.seeds} storms in {time.monotonic() - began:.0f} s; failed: {failed or 'none'}")
+    print(f"{len(seeds)} storms in {time.monotonic() - began:.0f} s; failed: {failed or 'none'}")
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{(cpu.ru_utime + cpu.ru_stime) / options.seeds:.2f} s of CPU each")
+    print(f"{(cpu.ru_utime + cpu.ru_stime) / len(seeds):.2f} s of CPU each")
     return bool(failed)
 
 
