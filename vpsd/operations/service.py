@@ -23,9 +23,10 @@ from vpsd.core.db import Statement, UniqueViolation
 from vpsd.core.jumps import Jump
 from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import MINUTE_MS
-from vpsd.errors import Busy, VpsdError, public_text
+from vpsd.errors import Busy
 from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import RULES, Command, supersedes
+from vpsd.operations.failure import Failure as Failure
 from vpsd.operations.models import Operation, OperationStatus, operations
 
 LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the operation
@@ -174,26 +175,6 @@ class UnderWay(Busy):
             else f"Another operation ({command}) on this server is under way; try again when it is done."
         )
         self.command = command
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """What went wrong: in words for customers, and in full for the operator."""
-
-    error: str
-    cause: str
-
-    @classmethod
-    def of(cls, error: Exception) -> "Failure":
-        """From what was raised."""
-        return cls(public_text(error), str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}")
-
-    def after(self, text: str) -> "Failure":
-        """The same, with a text before it."""
-        return Failure(f"{text}{self.error}", f"{text}{self.cause}")
-
-    def then(self, text: str) -> "Failure":
-        """The same, with a sentence behind it."""
-        return Failure(*(f"{said.removesuffix('.')}. {text}" for said in (self.error, self.cause)))
 
 
 class Lease(msgspec.Struct, frozen=True):
