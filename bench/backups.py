@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from bench.guests import Vpsd, until, vpsd_in_a_folder
+from vpsd.backups.targets import MARK
 
 FILES = 20
 FILE_MB = 10
@@ -139,8 +140,9 @@ def _is_at_rest(vpsd: Vpsd, server: int) -> bool:
 
 
 def _stored(vpsd: Vpsd) -> int:
-    """Bytes on the target."""
-    return sum(path.stat().st_size for path in (vpsd.data / "backups").rglob("*") if path.is_file())
+    """Bytes on the target, besides its mark."""
+    files = (path for path in (vpsd.data / "backups").rglob("*") if path.is_file() and path.name != MARK)
+    return sum(path.stat().st_size for path in files)
 
 
 def _convert(vpsd: Vpsd, server: int, *options: str) -> Cost:

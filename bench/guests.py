@@ -92,7 +92,7 @@ class Vpsd:
 
     def disks(self, server: int) -> list[Path]:
         """The files that are a server's disk: one, or none."""
-        return list((self.data / "pool").glob(f"vpsd-*-{server}.qcow2"))
+        return list((self.data / "pool").glob(f"vpsd-*-{server}.????????-????????.qcow2"))
 
     def delete(self, server: int) -> None:
         """Make a server vanish, and wait until its disk is gone."""
