@@ -18,7 +18,7 @@ from vpsd.errors import DatabaseUnavailable, Misconfigured, Unavailable, Unusabl
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host
 from vpsd.hosts.service import Used
-from vpsd.hypervisor.names import disk_name, guest_name, guest_of, names_server, server_id_of
+from vpsd.hypervisor.names import disk_name, guest_name, guest_of, server_id_of
 from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import Guest, Volumes
 from vpsd.lifecycle import AT_REST, FOUND, Command, Status
@@ -149,7 +149,6 @@ class Audit:
             await self._report("guest", name, f"{text}, where its disk was not seen: look which is right")
             return
         stale = disks_of(server, name, look.volumes.disks)
-        stale |= {disk for disk in look.volumes.disks if guest_of(disk) == name and names_server(disk, server.uuid)}
         repair = partial(look.runtime.hypervisor.held_by(Owner(uuid=server.uuid)).remove, name, stale)
         await self._report("guest", name, text, "removed from the host", repair)
 

@@ -30,7 +30,6 @@ _COUNT = Statement(select(func.count()).select_from(hosts), into=int)
 _ADD = Statement(
     insert(hosts).returning(hosts), ("name", "driver", "uri", "pool", "location", "created_at_ms"), into=Host
 )
-_SET_MACHINE = Statement(update(hosts).where(_c.id == bindparam("id")), ("machine",))
 _RECORD_FACTS = Statement(
     update(hosts).where(_c.id == bindparam("id")).values(health=HostHealth.OK, error=None, unreachable_since_ms=None),
     ("driver", *_FACTS, "storage", "seen_at_ms"),
@@ -126,7 +125,7 @@ async def ensure_local(
     """
     local_host = await local(ctx)
     if local_host is not None and (local_host.machine is None or is_sole_user):
-        await ctx.tx.run(_SET_MACHINE, id=local_host.id, machine=machine)
+        await change_host(ctx, local_host.id, machine=machine)
     elif local_host is not None and local_host.machine != machine:
         raise Misconfigured(
             f"the host {local_host.name} is the own one of another data folder, and cannot be reached from here. Give "
@@ -136,7 +135,7 @@ async def ensure_local(
         if await find_by_name(ctx, name) is not None:
             name = f"{name}-local"
         host = await add_host(ctx, name, driver)
-        await ctx.tx.run(_SET_MACHINE, id=host.id, machine=machine)
+        await change_host(ctx, host.id, machine=machine)
 
 
 @cache

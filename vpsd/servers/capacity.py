@@ -17,7 +17,7 @@ from vpsd.core.tables import total
 from vpsd.errors import Unavailable
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import hosts as host_table
-from vpsd.hosts.placement import Reason, Refusal, Room, Wish, lacks, place
+from vpsd.hosts.placement import RESOURCES, Reason, Refusal, Room, Wish, lacks, place
 from vpsd.servers.faults import HostsUnreachable, NoCapacity, NoHostThere, RoomTaken, StorageFull
 from vpsd.servers.models import servers
 
@@ -42,7 +42,7 @@ _HOSTS_OF_LATEST = Statement(
 _on_host = servers.join(plans, plans.c.id == _c.plan_id)
 _SUMS = {
     "used_servers": func.count(),
-    **{f"used_{name}": total(plans.c[name]) for name in ("vcpus", "memory_mb", "storage_gb")},
+    **{f"used_{name}": total(plans.c[name]) for name in RESOURCES},
 }
 _LOCK = Statement(select(host_table.c.id).where(host_table.c.id == bindparam("host_id")).with_for_update(), into=int)
 _RECOUNT = Statement(
@@ -103,8 +103,7 @@ async def change_room(ctx: Ctx, host_id: int | None, plan: Plan, instead_of: Pla
 
 async def give_back(ctx: Ctx, host_id: int, plan: Plan) -> None:
     """A server of that plan is not on the host any more."""
-    sizes = hosts.Resources(plan.vcpus, plan.memory_mb, plan.storage_gb)
-    await hosts.change_used(ctx, host_id, hosts.Resources(), sizes, servers=-1)
+    await hosts.change_used(ctx, host_id, hosts.Resources(), _sizes(plan), servers=-1)
 
 
 async def recount(ctx: Ctx, host_id: int) -> None:
@@ -124,12 +123,13 @@ async def _own(ctx: Ctx) -> Mapping[int, int]:
 
 
 async def _take(ctx: Ctx, room: Room, plan: Plan, instead_of: Plan | None) -> bool:
-    sizes = hosts.Resources(plan.vcpus, plan.memory_mb, plan.storage_gb)
-    back = hosts.Resources()
-    if instead_of is not None:
-        back = hosts.Resources(instead_of.vcpus, instead_of.memory_mb, instead_of.storage_gb)
+    back = hosts.Resources() if instead_of is None else _sizes(instead_of)
     more = 1 if instead_of is None else 0
-    return await hosts.change_used(ctx, room.id, sizes, back, servers=more, limits=room.limits(ctx.settings))
+    return await hosts.change_used(ctx, room.id, _sizes(plan), back, servers=more, limits=room.limits(ctx.settings))
+
+
+def _sizes(plan: Plan) -> hosts.Resources:
+    return hosts.Resources(plan.vcpus, plan.memory_mb, plan.storage_gb)
 
 
 def refused(refusals: Sequence[Refusal], plan: Plan, location: str | None) -> Unavailable:
