@@ -2,11 +2,13 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from tests.cloud import Cloud
 from vpsd.errors import Unusable
 from vpsd.hypervisor.protocol import PowerState
+from vpsd.hypervisor.simulator import Simulator
 from vpsd.lifecycle import AT_REST, Command, Status
 from vpsd.operations import service as operations
 from vpsd.worker.reconcile import CORRECTIONS
@@ -193,3 +195,28 @@ async def test_a_host_that_does_not_answer_changes_no_row(cloud: Cloud) -> None:
 
 def test_only_servers_at_rest_are_judged() -> None:
     assert {status for status, _ in CORRECTIONS} == AT_REST
+
+
+async def test_a_guest_that_arrives_from_another_host_is_left_alone(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    name, here, other = cloud.guest(server), cloud.hypervisor, Simulator(clock=cloud.clock)
+    spec = here.spec(name)
+    layout = await here.disk_layout(spec.disk)
+    assert layout is not None
+    other.move_seconds = 60.0
+    seed = here.seed(name)
+    await other.write_seed(name, seed)
+    await other.prepare_disk(spec.disk, msgspec.structs.replace(layout, base=None))
+    await here.remove(name)
+    await other.define(spec)
+    await other.power_on(name)
+    await here.prepare_disk(spec.disk, msgspec.structs.replace(layout, base=None))
+    await here.write_seed(name, seed)
+    await other.start_move(spec, here)
+    await cloud.reconciler().reconcile()
+    assert await cloud.status(server) == "active"
+    assert [one["command"] for one in await cloud.operations(server)] == ["create"]
+    cloud.clock.advance(61)
+    guest = await here.guest(name)
+    assert guest is not None
+    assert (guest.power, guest.moving) == (PowerState.RUNNING, False)

@@ -21,6 +21,7 @@ import msgspec
 
 from vpsd.core.units import GIB
 from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.moving import Movable
 from vpsd.hypervisor.names import disk_name as disk_name
 from vpsd.hypervisor.names import guest_name as guest_name
 from vpsd.hypervisor.names import guest_of
@@ -134,6 +135,12 @@ class Guest(msgspec.Struct, frozen=True):
     power: PowerState
     forwards: Sequence[Forward] = ()
     paused_by: PauseReason | None = None  # of one that is paused: the host did it, and `resume` lets it go on
+    moving: bool = False  # it arrives here from another host, or is about to leave: paused for that, and to be left so
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs."""
+        return self.power is PowerState.RUNNING
 
 
 class Volumes(msgspec.Struct, frozen=True):
@@ -228,7 +235,7 @@ Progress = Callable[[float, str], None]
 """Called with a fraction from 0 to 1 and a description of the current step."""
 
 
-class Hypervisor(Protocol):
+class Hypervisor(Movable, Protocol):
     """One host that runs guests. Guest names are `vpsd-<instance>-<server id>`."""
 
     @property

@@ -169,8 +169,8 @@ def _has_died(server: ServerRow, guest: Guest | None) -> bool:
 
 
 def _correction(server: ServerRow, guest: Guest | None) -> Correction | None:
-    if guest is not None and guest.paused_by is not None:
-        return None  # `Pauses` lets it go on; its power is not cut
+    if guest is not None and (guest.paused_by is not None or guest.moving):
+        return None  # `Pauses`, or the end of its move, lets it go on; its power is not cut
     return CORRECTIONS.get((Status(server.status), None if guest is None else guest.power))
 
 

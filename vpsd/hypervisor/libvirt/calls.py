@@ -13,6 +13,7 @@ from vpsd.errors import Unusable
 from vpsd.hypervisor.libvirt import connect, transfer
 from vpsd.hypervisor.libvirt.connection import Connection
 from vpsd.hypervisor.libvirt.host import LibvirtHost
+from vpsd.hypervisor.libvirt.migration import Departure
 from vpsd.hypervisor.libvirt.networks import Networks
 from vpsd.hypervisor.libvirt.port_probe import PortProbes
 from vpsd.hypervisor.libvirt.serial_logs import SerialLogs
@@ -59,6 +60,7 @@ class Calls:
         self._uploads: dict[str, asyncio.Lock] = {}
         self._logs = SerialLogs(instance, self._pool)
         self._port_probes = PortProbes()
+        self._departures: dict[str, Departure] = {}  # by guest name: moves that this process has started
         self._exports = transfer.ExportReader(self._host, self._pool)
 
     @property

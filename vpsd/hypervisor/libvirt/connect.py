@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from vpsd.core.files import write_private
-from vpsd.errors import Misconfigured
+from vpsd.errors import Misconfigured, Unusable
 from vpsd.hypervisor.libvirt import daemon
 
 SYSTEM_URI = "qemu:///system"
@@ -145,6 +145,23 @@ def is_local(uri: str) -> bool:
     """Whether the host is this machine."""
     place = urlsplit(uri)
     return not place.hostname or place.hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def peer_uri(uri: str) -> str:
+    """The URI of a host for another host's libvirtd, which has keys and certificates of its own.
+
+    Raises `Unusable` for one that no other host can reach.
+    """
+    place = urlsplit(uri)
+    if is_local(uri):
+        raise Unusable("The host has no address by which another host could reach it: servers move there stopped.")
+    return place._replace(query="", fragment="").geturl()
+
+
+def move_uri(uri: str) -> str:
+    """Where a host's QEMU is reached by that of another host."""
+    name = urlsplit(uri).hostname or ""
+    return f"tcp://[{name}]" if ":" in name else f"tcp://{name}"
 
 
 def require_python_binding() -> None:

@@ -112,10 +112,11 @@ def define(host: libvirt.virConnect, spec: GuestSpec, xml: str, owner: Owner) ->
         if domain.isPersistent() and present.digest == read_network(xml).digest:
             return
     require_name(host, spec.name, owner)
-    host.defineXML(_with_term(xml, owner))
+    host.defineXML(with_term(xml, owner))
 
 
-def _with_term(xml: str, owner: Owner) -> str:
+def with_term(xml: str, owner: Owner) -> str:
+    """The XML of a domain with the owner's mark."""
     if owner.term is None:
         return xml
     domain = Xml.fromstring(xml)  # noqa: S314

@@ -8,10 +8,11 @@ import libvirt
 import msgspec
 
 from vpsd.hypervisor.libvirt import agent, connect, domains, exports, stats, transfer
-from vpsd.hypervisor.libvirt.calls import QUICK_SECONDS, Calls
+from vpsd.hypervisor.libvirt.calls import QUICK_SECONDS
 from vpsd.hypervisor.libvirt.console import Console, open_console
-from vpsd.hypervisor.libvirt.domain_xml import Files, build
+from vpsd.hypervisor.libvirt.domain_xml import build
 from vpsd.hypervisor.libvirt.host import versions
+from vpsd.hypervisor.libvirt.migrating import Migrating
 from vpsd.hypervisor.libvirt.transfer import transfer_seconds
 from vpsd.hypervisor.protocol import (
     BlockMap,
@@ -31,7 +32,7 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 
 
-class LibvirtHypervisor(Calls):
+class LibvirtHypervisor(Migrating):
     """The host of one vpsd. Connects on the first call."""
 
     async def take(self, name: str) -> None:
@@ -183,12 +184,6 @@ class LibvirtHypervisor(Calls):
         action = f"drop the export of {name}"
         await self._change(name, lambda host: self._drop_export(host, name), action, _START_SECONDS)
 
-    def _drop_export(self, host: libvirt.virConnect, name: str) -> None:
-        self._exports.forget(name)
-        if domains.may_change(host, name, self._owner):
-            exports.abort(host, name, self._owner)
-            self._pool.delete_export(host, name, self._owner)
-
     async def keep_checkpoint(self, name: str, checkpoint: str | None) -> None:
         """Delete all checkpoints of the guest's disk but that one."""
         action = f"delete checkpoints of {name}"
@@ -316,15 +311,3 @@ class LibvirtHypervisor(Calls):
         action = f"open the console of {name}"
         stream = await self._host.call(lambda host: open_console(host, name), action, QUICK_SECONDS)
         return Console(stream, asyncio.get_running_loop())
-
-    def _files(self, host: libvirt.virConnect, spec: GuestSpec) -> Files:
-        folder = self._pool.path(host)
-        base = self._pool.base_paths(host, spec.base) if spec.direct_kernel else None
-        return Files(
-            disk=self._pool.disk_path(host, spec.disk),
-            seed=str(folder / f"{spec.name}-seed.iso"),
-            kernel=base and base.kernel,
-            initrd=base and base.initrd,
-            serial_log=self._logs.prepare(host, spec.name),
-            nvram=str(folder / f"{spec.name}-nvram.fd"),
-        )

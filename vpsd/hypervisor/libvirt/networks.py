@@ -5,7 +5,7 @@ import libvirt
 from vpsd.hypervisor.libvirt import domains
 from vpsd.hypervisor.libvirt.domain_xml import NetworkInfo, read_network
 from vpsd.hypervisor.libvirt.failures import is_absent
-from vpsd.hypervisor.libvirt.states import power_state
+from vpsd.hypervisor.libvirt.states import is_moving, power_state
 from vpsd.hypervisor.protocol import Guest, PowerState
 
 
@@ -32,7 +32,8 @@ class Networks:
                 return None
             raise
         why = domains.pause_reason(domain, state, reason)
-        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards, why)
+        moving = is_moving(state, reason)
+        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards, why, moving)
 
     def running(self, host: libvirt.virConnect, name: str) -> NetworkInfo | None:
         """The network of a guest; None if it is not running."""

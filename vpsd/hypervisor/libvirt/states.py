@@ -31,3 +31,8 @@ def power_state(state: int, reason: int) -> PowerState:
     if state == libvirt.VIR_DOMAIN_PMSUSPENDED or (state == libvirt.VIR_DOMAIN_PAUSED and reason not in _TRANSIENT):
         return PowerState.PAUSED
     return PowerState.RUNNING
+
+
+def is_moving(state: int, reason: int) -> bool:
+    """Whether libvirt has paused a guest to move it: it arrives from another host, or is about to leave."""
+    return (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)

@@ -33,6 +33,7 @@ from vpsd.hypervisor.libvirt.volumes import (
     send_file,
     volume_xml,
 )
+from vpsd.hypervisor.moving import DiskLayout
 from vpsd.hypervisor.names import guest_of
 from vpsd.hypervisor.owner import ANYBODY, Owner
 from vpsd.hypervisor.protocol import Image, NoSpace, Volumes, storage_reserve_mb
@@ -238,6 +239,46 @@ class Pool:
         owner.check()
         pool.createXML(volume_xml(f"{name}.qcow2", size_bytes, "qcow2", backing=backing.name()), 0)
 
+    def make_empty_disk(self, host: libvirt.virConnect, disk: str, layout: DiskLayout, owner: Owner) -> None:
+        """Create a disk anew, with nothing in it but its base, if it has one."""
+        self.delete_disk(host, disk, owner)
+        self.require_space(host, layout.used_bytes)
+        if layout.base is not None:
+            self.make_disk(host, disk, layout.base, layout.size_bytes, owner)
+            return
+        owner.check()
+        self.open(host).createXML(volume_xml(f"{disk}.qcow2", layout.size_bytes, "qcow2"), 0)
+
+    def layout(self, host: libvirt.virConnect, disk: str) -> DiskLayout | None:
+        """What a disk is made of; None if there is none."""
+        pool = self.open(host)
+        refresh(pool)
+        volume = find(pool, f"{disk}.qcow2")
+        if volume is None or not is_qcow2(volume):
+            return None
+        backing = backing_path(volume)
+        base = None if backing is None else Path(backing).name.removeprefix("base-").removesuffix(".qcow2")
+        _, size_bytes, used_bytes = volume.info()
+        return DiskLayout(size_bytes, base, used_bytes)
+
+    def disk_volume(self, host: libvirt.virConnect, disk: str) -> libvirt.virStorageVol:
+        """The file of a disk; raises `Unusable` if there is none."""
+        pool = self.open(host)
+        refresh(pool)  # QEMU may have grown it without libvirt knowing
+        volume = find(pool, f"{disk}.qcow2")
+        if volume is None:
+            raise Unusable(f"There is no disk {disk}.")
+        return volume
+
+    def disk_file_bytes(self, host: libvirt.virConnect, disk: str) -> int:
+        """The length of a disk's file."""
+        length: int = self.disk_volume(host, disk).infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2]
+        return length
+
+    def has_seed(self, host: libvirt.virConnect, name: str) -> bool:
+        """Whether the guest has a seed."""
+        return find(self.open(host), f"{name}-seed.iso") is not None
+
     def begin_disk(
         self, host: libvirt.virConnect, disk: str, file_bytes: int, owner: Owner
     ) -> libvirt.virStorageVol | None:
@@ -260,22 +301,14 @@ class Pool:
 
     def disk_bytes(self, host: libvirt.virConnect, disk: str) -> int:
         """The virtual size of a disk; raises `Unusable` if there is none."""
-        size: int = self._disk_of(host, disk).info()[1]
+        size: int = self.disk_volume(host, disk).info()[1]
         return size
 
     def grow_disk(self, host: libvirt.virConnect, disk: str, size_bytes: int, owner: Owner) -> None:
         """Grow a disk that is not in use."""
-        volume = self._disk_of(host, disk)
+        volume = self.disk_volume(host, disk)
         owner.check()
         volume.resize(size_bytes, 0)
-
-    def _disk_of(self, host: libvirt.virConnect, disk: str) -> libvirt.virStorageVol:
-        pool = self.open(host)
-        refresh(pool)  # QEMU may have grown it without libvirt knowing
-        volume = find(pool, f"{disk}.qcow2")
-        if volume is None:
-            raise Unusable(f"There is no disk {disk}.")
-        return volume
 
     def disk_path(self, host: libvirt.virConnect, disk: str) -> str:
         """The path of a disk."""

@@ -58,6 +58,8 @@ class Calls(Controls):
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
         self.serial_logs: set[str] = set()  # names of guests whose serial console is recorded
         self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
+        self.move_seconds = 0.0  # how long a guest takes to move live from here
+        self.due: list[Callable[[], None]] = []  # looked at before each call: what happens by itself, as a move ends
         self.probed: set[str] = set()  # guests that `is_up` keeps connections to
         self.calls: list[str] = []  # the names of all calls, in order
         self.before_call: Hook | None = None  # called with the name of each call; what it raises, the call raises
@@ -72,6 +74,8 @@ class Calls(Controls):
             raise Unavailable("The simulated host does not answer.")
         if self.delay_seconds:
             await self._clock.sleep(self.delay_seconds)
+        for look in tuple(self.due):
+            look()
         self._owner.check()
         await _run_hook(self.in_call, call)
         yield

@@ -25,8 +25,8 @@ from vpsd.hypervisor.protocol import (
     Volumes,
 )
 from vpsd.hypervisor.serial_text import last_lines, read_signs
-from vpsd.hypervisor.simulator.calls import Calls
 from vpsd.hypervisor.simulator.journal import StateEdit
+from vpsd.hypervisor.simulator.moves import Moves
 from vpsd.hypervisor.simulator.state import (
     BLOCK_BYTES,
     Disk,
@@ -49,7 +49,7 @@ _DEAD = "Frozen: /. The guest's agent did not answer when it was told to thaw th
 _SILENT = "Not frozen: the guest's agent did not answer."
 
 
-class Simulator(Calls):
+class Simulator(Moves):
     """A simulated host. Its public attributes control how it behaves; delays and faults are those of this object."""
 
     def held_by(self, owner: Owner) -> "Simulator":
@@ -151,7 +151,7 @@ class Simulator(Calls):
                 self._require_name(transaction.state, name)
                 present = transaction.state.disk(disk)
                 if present.size_bytes < size_bytes:
-                    _delete_checkpoints(transaction, name, None)
+                    transaction.delete_checkpoints(name, None)
                     transaction.apply(PutDisk(disk, replace(present, size_bytes=size_bytes)))
 
     async def export_disk(self, name: str, checkpoint: str, since: str | None, *, freeze: bool = True) -> DiskExport:
@@ -226,7 +226,7 @@ class Simulator(Calls):
             if not self.keeps_all_checkpoints:
                 with self._change() as transaction:
                     if self._may_change(transaction.state, name):
-                        _delete_checkpoints(transaction, name, checkpoint)
+                        transaction.delete_checkpoints(name, checkpoint)
 
     async def write_seed(self, name: str, content: bytes) -> None:
         async with self._call("write_seed"):
@@ -327,7 +327,7 @@ class Simulator(Calls):
                 transaction.apply(*(PutDisk(disk, None) for disk in sorted({*disks, *partial})))
                 if not may_change:
                     return
-                _delete_checkpoints(transaction, name, None)
+                transaction.delete_checkpoints(name, None)
                 transaction.apply(PutGuest(name, None), PutSeed(name, None), PutExport(name, None))
             self.serial_logs.discard(name)
 
@@ -360,13 +360,8 @@ class Simulator(Calls):
         self._store.close()
 
 
-def _delete_checkpoints(transaction: StateEdit, name: str, keep: str | None) -> None:
-    present = transaction.state.checkpoints.get(name, {})
-    transaction.apply(*(PutCheckpoint(name, checkpoint, None) for checkpoint in sorted(present) if checkpoint != keep))
-
-
 def _guest(name: str, guest: GuestState) -> Guest:
-    return Guest(name, guest.spec.uuid, guest.power, guest.forwards, guest.paused_by)
+    return Guest(name, guest.spec.uuid, guest.power, guest.forwards, guest.paused_by, guest.moving)
 
 
 class _Held(Simulator):

@@ -24,7 +24,7 @@ import msgspec
 from vpsd.core.files import sync
 from vpsd.core.units import MIB
 from vpsd.errors import Misconfigured, Unavailable
-from vpsd.hypervisor.simulator.state import AnyChange, HostState
+from vpsd.hypervisor.simulator.state import AnyChange, HostState, PutCheckpoint
 
 VERSION = 1
 
@@ -73,6 +73,11 @@ class StateEdit:
         for change in changes:
             change.apply(self.state)
             self.changes.append(change)
+
+    def delete_checkpoints(self, name: str, keep: str | None) -> None:
+        """Delete the checkpoints of a guest's disk but one."""
+        present = sorted(self.state.checkpoints.get(name, {}))
+        self.apply(*(PutCheckpoint(name, checkpoint, None) for checkpoint in present if checkpoint != keep))
 
 
 class JournalStore:

@@ -26,6 +26,7 @@ class GuestState(msgspec.Struct, frozen=True, omit_defaults=True):
     frozen: bool = False  # its file systems are
     paused_by: PauseReason | None = None
     term: str | None = None  # of the owner that took it last
+    moving: bool = False  # it arrives from another host
 
 
 class Disk(msgspec.Struct, frozen=True):

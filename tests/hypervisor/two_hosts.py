@@ -1,0 +1,159 @@
+"""Two real hosts on one machine: a libvirtd each, in a network namespace of its own with folders of its own.
+
+They, and who looks after them from here, see each other over a bridge. Everything goes with `Lab.close`.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from tests.hypervisor.rigs import INSTANCE, NAME
+from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
+
+_FOLDERS = {"run": "/run/libvirt", "lib": "/var/lib/libvirt", "cache": "/var/cache/libvirt", "log": "/var/log/libvirt"}
+_SCRIPT = "".join(
+    (
+        "set -eu\n",
+        *(f'mount --bind "$1/{ours}" {theirs}\n' for ours, theirs in {**_FOLDERS, "etc": "/etc/libvirt"}.items()),
+        *(f'mount --bind "$1/{name}" /etc/{name}\n' for name in ("hosts", "passwd", "group")),
+        'hostname "$2"; exec libvirtd --listen -f "$1/libvirtd.conf" -p "$1/pid"\n',
+    )
+)
+_START_SECONDS = 60.0
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+class Host:
+    """One of the two."""
+
+    def __init__(self, folder: Path, lab: str, number: int) -> None:
+        self.folder = folder / f"h{number}"
+        self.namespace, link = f"{lab}-h{number}", f"{lab}h{number}"
+        self.address = f"{_network()}.{number}"
+        self._daemon: subprocess.Popen[bytes] | None = None
+        _ip("netns", "add", self.namespace)
+        _ip("link", "add", link, "type", "veth", "peer", "name", "up0", "netns", self.namespace)
+        _ip("link", "set", link, "master", lab, "up")
+        for device in ("lo", "up0"):
+            _ip("-n", self.namespace, "link", "set", device, "up")
+        _ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "up0")
+        self._write_files(number)
+
+    def _write_files(self, number: int) -> None:
+        for name in (*_FOLDERS, "etc", "sock", "pool"):
+            (self.folder / name).mkdir(parents=True)
+        for theirs in (*_FOLDERS.values(), "/etc/libvirt"):
+            Path(theirs).mkdir(parents=True, exist_ok=True)
+        settings = {
+            "unix_sock_dir": self.folder / "sock",
+            "auth_unix_rw": "none",
+            "listen_addr": self.address,
+            "auth_tcp": "none",
+            "log_outputs": f"3:file:{self.folder}/log/libvirtd.log",
+            "host_uuid": uuid.uuid4(),
+        }
+        lines = [f'{key} = "{value}"' for key, value in settings.items()]
+        (self.folder / "libvirtd.conf").write_text("\n".join([*lines, "listen_tls = 0", "listen_tcp = 1", ""]))
+        (self.folder / "etc" / "qemu.conf").write_text(
+            'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nremember_owner = 0\nstdio_handler = "file"\n'
+            f'migration_address = "{self.address}"\n'
+        )
+        names = "".join(f"{_network()}.{one} move-host{one}\n" for one in (1, 2))  # a name that nobody knows costs 10 s
+        (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+        for name, line in (("passwd", "64055::/nonexistent:/usr/sbin/nologin"), ("group", "")):
+            (self.folder / name).write_text(f"{Path('/etc', name).read_text()}\nlibvirt-qemu:x:64055:{line}\n")
+        self._name = f"move-host{number}"
+
+    def start(self) -> None:
+        """Start its libvirtd."""
+        inside = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", _SCRIPT, "host"]
+        with (self.folder / "log" / "start.log").open("wb") as log:
+            self._daemon = subprocess.Popen(
+                ["ip", "netns", "exec", self.namespace, *inside, str(self.folder), self._name],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        end = time.monotonic() + _START_SECONDS
+        while not (self.folder / "sock" / "libvirt-sock").exists():
+            assert time.monotonic() < end, (self.folder / "log" / "start.log").read_text()
+            assert self._daemon.poll() is None, (self.folder / "log" / "start.log").read_text()
+            time.sleep(0.05)
+
+    @property
+    def uri(self) -> str:
+        """Its address."""
+        return f"qemu+tcp://{self.address}/system"
+
+    def connect(self, data: Path) -> LibvirtHypervisor:
+        """As vpsd sees it."""
+        return LibvirtHypervisor(INSTANCE, data, uri=self.uri, pool_path=self.folder / "pool", virt_type="qemu")
+
+    def qemu_pid(self) -> int:
+        """The process that is the guest here."""
+        return int((self.folder / "run" / "qemu" / f"{NAME}.pid").read_text())
+
+    def qemus(self) -> int:
+        """How many guests there are."""
+        count = 0
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                count += b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return count
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run something on it."""
+        line = ["ip", "netns", "exec", self.namespace, *command]
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+    def _pids(self) -> list[int]:
+        found = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def close(self) -> None:
+        """Take it away, with all that runs on it."""
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self._daemon is not None:
+            self._daemon.wait()
+        _ip("netns", "del", self.namespace)
+
+
+class Lab:
+    """The two of them, and the bridge."""
+
+    def __init__(self) -> None:
+        self._bridge = f"vm{os.getpid() % 1_000_000}"
+        self.folder = Path(tempfile.mkdtemp(prefix="vpsd-m-", dir="/tmp"))
+        self.hosts: list[Host] = []
+        _ip("link", "add", self._bridge, "type", "bridge", "forward_delay", "0")
+        _ip("addr", "add", f"{_network()}.254/24", "dev", self._bridge)
+        _ip("link", "set", self._bridge, "up")
+
+    def start(self) -> None:
+        """Make and start both."""
+        for number in (1, 2):
+            self.hosts.append(Host(self.folder, self._bridge, number))
+            self.hosts[-1].start()
+
+    def close(self) -> None:
+        """Take everything away."""
+        for host in self.hosts:
+            host.close()
+        _ip("link", "del", self._bridge)
+        shutil.rmtree(self.folder)
+
+
+def _network() -> str:
+    return f"10.213.{os.getpid() % 250 + 1}"
