@@ -12,7 +12,7 @@ import typer
 from vpsd import __version__
 from vpsd import main as composition
 from vpsd.audit import Audit
-from vpsd.cli import accounts, backups, billing, catalog, doctor, events, hosts, images, servers, tokens
+from vpsd.cli import accounts, backups, billing, catalog, doctor, events, hosts, images, servers, state, tokens
 from vpsd.cli.output import print_json, print_rows
 from vpsd.cli.run import Json, read_settings, run_async
 from vpsd.cli.texts import text
@@ -39,6 +39,8 @@ app.add_typer(hosts.app, name="host")
 app.add_typer(servers.app, name="server")
 app.add_typer(backups.app, name="backup")
 app.add_typer(events.app, name="event")
+app.add_typer(state.app, name="state")
+app.add_typer(state.db_app, name="db")
 
 
 NewCloud = Annotated[

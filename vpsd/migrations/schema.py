@@ -58,6 +58,36 @@ async def run(url: str, work: Callable[[Connection], T], before_new: Callable[[]
         await engine.dispose()
 
 
+async def snapshot(url: str, work: Callable[[Connection], T]) -> T:
+    """Read everything as it was at one moment, while others go on writing."""
+    if url.startswith("sqlite"):
+        return await asyncio.to_thread(_snapshot_sqlite, sqlite_path(url), work)
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine = create_async_engine("postgresql+asyncpg" + url[url.index("://") :], isolation_level="REPEATABLE READ")
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(work)
+    except (OSError, SQLAlchemyError) as error:
+        raise Misconfigured(f"the database of VPSD_DATABASE_URL cannot be used: {error}") from error
+    finally:
+        await engine.dispose()
+
+
+def _snapshot_sqlite(path: str, work: Callable[[Connection], T]) -> T:
+    if not Path(path).exists():
+        raise Misconfigured(f"there is no database {path}")
+    engine = create_engine(f"sqlite:///{path}", connect_args={"isolation_level": None})
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    try:
+        with engine.connect() as connection:
+            return work(connection)
+    except SQLAlchemyError as error:
+        raise Misconfigured(f"the database {path} cannot be used: {error}") from error
+    finally:
+        engine.dispose()
+
+
 def _run_sqlite(path: str, work: Callable[[Connection], T], before_new: Callable[[], None]) -> T:
     # The driver of its own would commit before each DDL statement; so it is told not to meddle.
     engine = create_engine(f"sqlite:///{path}", connect_args={"isolation_level": None})
@@ -78,7 +108,7 @@ def _run_sqlite(path: str, work: Callable[[Connection], T], before_new: Callable
 
 def _prepare(before_new: Callable[[], None], connection: Connection) -> str | None:
     everything, released = shape.describe(connection), shape.released()
-    present, found = _version(connection, everything), shape.ours(everything)
+    present, found = version(connection, everything), shape.ours(everything)
     came_from = "nothing"
     if present is None:
         before_new()
@@ -89,7 +119,7 @@ def _prepare(before_new: Callable[[], None], connection: Connection) -> str | No
                 "Nothing was changed; start that version, or restore a backup from before it."
             )
         variants = heal.recognise(released[present], found)
-        _compare(present, released[present], heal.healed(found, variants))
+        compare(present, released[present], heal.healed(found, variants))
         if present == HEAD and not variants:
             return None
         came_from = f"an unfinished {present}" if variants else present
@@ -98,11 +128,12 @@ def _prepare(before_new: Callable[[], None], connection: Connection) -> str | No
         from alembic import command  # slow to import, and mostly not needed
 
         command.upgrade(alembic_config(connection), "head")
-    _compare(HEAD, released[HEAD], shape.ours(shape.describe(connection)))
+    compare(HEAD, released[HEAD], shape.ours(shape.describe(connection)))
     return came_from
 
 
-def _version(connection: Connection, found: shape.Shape) -> str | None:
+def version(connection: Connection, found: shape.Shape) -> str | None:
+    """The revision of a database, None of an empty one; raises `Misconfigured` for another program's."""
     if inspect(connection).has_table("alembic_version"):
         version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         if version is not None:
@@ -116,7 +147,7 @@ def _version(connection: Connection, found: shape.Shape) -> str | None:
     return None
 
 
-def _compare(revision: str, wanted: shape.Shape, found: shape.Shape) -> None:
+def compare(revision: str, wanted: shape.Shape, found: shape.Shape) -> None:
     """Refuse what is not as its revision says: the code would fail on it, sooner or later."""
     if found != wanted:
         raise Misconfigured(
