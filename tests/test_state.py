@@ -259,6 +259,14 @@ def test_a_file_of_a_later_version_or_with_other_sums_leaves_an_empty_database(
         assert asyncio.run(schema.run(target.url, shape.describe)) == frozenset()
 
 
+def test_a_file_that_was_packed_anew_with_something_else_in_it_is_damaged(small: bytes, tmp_path: Path) -> None:
+    text = gzip.decompress(small)
+    assert text.count(b'"made_at":"now"') == 1
+    (tmp_path / "state").write_bytes(gzip.compress(text.replace(b'"made_at":"now"', b'"made_at":"new"')))
+    with pytest.raises(Misconfigured, match="damaged"):
+        state.read(tmp_path / "state")
+
+
 @pytest.mark.parametrize("revision", ["0001", "0004", "0007"])
 def test_a_state_of_an_earlier_schema_is_brought_back_as_it_was_and_then_migrated(
     tmp_path: Path, target: Settings, revision: str
