@@ -75,12 +75,12 @@ class Stumbling:
         self.after: dict[int, BaseException] = {}  # raised when it is committed
 
     @asynccontextmanager
-    async def write(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Tx]:
+    async def write(self, wait_seconds: float = WAIT_SECONDS, **options: bool) -> AsyncIterator[Tx]:
         self.written += 1
         number = self.written
         if number in self.before:
             await self.before[number]()
-        async with self._database.write(wait_seconds) as tx:
+        async with self._database.write(wait_seconds, **options) as tx:
             yield tx
             if number in self.at_the_end:
                 raise self.at_the_end[number]

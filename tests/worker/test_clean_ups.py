@@ -35,12 +35,12 @@ class FailsOnce:
         self.fails_next = False
         self.failed = asyncio.Event()
 
-    def write(self, wait_seconds: float) -> AbstractAsyncContextManager[Tx]:
+    def write(self, wait_seconds: float, **options: bool) -> AbstractAsyncContextManager[Tx]:
         if self.fails_next:
             self.fails_next = False
             self.failed.set()
             raise DatabaseUnavailable("unavailable", "it restarts")
-        return self._database.write(wait_seconds)
+        return self._database.write(wait_seconds, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)

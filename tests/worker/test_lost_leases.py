@@ -198,12 +198,12 @@ class Away:
         self.waits: list[float] = []
         self.passes: Callable[[float], None] = lambda _seconds: None
 
-    def write(self, wait_seconds: float) -> AbstractAsyncContextManager[Tx]:
+    def write(self, wait_seconds: float, **options: bool) -> AbstractAsyncContextManager[Tx]:
         if self.is_away:
             raise ConnectionError("the database is away")
         if self.waits:
             self.passes(self.waits.pop(0))
-        return self._database.write(wait_seconds)
+        return self._database.write(wait_seconds, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)

@@ -75,12 +75,15 @@ class Transactions(msgspec.Struct, frozen=True, kw_only=True):
             yield self._ctx(tx, actor)
 
     @asynccontextmanager
-    async def write(self, actor: Actor = SYSTEM, *, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Ctx]:
+    async def write(
+        self, actor: Actor = SYSTEM, *, wait_seconds: float = WAIT_SECONDS, together: bool = False
+    ) -> AsyncIterator[Ctx]:
         """A transaction: committed at the end of the block, undone when it raises.
 
-        `wait_seconds` is how long it may wait to begin.
+        `wait_seconds` is how long it may wait to begin. `together`: it may wait for others that are ready to write, and
+        be committed with them.
         """
-        async with self.database.write(wait_seconds) as tx:
+        async with self.database.write(wait_seconds, together=together) as tx:
             yield self._ctx(tx, actor)
 
     @asynccontextmanager

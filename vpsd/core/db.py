@@ -151,10 +151,11 @@ class Database(Protocol):
         `wait_seconds` is how long it may wait for a connection; a shorter time than usual is also the statements'.
         """
 
-    def write(self, wait_seconds: float = WAIT_SECONDS) -> AbstractAsyncContextManager[Tx]:
+    def write(self, wait_seconds: float = WAIT_SECONDS, *, together: bool = False) -> AbstractAsyncContextManager[Tx]:
         """A transaction: committed at the end of the block, undone when it raises.
 
-        `wait_seconds` is how long it may wait to begin.
+        `wait_seconds` is how long it may wait to begin. `together`: it may wait for others that are ready to write, and
+        be committed with them; each of them is still done whole or not at all.
         """
 
     def snapshot(self) -> AbstractAsyncContextManager[Tx]:

@@ -77,6 +77,7 @@ class Job:
         self.result: str | None = None
         self.step = (0, 1)  # which of how many
         self.superseded = False
+        self.together = False  # others work beside it: what it saves may be committed with what they do
         self.powered_on = False  # this worker has powered the guest on
         # When it is given up, by what passes steadily; None: never.
         self.ends_at: float | None = None
@@ -104,7 +105,7 @@ class Job:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Ctx]:
         """A transaction in the server's account, committed only while the operation is still this worker's."""
-        async with self.runtime.write() as ctx:
+        async with self.runtime.write(together=self.together) as ctx:
             await servers.lock(ctx, self.server.id)  # before the operation, as requests do
             await operations.hold_lease(ctx, self.lease)
             yield ctx.in_account(self.server.account_id)

@@ -10,6 +10,7 @@ still have under way on the host is told from what the next one does by `Owner` 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
@@ -66,38 +67,44 @@ class Runner:
             await end_all(self._tasks)
 
     async def _fill(self) -> None:
-        workers = self._runtime.settings.workers
-        while len(self._tasks) < workers and not is_ending():
-            # Backups may take hours, and a night has many: they never take the last worker slots from who wants to
-            # start.
-            claimed = await self._claim(quick=len(self._moving) >= max(1, workers // 2))
-            if claimed is None:
+        while (free := self._runtime.settings.workers - len(self._tasks)) > 0 and not is_ending():
+            claimed, since = await self._claim(free)
+            for operation in claimed:
+                task = asyncio.create_task(self._work_logged(operation, since), name=f"operation {operation.id}")
+                for tasks in (self._tasks, *([self._moving] if _moves_disks(operation) else [])):
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                task.add_done_callback(lambda _: self._wake.set())
+            if len(claimed) < free:
                 return
-            operation, since = claimed
-            task = asyncio.create_task(self._work_logged(operation, since), name=f"operation {operation.id}")
-            moves_disks = RULES[Command(operation.command)].moves_disks
-            for tasks in (self._tasks, *([self._moving] if moves_disks else [])):
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            task.add_done_callback(lambda _: self._wake.set())
 
     async def run_once(self) -> bool:
         """Take one operation as far as it goes now; False when none is due."""
-        claimed = await self._claim()
-        if claimed is None:
-            return False
-        await self.work(*claimed)
-        return True
+        claimed, since = await self._claim(1)
+        for operation in claimed:
+            await self.work(operation, since)
+        return bool(claimed)
 
-    async def _claim(self, *, quick: bool = False) -> tuple[Operation, float] | None:
-        """An operation that is due, and when its lease was asked for."""
+    async def _claim(self, most: int) -> tuple[list[Operation], float]:
+        """Operations that are due, as many as there are at most, and when their leases were asked for."""
         await clock_jumps.look(self._runtime)
         # By a clock that was just set leases seem to have run out whose workers live: they renew them first.
         take_over = not self._runtime.jumps.within(operations.LEASE_SECONDS)
+        # Backups may take hours, and a night has many: they never take the last worker slots from who wants to start.
+        most_moving = max(1, self._runtime.settings.workers // 2)
+        claimed: list[Operation] = []
         since = self._monotonic()
-        async with self._runtime.write() as ctx:
-            operation = await operations.claim(ctx, self._owner, quick=quick, take_over=take_over)
-        return None if operation is None else (operation, since)
+        async with self._write() as ctx:
+            while len(claimed) < most:
+                quick = len(self._moving) + sum(map(_moves_disks, claimed)) >= most_moving
+                operation = await operations.claim(ctx, self._owner, quick=quick, take_over=take_over)
+                if operation is None:
+                    break
+                claimed.append(operation)
+        return claimed, since
+
+    def _write(self) -> AbstractAsyncContextManager[Ctx]:
+        return self._runtime.write(together=len(self._tasks) > 1)
 
     async def _work_logged(self, operation: Operation, since: float) -> None:
         try:
@@ -116,6 +123,7 @@ class Runner:
             server = await servers.row(ctx, operation.server_id)
             host = await _host_of(ctx, server)
             job = Job(self._runtime.at(host), host, operation, server, LeaseClock(self._monotonic, since))
+            job.together = len(self._tasks) > 1
             job.superseded = await operations.waiting(ctx, operation.id) is not None
         attempt = asyncio.create_task(self._attempt(job))
         heartbeat = asyncio.create_task(self._keep_lease(job))
@@ -173,7 +181,7 @@ class Runner:
                 raise Superseded
             if is_ending():
                 raise asyncio.CancelledError
-            async with self._runtime.write() as ctx:
+            async with self._write() as ctx:
                 await operations.save_step(ctx, job.lease, names[index], index / len(flow))
             log.debug("operation %s: %s of server %s, %s", operation.id, operation.command, job.server.id, names[index])
             await job.refresh()
@@ -187,7 +195,7 @@ class Runner:
             await self._tick(max(_LEAST_BEAT_SECONDS, min(operations.LEASE_SECONDS / 5, left / 3)))
             since = self._monotonic()
             try:
-                async with self._runtime.write() as ctx:
+                async with self._write() as ctx:
                     job.superseded |= await operations.renew(ctx, job.lease) is not None
                 job.lease_clock.renewed(since)
             except LostLease:
@@ -207,7 +215,7 @@ class Runner:
             return ""
         was_begun = operation.step == CLEAN_UP_STEP
         if not was_begun:
-            async with self._runtime.write() as ctx:  # first: who takes over must not make what is deleted here
+            async with self._write() as ctx:  # first: who takes over must not make what is deleted here
                 await operations.begin_clean_up(ctx, job.lease, failure)
             job.ends_at = self._runtime.clock.monotonic() + operations.CLEAN_UP_SECONDS
         try:
@@ -231,7 +239,7 @@ class Runner:
         if self._runtime.clock.monotonic() + pause_seconds > job.ends_at:
             return False
         log.warning("operation %s: cleaned up behind it in %s s: %s", job.operation.id, pause_seconds, error)
-        async with self._runtime.write() as ctx:
+        async with self._write() as ctx:
             run_at_ms = self._runtime.clock.now_ms() + pause_seconds * 1000
             await operations.reschedule(ctx, job.lease, failure, run_at_ms)
         return True
@@ -256,7 +264,7 @@ class Runner:
         command = Command(job.operation.command)
         rule, detail = RULES[command], job.result if error is None else error
         to = rule.success if error is None else rule.failure
-        async with self._runtime.write() as ctx:
+        async with self._write() as ctx:
             server = await servers.lock(ctx, job.server.id)  # before the operation, as requests do
             successor = await operations.renew(ctx, job.lease)
             if successor is None:
@@ -272,7 +280,7 @@ class Runner:
             await self._hand_over(job)
 
     async def _hand_over(self, job: Job) -> None:
-        async with self._runtime.write() as ctx:
+        async with self._write() as ctx:
             await servers.lock(ctx, job.server.id)
             successor = await operations.renew(ctx, job.lease)
             assert successor is not None
@@ -290,7 +298,7 @@ class Runner:
             await self._fail(job, failure.after(f"Given up after {operation.attempts} attempts: "))
             return
         log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, failure.cause)
-        async with self._runtime.write() as ctx:
+        async with self._write() as ctx:
             if waits_for is not None:
                 await waiting.tell(ctx, job, waits_for)
             successor = await operations.waiting(ctx, operation.id)
@@ -299,6 +307,10 @@ class Runner:
         if successor is not None:  # it goes first
             await self._clean_up(job, None)
             await self._hand_over(job)
+
+
+def _moves_disks(operation: Operation) -> bool:
+    return RULES[Command(operation.command)].moves_disks
 
 
 async def _host_of(ctx: Ctx, server: Server) -> Host:
