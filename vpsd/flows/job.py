@@ -1,7 +1,7 @@
 """What a worker holds while it carries an operation out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
@@ -76,6 +76,8 @@ class Job:
         self.name = guest_name(runtime.instance, server.id)
         self.result: str | None = None
         self.step = (0, 1)  # which of how many
+        self.steps: Sequence[Callable[[Job], Awaitable[None]]] = ()
+        self.is_next_saved = False  # the row says already that the next step is the one to go on with
         self.superseded = False
         self.together = False  # others work beside it: what it saves may be committed with what they do
         self.powered_on = False  # this worker has powered the guest on
@@ -103,12 +105,27 @@ class Job:
         return sorted(disks_of(self.server, self.name, present) - {disk_name(self.name, self.new_generation)})
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[Ctx]:
-        """A transaction in the server's account, committed only while the operation is still this worker's."""
+    async def write(self, ends: Callable[["Job"], Awaitable[None]] | None = None) -> AsyncIterator[Ctx]:
+        """A transaction in the server's account, committed only while the operation is still this worker's.
+
+        `ends`: the step that has nothing left to do behind this; where it is the one that runs, the next one is begun
+        in the same transaction.
+        """
+        following = self.step[0] + 1
+        begins_next = following < len(self.steps) and ends is self.steps[following - 1]
         async with self.runtime.write(together=self.together) as ctx:
             await servers.lock(ctx, self.server.id)  # before the operation, as requests do
             await operations.hold_lease(ctx, self.lease)
             yield ctx.in_account(self.server.account_id)
+            if begins_next:
+                server = await self.save_step(ctx, following)
+        if begins_next:
+            self.server, self.is_next_saved = server, True
+
+    async def save_step(self, ctx: Ctx, index: int) -> Server:
+        """Save which step comes next; the server as that step finds it. Raises `LostLease`."""
+        await operations.save_step(ctx, self.lease, self.steps[index].__name__, index / len(self.steps))
+        return await servers.row(ctx, self.server.id)
 
     async def refresh(self) -> None:
         """Read the server anew."""

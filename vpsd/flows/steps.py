@@ -29,6 +29,7 @@ from vpsd.servers import updates
 
 log = logging.getLogger(__name__)
 
+_FIRST_PAUSE_SECONDS, _PAUSE_SECONDS = 0.01, 0.1  # between two looks at a guest that shuts down
 _PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
 _NO_ADDRESS = (
     "It runs, and has no address that it can be reached at: the ports of its host lead to it from that host alone."
@@ -41,7 +42,7 @@ async def reserve_address(job: Job) -> None:
     with waiting_for("an address: all of them are in use, or rest"):
         for _ in range(_ADDRESS_TRIES):
             try:
-                async with job.write() as ctx:
+                async with job.write(ends=reserve_address) as ctx:
                     await addresses.assign(ctx, job.server.id)
             except UniqueViolation:
                 continue
@@ -64,7 +65,7 @@ async def fetch_image(job: Job) -> None:
         image = await job.ensure_image(system)
         _require_room(job, system, image)
         base, cmdline, firmware = image.key, image.cmdline if image.kernel else None, image.firmware
-    async with job.write() as ctx:
+    async with job.write(ends=fetch_image) as ctx:
         await updates.set_base(ctx, job.server.id, job.new_generation, base, cmdline, firmware)
 
 
@@ -133,7 +134,7 @@ async def write_seed(job: Job) -> None:
         user_data=user_data,
     )
     await job.runtime.hypervisor.write_seed(job.name, content)
-    async with job.write() as ctx:
+    async with job.write(ends=write_seed) as ctx:
         await updates.set_seed(ctx, server.id, server.hostname)
 
 
@@ -195,7 +196,7 @@ async def power_on(job: Job) -> None:
         privileged = False
         await _define(job, privileged=False)
         await hypervisor.power_on(job.name)
-    async with job.write() as ctx:
+    async with job.write(ends=power_on) as ctx:
         await updates.set_ssh_port(ctx, job.server.id, 22 if privileged else 2222)
 
 
@@ -261,7 +262,7 @@ async def shut_down(job: Job) -> None:
     clock, hypervisor = job.runtime.clock, job.runtime.hypervisor
     timeout_seconds = job.runtime.settings.stop_timeout_seconds
     until = clock.monotonic() + timeout_seconds
-    press_at = clock.monotonic()
+    press_at, pause_seconds = clock.monotonic(), _FIRST_PAUSE_SECONDS
     while clock.monotonic() < until:
         guest = await _guest_to_stop(job)
         if _powered_off(guest):
@@ -270,7 +271,8 @@ async def shut_down(job: Job) -> None:
         if clock.monotonic() >= press_at and guest is not None and guest.paused_by is None:
             press_at = clock.monotonic() + _PRESS_SECONDS
             await _press_button(job)
-        await job.pause()
+        await job.pause(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, _PAUSE_SECONDS)
     guest = await _guest_to_stop(job)
     if not _powered_off(guest):
         await hypervisor.power_off(job.name)

@@ -173,7 +173,7 @@ class Runner:
             )
             given_up = last.after(f"Given up after {operation.attempts - 1} attempts: ")
             raise Unusable(given_up.cause, given_up.error)
-        flow = FLOWS[Command(operation.command)]
+        flow = job.steps = FLOWS[Command(operation.command)]
         names = [step.__name__ for step in flow]
         first = names.index(operation.step) if operation.step in names else 0
         for index in range(first, len(flow)):
@@ -181,11 +181,11 @@ class Runner:
                 raise Superseded
             if is_ending():
                 raise asyncio.CancelledError
-            async with self._write() as ctx:
-                await operations.save_step(ctx, job.lease, names[index], index / len(flow))
+            if not job.is_next_saved:  # else the transaction that ended the last step has looked at the row
+                async with self._write() as ctx:
+                    job.server = await job.save_step(ctx, index)
             log.debug("operation %s: %s of server %s, %s", operation.id, operation.command, job.server.id, names[index])
-            await job.refresh()
-            job.step = (index, len(flow))
+            job.step, job.is_next_saved = (index, len(flow)), False
             await flow[index](job)
             await waiting.end(job)
 
