@@ -5,6 +5,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -29,7 +30,7 @@ def _plan(number: int, description: str = "") -> dict[str, object]:
     return {name: getattr(plan, name) for name in _COLUMNS}
 
 
-async def _add(database: Database, number: int, description: str = "", **options: float) -> None:
+async def _add(database: Database, number: int, description: str = "", **options: Any) -> None:
     async with database.write(**options) as tx:
         await tx.run(_ADD, **_plan(number, description))
 

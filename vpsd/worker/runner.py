@@ -68,7 +68,7 @@ class Runner:
 
     async def _fill(self) -> None:
         while (free := self._runtime.settings.workers - len(self._tasks)) > 0 and not is_ending():
-            claimed, since = await self._claim(free)
+            claimed, since = await self._claim_several(free)
             for operation in claimed:
                 task = asyncio.create_task(self._work_logged(operation, since), name=f"operation {operation.id}")
                 for tasks in (self._tasks, *([self._moving] if _moves_disks(operation) else [])):
@@ -80,12 +80,18 @@ class Runner:
 
     async def run_once(self) -> bool:
         """Take one operation as far as it goes now; False when none is due."""
-        claimed, since = await self._claim(1)
-        for operation in claimed:
-            await self.work(operation, since)
-        return bool(claimed)
+        claimed = await self._claim()
+        if claimed is None:
+            return False
+        await self.work(*claimed)
+        return True
 
-    async def _claim(self, most: int) -> tuple[list[Operation], float]:
+    async def _claim(self) -> tuple[Operation, float] | None:
+        """An operation that is due, and when its lease was asked for."""
+        claimed, since = await self._claim_several(1)
+        return (claimed[0], since) if claimed else None
+
+    async def _claim_several(self, most: int) -> tuple[list[Operation], float]:
         """Operations that are due, as many as there are at most, and when their leases were asked for."""
         await clock_jumps.look(self._runtime)
         # By a clock that was just set leases seem to have run out whose workers live: they renew them first.
