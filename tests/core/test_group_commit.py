@@ -126,3 +126,14 @@ async def test_where_a_full_disk_undoes_everything_all_of_them_have_failed(datab
     database._writer.execute("PRAGMA max_page_count = 100000")
     await _write(database, 2)
     assert 2 in await _ids(database)
+
+
+async def test_where_sqlite_undoes_everything_nobody_is_told_that_it_is_done(database: SqliteDatabase) -> None:
+    def undo() -> None:  # as SQLite does by itself after some errors: https://sqlite.org/lang_transaction.html
+        database._writer.execute("ROLLBACK")
+        raise KeyError
+
+    done = await asyncio.gather(_write(database, 1), _write(database, 2, undo), return_exceptions=True)
+    assert [type(one) for one in done] == [DatabaseUnavailable, KeyError]
+    await _write(database, 3)
+    assert await _ids(database) == [3]
