@@ -125,6 +125,19 @@ def _change(real: RealRig, change: Callable[[str], str]) -> str:
         host.close()
 
 
+async def test_the_power_button_of_a_guest_that_would_not_notice_is_not_pressed(real: RealRig) -> None:
+    await prepare(real)
+    await real.hypervisor.power_on(NAME)
+    host = libvirt.open(daemon.uri(real.data))
+    try:
+        host.lookupByName(NAME).suspend()  # active, and "not running": so is one that has just shut itself down
+    finally:
+        host.close()
+    await until_power(real, PowerState.PAUSED)
+    await real.hypervisor.request_shutdown(NAME)
+    assert await power(real) is PowerState.PAUSED
+
+
 async def test_a_guest_that_died_while_libvirtd_was_away_has_crashed(real: RealRig) -> None:
     await prepare(real)
     await real.hypervisor.power_on(NAME)

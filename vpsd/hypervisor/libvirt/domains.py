@@ -200,14 +200,19 @@ def _has_read_disk(domain: libvirt.virDomain) -> bool:
 
 
 def request_shutdown(host: libvirt.virConnect, name: str, owner: Owner) -> None:
-    """Press the power button of a running domain."""
+    """Press the power button of a running domain; one that is on its way down, or paused, would not notice."""
     domain = _get(host, name, owner)
     try:
-        if domain.isActive():
+        if _is_executing(domain):
             domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
     except libvirt.libvirtError:
-        if domain.isActive():
+        if _is_executing(domain):
             raise
+
+
+def _is_executing(domain: libvirt.virDomain) -> bool:
+    """Whether its processors run: one that has shut itself down stays active until QEMU has gone."""
+    return domain.state()[0] in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED)
 
 
 def power_off(host: libvirt.virConnect, name: str, owner: Owner) -> None:
