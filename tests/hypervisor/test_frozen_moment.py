@@ -1,12 +1,17 @@
 """The moment in which a guest is frozen, with an agent that does whatever a test needs."""
 
+import os
+import signal
+import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import libvirt
 import pytest
 
+from vpsd.hypervisor.freeze_guard import FREEZE_GUARD
 from vpsd.hypervisor.libvirt import agent, freezing
 
 _ROOT = {
@@ -156,3 +161,18 @@ def test_a_guest_is_seen_to_write(fake: FakeAgent, answers: dict[str, Any], writ
     fake.answers |= answers
     assert freezing.ensure_thawed(cast("Any", fake)) is writes
     assert (_THAW in fake.asked) == (answers.get("guest-fsfreeze-status") == "frozen")
+
+
+def test_nobody_waits_for_the_guard_that_waits_in_the_guest(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    script = FREEZE_GUARD.replace("/run/freeze-guard", str(token)).replace("/sys/fs/cgroup/cgroup.procs", "/dev/null")
+    command = ["/bin/sh", "-c", script, "freeze-guard", "freeze", "alone"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as shell:
+        try:
+            # As the agent does, until whoever has the other end open is gone: the guard stays for 20 seconds.
+            output, _ = shell.communicate(timeout=10)
+            os.killpg(shell.pid, 0)  # the guard is there
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
+    assert (output, shell.returncode) == (b"", 0)
+    assert token.read_text().strip()
