@@ -16,12 +16,14 @@ from bench.http import LOADS, Figure, Load
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.billing import credit
+from vpsd.billing.models import account_sums
 from vpsd.core import db, money
 from vpsd.core.clock import SystemClock
 from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.db import Statement
 from vpsd.core.ids import Ids
 from vpsd.servers import capacity
+from vpsd.servers.models import server_counts
 from vpsd.settings import Settings
 
 SMALL = 100
@@ -78,6 +80,9 @@ async def fill(database_url: str, others: int) -> tuple[str, str]:
                 await ctx.tx.run(_RENTALS, **values)
                 await ctx.tx.run(_OPERATIONS, **values)
             await capacity.recount(ctx, 1)
+            for sums in (server_counts, account_sums):
+                while await sums.compact(ctx, ctx.account_id):
+                    pass
     async with transactions.write() as ctx:
         await ctx.tx.run(Statement(text("ANALYZE")))
     await transactions.database.close()

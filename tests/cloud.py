@@ -31,6 +31,7 @@ from vpsd.core.db import Database
 from vpsd.core.ids import Ids
 from vpsd.core.jumps import ClockJumps
 from vpsd.core.money import MICROS
+from vpsd.core.sums import SUMS, Difference
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host, HostHealth
 from vpsd.hosts.models import hosts as hosts_table
@@ -53,6 +54,7 @@ from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
 from vpsd.worker.sampler import Sampler
+from vpsd.worker.sum_keeper import SumKeeper
 from vpsd.worker.thaw_checker import ThawChecker
 
 TINY = {"plan_id": 4, "os_id": 1, "location": "us-west"}
@@ -211,6 +213,10 @@ class Cloud:
             await hosts.record_facts(ctx, self.runtime.host_id, seen, "ok")
             return (await hosts.row(ctx, self.runtime.host_id)).name
 
+    async def wrong_sums(self) -> list[Difference]:
+        async with self.runtime.read() as ctx:
+            return [one for sums in SUMS for one in await sums.differences(ctx)]
+
     async def close(self) -> None:
         await self.http.aclose()
         await self.hypervisor.close()
@@ -237,6 +243,9 @@ class Cloud:
 
     def backup_scheduler(self) -> BackupScheduler:
         return BackupScheduler(self.runtime)
+
+    def sum_keeper(self) -> SumKeeper:
+        return SumKeeper(self.runtime)
 
     def event_pruner(self) -> EventPruner:
         return EventPruner(self.runtime)

@@ -106,4 +106,5 @@ async def cloud(database_url: str, tmp_path: Path, offered: Catalog) -> AsyncIte
     )
     await made.open(offered)
     yield made
+    assert await made.wrong_sums() == []  # whatever a test did
     await made.close()

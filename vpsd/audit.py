@@ -14,6 +14,7 @@ from vpsd.backups import queries as backups
 from vpsd.backups.models import BackupStatus
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
+from vpsd.core.sums import SUMS, Difference, Sums
 from vpsd.errors import DatabaseUnavailable, Misconfigured, Unavailable, Unusable, VpsdError
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host
@@ -82,6 +83,7 @@ class Audit:
         for look in looks:
             await self._check_host(look, looks, before, after)
         await self._check_used()
+        await self._check_sums()
         for held in after.assignments:
             if held.server_id not in before.servers and held.server_id not in after.servers:
                 text = f"is held for server {held.server_id}, which is gone"
@@ -140,6 +142,19 @@ class Audit:
     async def _recount(self, host_id: int) -> None:
         async with self._runtime.write() as ctx:
             await capacity.recount(ctx, host_id)
+
+    async def _check_sums(self) -> None:
+        """What is known of an account without counting is what counting comes to."""
+        for sums in SUMS:
+            async with self._runtime.read() as ctx:
+                differences = await sums.differences(ctx)
+            for one in differences:
+                text = f"its sums in {sums.table.name} have to be changed by: {one}"
+                await self._report("account", str(one.account_id), text, "counted anew", partial(self._add, sums, one))
+
+    async def _add(self, sums: Sums, difference: Difference) -> None:
+        async with self._runtime.write() as ctx:
+            await sums.add(ctx, [difference])
 
     async def _check_stale(self, look: _Look, server: Server, name: str, looks: Sequence[_Look]) -> None:
         """What a server has left on a host may go once its disk has been seen where it is now."""

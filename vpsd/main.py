@@ -60,6 +60,7 @@ from vpsd.worker.event_pruner import EventPruner
 from vpsd.worker.host_keeper import HostKeeper
 from vpsd.worker.repricing import apply_catalog
 from vpsd.worker.runner import Runner
+from vpsd.worker.sum_keeper import SumKeeper
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ def _start_workers(runtime: Runtime, first_start: bool, say: Say) -> list[asynci
         Runner(runtime, owner),
         Biller(runtime),
         EventPruner(runtime),
+        SumKeeper(runtime),
         BackupScheduler(runtime),
     )
     return [asyncio.create_task(worker.run(), name=type(worker).__name__) for worker in workers]

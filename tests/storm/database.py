@@ -64,11 +64,11 @@ class StormyDatabase:
             yield _Tx(tx, self._machine)
 
     @asynccontextmanager
-    async def write(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[Tx]:
+    async def write(self, wait_seconds: float = WAIT_SECONDS, *, together: bool = False) -> AsyncIterator[Tx]:
         machine = self._machine
         machine.require_database()
         is_lost, is_told, has_changed = False, True, False
-        async with self._inner.write(wait_seconds) as inner:
+        async with self._inner.write(wait_seconds, together=together) as inner:
             machine.transactions += 1
             changes = self._inner._writer.total_changes
             try:

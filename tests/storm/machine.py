@@ -28,6 +28,7 @@ from vpsd.worker.biller import Biller
 from vpsd.worker.event_pruner import EventPruner
 from vpsd.worker.host_keeper import HostKeeper
 from vpsd.worker.runner import Runner
+from vpsd.worker.sum_keeper import SumKeeper
 
 if TYPE_CHECKING:
     from tests.storm.world import World
@@ -111,6 +112,7 @@ class Machine(Process):
             Runner(self.runtime, self.name),
             Biller(self.runtime),
             EventPruner(self.runtime),
+            SumKeeper(self.runtime),
             BackupScheduler(self.runtime),
         )
         for one in loops:

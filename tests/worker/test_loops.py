@@ -29,6 +29,7 @@ def _boot_watcher(cloud: Cloud) -> BootWatcher:
         Cloud.reconciler,
         Cloud.biller,
         Cloud.event_pruner,
+        Cloud.sum_keeper,
         Cloud.backup_scheduler,
         Cloud.sampler,
         Cloud.guest_reader,

@@ -4,14 +4,14 @@ Locks are taken in this order: account, server, rental.
 """
 
 import msgspec
-from sqlalchemy import bindparam, func, or_, select, union_all
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, or_, select
 
 from vpsd.accounts import service as accounts
 from vpsd.accounts.faults import NotPrintable
 from vpsd.accounts.models import Account
 from vpsd.billing import ledger, prices
-from vpsd.billing.models import rentals
-from vpsd.catalog.models import Plan, plans
+from vpsd.billing.models import account_sums, rentals
+from vpsd.catalog.models import Plan
 from vpsd.core import money
 from vpsd.core.clock import iso_utc
 from vpsd.core.context import Actor, Ctx
@@ -24,13 +24,24 @@ from vpsd.settings import Settings
 
 _LAST_MS = 253_402_300_799_000  # the last second of the year 9999
 
-_r = rentals.c
-_had_now = (_r.account_id == bindparam("account_id"), _r.from_ms <= bindparam("now_ms"))
-_present = union_all(
-    select(_r.price_monthly_micros.label("price")).where(*_had_now, _r.to_ms.is_(None)),
-    select(_r.price_monthly_micros).where(*_had_now, _r.to_ms > bindparam("now_ms")),  # another price follows
-).subquery()
-_PRICE_OF_ALL = Statement(select(total(_present.c.price)), into=int)
+_r, _s = rentals.c, account_sums.table.c
+_OWN_SUMS = _s.account_id == bindparam("account_id")
+
+
+def _prices(*of: ColumnElement[bool]) -> ScalarSelect[int]:
+    return select(total(_r.price_monthly_micros)).where(_r.account_id == bindparam("account_id"), *of).scalar_subquery()
+
+
+# The sum is of rentals that have no end. Those that begin later do not count yet; those whose end is to come still do,
+# for another price follows.
+_PRICE_OF_ALL = Statement(
+    select(
+        select(total(_s.price_monthly_micros)).where(_OWN_SUMS).scalar_subquery()
+        - _prices(_r.to_ms.is_(None), _r.from_ms > bindparam("now_ms"))
+        + _prices(_r.to_ms > bindparam("now_ms"), _r.from_ms <= bindparam("now_ms"))
+    ),
+    into=int,
+)
 _PRICE = Statement(
     select(_r.price_monthly_micros)
     .where(
@@ -55,12 +66,7 @@ class _Held(msgspec.Struct, frozen=True):
 
 
 _HELD = Statement(  # a server is rented until it is purged
-    select(
-        func.count().label("max_servers"),
-        *(total(plans.c[name]).label(f"max_{name}") for name in ("vcpus", "memory_mb", "storage_gb")),
-    )
-    .join_from(rentals, plans)
-    .where(_r.account_id == bindparam("account_id"), _r.to_ms.is_(None)),
+    select(*(total(_s[name.removeprefix("max_")]).label(name) for name in _Held.__struct_fields__)).where(_OWN_SUMS),
     into=_Held,
 )
 _NAMES = {

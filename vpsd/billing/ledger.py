@@ -3,13 +3,13 @@
 import msgspec
 from sqlalchemy import BigInteger, bindparam, cast, func, insert, select
 
-from vpsd.billing.models import Entry, ledger
+from vpsd.billing.models import Entry, account_sums, ledger
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.tables import total
 
-_l = ledger.c
+_l, _s = ledger.c, account_sums.table.c
 _OWN = _l.account_id == bindparam("account_id")
 
 
@@ -18,7 +18,10 @@ class _Balance(msgspec.Struct, frozen=True):
     micros: int
 
 
-_BALANCE = Statement(select(total(_l.amount_micros)).where(_OWN), into=int)
+_BALANCE = Statement(
+    select(total(_s.balance_micros)).where(_s.account_id == bindparam("account_id")),
+    into=int,
+)
 _BALANCES = Statement(
     select(_l.account_id, total(_l.amount_micros).label("micros")).group_by(_l.account_id), into=_Balance
 )

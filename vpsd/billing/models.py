@@ -2,13 +2,29 @@
 
 `rentals` say from when to when a server was rented, on which plan, at which price: everything that it costs follows
 from them. `charges` are what was charged for it, interval by interval. `ledger` is the account's book: credits, and one
-row for each batch of charges. The balance is the sum of the ledger.
+row for each batch of charges. The balance is the sum of the ledger; `account_sums` has it ready.
 """
 
 import msgspec
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint, and_, or_
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+    literal,
+    or_,
+    select,
+)
 
+from vpsd.catalog.models import plans
 from vpsd.core.db import metadata
+from vpsd.core.sums import Sums
 from vpsd.core.tables import identity
 
 ledger = Table(  # append-only: triggers refuse to change or delete a row
@@ -75,6 +91,26 @@ charges = Table(  # append-only
     Column("amount_micros", BigInteger, nullable=False),
     UniqueConstraint("server_id", "kind", "from_ms"),  # an interval is never charged twice
     sqlite_autoincrement=True,
+)
+
+
+_SIZES = ("vcpus", "memory_mb", "storage_gb")
+account_sums = Sums(
+    "account_sums",
+    by=(),
+    added=[
+        Column(name, BigInteger, nullable=False, server_default="0")
+        for name in ("balance_micros", "price_monthly_micros", "servers", *_SIZES)
+    ],
+    over=(
+        select(ledger.c.account_id, ledger.c.amount_micros.label("balance_micros")),
+        select(
+            *(rentals.c.account_id, rentals.c.price_monthly_micros, literal(1).label("servers")),
+            *(plans.c[name] for name in _SIZES),
+        )
+        .join_from(rentals, plans)
+        .where(_goes_on),
+    ),
 )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, func, select
 
 from vpsd.accounts import service as accounts
 from vpsd.billing import ledger, prices
-from vpsd.billing.models import Charge, Rental, charges, rentals
+from vpsd.billing.models import Charge, Rental, account_sums, charges, rentals
 from vpsd.billing.models import ledger as ledger_table
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
@@ -113,6 +113,8 @@ async def verify(ctx: Ctx, lives: Callable[[Ctx], Awaitable[Sequence[Life]]]) ->
     for row in await ctx.tx.all(_UNBALANCED, kind="usage"):
         text = f"ledger row {row.id} says {row.amount_micros}, and its charges come to {-row.charged_micros}"
         unbalanced.setdefault(row.account_id, []).append(text)
+    for one in await account_sums.differences(ctx):
+        unbalanced.setdefault(one.account_id, []).append(f"its sums are wrong (vpsd check --fix): {one} is missing")
     checks = []
     for account in await accounts.list_accounts(ctx):
         within = ctx.in_account(account.id)

@@ -7,20 +7,20 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import Select, bindparam, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select, tuple_
 
 from vpsd.catalog import service as catalog
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.faults import Faults
 from vpsd.core.pages import ForeignCursor, Page, Part, Position
-from vpsd.core.tables import alphabetical, alphabetical_key
+from vpsd.core.tables import alphabetical, alphabetical_key, total
 from vpsd.lifecycle import Status
-from vpsd.servers.models import servers
+from vpsd.servers.models import server_counts, servers
 from vpsd.servers.queries import OWN, SUMMARY, WITH_CATALOG, ListedServer, unknown_location
 from vpsd.servers.tags import HAS_TAG, TAG_LIKE, key_and_value
 
-_c = servers.c
+_c, _counts = servers.c, server_counts.table.c
 
 
 class ServerFilter(msgspec.Struct, frozen=True):
@@ -52,9 +52,20 @@ _SORTS: dict[str, _Sort] = {
 }
 SORTS = tuple(_SORTS)
 _STATUS_NAMES = [f"status_{number}" for number in range(len(Status))]
+
+
+def _filters(columns: Any) -> dict[str, ColumnElement[bool]]:
+    """By status and location, of servers or of their counts."""
+    return {
+        "statuses": or_(*(columns.status == bindparam(name) for name in _STATUS_NAMES)),
+        "status": columns.status == bindparam(_STATUS_NAMES[0]),  # of one the index has them in order
+        "location": columns.location == bindparam("location"),
+    }
+
+
+_FILTERS_OF_COUNTS = _filters(_counts)
 _FILTERS = {
-    "status": or_(*(_c.status == bindparam(name) for name in _STATUS_NAMES)),
-    "location": _c.location == bindparam("location"),
+    **_filters(_c),
     "tag": HAS_TAG,
     "name": _c.name == bindparam("name"),
     "q": or_(
@@ -70,6 +81,9 @@ def _narrowed(statement: Select[Any], filters: tuple[str, ...]) -> Select[Any]:
 
 @lru_cache(maxsize=256)
 def _count(filters: tuple[str, ...]) -> Statement[int]:
+    if _FILTERS_OF_COUNTS.keys() >= set(filters):
+        counted = select(total(_counts.servers)).where(_counts.account_id == bindparam("account_id"))
+        return Statement(counted.where(*(_FILTERS_OF_COUNTS[name] for name in filters)), into=int)
     return Statement(_narrowed(select(func.count()).select_from(servers), filters), into=int)
 
 
@@ -104,7 +118,11 @@ async def list_servers(ctx: Ctx, wanted: ServerFilter, sort: str, page: Page, fa
         faults.add("location", await unknown_location(ctx, wanted.location))
     faults.check()
     values = _filter_values(wanted)
-    filters = tuple(name for name, value in msgspec.structs.asdict(wanted).items() if value is not UNSET)
+    filters = tuple(
+        "statuses" if name == "status" and len(value) > 1 else name
+        for name, value in msgspec.structs.asdict(wanted).items()
+        if value is not UNSET
+    )
     count = await ctx.tx.first(_count(filters), account_id=ctx.account_id, **values) or 0
     statement = _page(filters, sort, onwards=page.after is not None)
     if page.after is not None:

@@ -16,10 +16,13 @@ from sqlalchemy import (
     UniqueConstraint,
     and_,
     false,
+    literal,
+    select,
     true,
 )
 
 from vpsd.core.db import metadata
+from vpsd.core.sums import Sums
 from vpsd.core.tables import identity
 from vpsd.hypervisor.names import disk_name, guest_of, names_server
 
@@ -104,6 +107,23 @@ Index(  # it holds all that counting needs: SQLite then never opens the rows
     *(servers.c.account_id, servers.c.id, servers.c.deleted_at_ms),
     sqlite_where=_alive,
     postgresql_where=_alive,
+)
+for _column in (servers.c.status, servers.c.location):
+    Index(
+        f"ix_servers_alive_{_column.name}",
+        *(servers.c.account_id, _column, servers.c.id),
+        sqlite_where=_alive,
+        postgresql_where=_alive,
+    )
+server_counts = Sums(
+    "server_counts",
+    by=(Column("status", String(16), nullable=False), Column("location", String(63), nullable=False)),
+    added=(Column("servers", Integer, nullable=False),),
+    over=(
+        select(
+            *(servers.c.account_id, servers.c.status, servers.c.location, literal(1).label("servers")),
+        ).where(_alive),
+    ),
 )
 _present = servers.c.purged_at_ms.is_(None)
 Index(  # what a host has handed out is counted from it alone
