@@ -41,6 +41,7 @@ def _blocks(paper: str, language: str) -> list[str]:
         ("docs/images.md", 3),
         ("docs/hosts.md", 3),
         ("docs/state.md", 1),
+        ("docs/operate.md", 1),
     ],
 )
 def test_a_papers_commands_work_one_after_the_other(vpsd: Vpsd, tmp_path: Path, paper: str, count: int) -> None:
