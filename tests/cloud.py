@@ -28,12 +28,13 @@ from vpsd.catalog.service import Catalog
 from vpsd.core.clock import FakeClock
 from vpsd.core.context import OPERATOR, Actor, Ctx
 from vpsd.core.db import Database
+from vpsd.core.faults import Faults
 from vpsd.core.ids import Ids
 from vpsd.core.jumps import ClockJumps
 from vpsd.core.money import MICROS
 from vpsd.core.sums import SUMS, Difference
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Address, Host, HostHealth
+from vpsd.hosts.models import Address, Host, HostHealth, HostState
 from vpsd.hosts.models import hosts as hosts_table
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import disk_name, guest_name
@@ -44,7 +45,7 @@ from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
 from vpsd.operations import service as operations
 from vpsd.runtime import HostRuntime, Hypervisors, Images, Runtime
-from vpsd.servers import queries
+from vpsd.servers import moving, queries
 from vpsd.servers.models import Server, servers
 from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
@@ -217,6 +218,36 @@ class Cloud:
         async with self.runtime.read() as ctx:
             return [one for sums in SUMS for one in await sums.differences(ctx)]
 
+    async def hosts(self) -> list[Host]:
+        """The hosts: the first is there from the beginning."""
+        async with self.reading() as ctx:
+            return await hosts.list_hosts(ctx)
+
+    async def have_second_host(self, state: HostState = HostState.ENABLED, **options: Any) -> Host:
+        """Another host, in that state; `others` has its simulator once it was used."""
+        async with self.writing() as ctx:
+            host = await hosts.find_by_name(ctx, "second")
+            if host is None:
+                host = await hosts.add_host(ctx, "second", "simulator", uri="simulator://second", **options)
+            await hosts.change_host(ctx, host.id, state=state)
+            self._simulator(host.address)
+            return await hosts.row(ctx, host.id)
+
+    @property
+    def simulators(self) -> list[Simulator]:
+        """All hosts."""
+        return [self.hypervisor, *self.others.values()]
+
+    def hook(self, moment: str, hook: Hook | None) -> None:
+        """Have that called at each call to a host: `before_call`, `in_call` or `after_call`."""
+        for simulator in self.simulators:
+            setattr(simulator, moment, hook)
+
+    async def migrate(self, server_id: int, host: str | None = None, *, cold: bool = False) -> None:
+        """Have a server moved to another host, as the operator asks for it."""
+        async with self.runtime.write(OPERATOR) as ctx:
+            await moving.migrate(ctx, server_id, host, Faults(), cold=cold)
+
     async def close(self) -> None:
         await self.http.aclose()
         await self.hypervisor.close()
@@ -273,7 +304,8 @@ class Cloud:
         for _ in range(60):
             await self.work()
             self.clock.advance(1)
-            await self.reconciler().reconcile()
+            for host in await self.hosts():
+                await self.reconciler(host).reconcile()
             if not await self.work():
                 async with self.reading() as ctx:
                     if not await operations.busy_servers(ctx):

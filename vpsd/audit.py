@@ -4,7 +4,7 @@ Safe beside a running vpsd: a server that an operation is working on is left out
 called unknown when no row spoke for it before the look nor after it.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -26,6 +26,7 @@ from vpsd.lifecycle import AT_REST, FOUND, Command, Status
 from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
 from vpsd.operations import service as operations
+from vpsd.operations.moves import open_moves
 from vpsd.runtime import HostRuntime, Runtime
 from vpsd.servers import capacity, commands
 from vpsd.servers import queries as servers
@@ -62,7 +63,8 @@ class _Look(msgspec.Struct, frozen=True):
 class _Rows(msgspec.Struct, frozen=True):
     hosts: list[Host]
     servers: dict[int, Server]
-    busy: set[int]
+    busy: dict[int, Command]
+    moves: dict[int, tuple[int | None, int | None]]  # by server: the hosts between which it is moved now
     assignments: list[Assignment]
 
 
@@ -106,7 +108,7 @@ class Audit:
             self._name(server_id): row
             for rows in (before, after)
             for server_id, row in rows.servers.items()
-            if _may_be_on(row, look.host, rows.busy)
+            if _may_be_on(row, look.host, rows)
         }
         for name in (*sorted(set(guests) - known.keys()), *sorted(volumes.guests - guests.keys() - known.keys())):
             await self._check_ownerless(look, name, guests.get(name), looks)
@@ -202,7 +204,9 @@ class Audit:
         async with self._runtime.read() as ctx:
             present = {server.id: server for server in await servers.present(ctx)}
             known = await hosts.list_hosts(ctx)
-            return _Rows(known, present, await operations.busy_servers(ctx), await addresses.assignments(ctx))
+            busy, moves = await operations.busy_servers(ctx), await open_moves(ctx)
+            between = {move.server_id: (move.host_id, move.argument) for move in moves}
+            return _Rows(known, present, busy, between, await addresses.assignments(ctx))
 
     async def _report(
         self, kind: str, name: str, text: str, fixed: str | None = None, repair: Repair | None = None
@@ -298,9 +302,10 @@ def _words(used: Used) -> str:
     )
 
 
-def _may_be_on(server: Server, host: Host, busy: Collection[int]) -> bool:
+def _may_be_on(server: Server, host: Host, rows: _Rows) -> bool:
     """Whether something of a server may be on a host; one that an older vpsd has made has no host yet."""
-    return server.host_id in (None, host.id) or (server.previous_host_id == host.id and server.id in busy)
+    is_left = server.previous_host_id == host.id and server.id in rows.busy
+    return server.host_id in (None, host.id) or is_left or host.id in rows.moves.get(server.id, ())
 
 
 async def _lock_idle(ctx: Ctx, server: Server) -> LockedServer | None:

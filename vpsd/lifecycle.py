@@ -45,6 +45,7 @@ class Command(StrEnum):
     CONFIGURE = "configure"  # write a new hostname into the guest's seed
     SUSPEND = "suspend"  # stop a server for which there is no credit
     RESUME = "resume"  # bring a suspended server back that ran before
+    MIGRATE = "migrate"  # have it on another host
 
 
 class Giver(StrEnum):
@@ -52,6 +53,7 @@ class Giver(StrEnum):
 
     CUSTOMER = "customer"
     VPSD = "vpsd"  # vpsd itself: by the clock, by the account's credit, or by what it finds on the host
+    OPERATOR = "operator"
 
 
 _S, _C = Status, Command
@@ -163,6 +165,13 @@ RULES: dict[Command, Rule] = {
     ),
     _C.RESUME: Rule(
         _from(_S.SUSPENDED), _S.STARTING, _S.ACTIVE, _S.ERROR, 60, at_once={_S.SUSPENDED: _from(_S.STOPPED)}
+    ),
+    # It waits for nobody: what it has taken of the other host is given back by whoever has it.
+    _C.MIGRATE: Rule(
+        *(_from(_S.ACTIVE, _S.STOPPED, _S.SUSPENDED, _S.DELETED, _S.ERROR), None, None, None, 1440, Giver.OPERATOR),
+        "Server is being moved to another host.",
+        frozenset(),
+        moves_disks=True,
     ),
 }
 

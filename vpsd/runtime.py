@@ -20,6 +20,9 @@ class Images(Protocol):
     async def ensure(self, system: OperatingSystem, progress: Progress) -> Image:
         """The operating system's image, fetched or built on first use."""
 
+    def find(self, system: OperatingSystem, key: str) -> Image | None:
+        """The image of that key, of an operating system, if this machine still has it."""
+
     def cloud_config_schema(self, system: OperatingSystem) -> str | None:
         """The JSON Schema of a #cloud-config, if its image was built with a cloud-init that brings one."""
 

@@ -64,6 +64,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             description="How long a guest may take to answer after power-on; a silent one then goes on, with a note.",
         ),
     ] = 240
+    moves_per_host: Annotated[
+        int, Meta(ge=1, le=64, description="Servers that may leave a host at once; further ones wait.")
+    ] = 2
     stop_timeout_seconds: Annotated[
         int, Meta(ge=1, le=3600, description="How long a graceful stop may take before power is cut.")
     ] = 90

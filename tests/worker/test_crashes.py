@@ -37,11 +37,11 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
     for number in range(1, calls + 1):
         server = await told(cloud, command)
         kill = kill_at(number)
-        setattr(cloud.hypervisor, moment, kill)
+        cloud.hook(moment, kill)
         cloud.target.before_call = kill
         with pytest.raises(Killed):
             await cloud.work("first")
-        setattr(cloud.hypervisor, moment, None)
+        cloud.hook(moment, None)
         cloud.target.before_call = None
         assert await cloud.work("second") == 0  # the dead worker's lease still holds
         cloud.clock.advance(LEASE_SECONDS + 1)

@@ -15,6 +15,7 @@ from vpsd.core.db import Database, Tx
 from vpsd.errors import Unusable
 from vpsd.hypervisor.owner import Owner
 from vpsd.hypervisor.protocol import PowerState
+from vpsd.hypervisor.simulator import Simulator
 from vpsd.lifecycle import Command, Status
 from vpsd.operations.service import LEASE_SECONDS, WORK_SECONDS
 from vpsd.worker.runner import Runner
@@ -30,30 +31,33 @@ class Stopped:
         self.before: Any = None  # how the other one has left everything
 
     async def work(self) -> None:
-        setattr(self._cloud.hypervisor, self._moment, self._stop)
+        self._cloud.hook(self._moment, self._stop)
         assert await self._cloud.runner("first", monotonic=lambda: self._now).run_once()
-        setattr(self._cloud.hypervisor, self._moment, None)
+        self._cloud.hook(self._moment, None)
 
     async def _stop(self, call: str) -> None:
         self._number -= 1
         if self._number:
             return
-        setattr(self._cloud.hypervisor, self._moment, None)
+        self._cloud.hook(self._moment, None)
         if self._moment == "before_call":
             self._now += LEASE_SECONDS + 1
         self._cloud.clock.advance(LEASE_SECONDS + 1)
         await self._cloud.settle()
         disk = await self._cloud.disk(self._server)
-        if disk in (await self._cloud.hypervisor.volumes()).disks:
-            self._cloud.hypervisor.writes(disk, 50, b"what the customer wrote since")
+        for host in self._cloud.simulators:
+            if disk in (await host.volumes()).disks:
+                host.writes(disk, 50, b"what the customer wrote since")
         self.call, self.before = call, await self.state()
 
     async def state(self) -> Any:
         """All that a late worker could do harm to."""
-        host, row = self._cloud.hypervisor, await self._cloud.row(self._server)
+        return [await self._state_of(host) for host in self._cloud.simulators], await self._cloud.row(self._server)
+
+    async def _state_of(self, host: Simulator) -> Any:
         disk, volumes = await self._cloud.disk(self._server), await host.volumes()
         content = host.content(disk, 0, 100) if disk in volumes.disks else None
-        return await host.guests(), volumes, [host.seed(name) for name in sorted(volumes.seeds)], content, row
+        return await host.guests(), volumes, [host.seed(name) for name in sorted(volumes.seeds)], content
 
 
 # With `before_call` the late worker's own clock holds it back. With `in_call` nothing on its side does: the call was

@@ -4,8 +4,10 @@ from tests.cloud import Cloud
 from vpsd.audit import Audit
 from vpsd.backups import marks
 from vpsd.core.money import MICROS
+from vpsd.hosts.models import HostState
 from vpsd.lifecycle import Command, Status
 
+NOTE = b"what the customer wrote"
 TOLD = {
     Command.HARD_STOP: ("power", {"action": "hard_stop"}),
     Command.RESIZE: ("resize", {"plan_id": 3}),
@@ -18,6 +20,8 @@ async def told(cloud: Cloud, command: Command) -> int:
     """A server that has just been told a command."""
     if command is Command.CREATE:
         return await cloud.create()
+    if command is Command.MIGRATE:
+        await cloud.have_second_host(HostState.DISABLED)  # it is made on the first
     server = await cloud.have_server(status=Status.STOPPED if command is Command.START else Status.ACTIVE)
     if command in (Command.DELETE, Command.SOFT_DELETE, Command.UNDELETE):
         cloud.set(undelete_hours=0 if command is Command.DELETE else 1)
@@ -43,6 +47,12 @@ async def told(cloud: Cloud, command: Command) -> int:
     elif command is Command.RESTORE:
         backup = await cloud.have_copy(server)
         assert (await cloud.post(f"/api/v1/backups/{backup['id']}/restore/")).status_code == 200
+    elif command is Command.MIGRATE:
+        cloud.hypervisor.writes(await cloud.disk(server), 5 << 20, NOTE)
+        await cloud.have_second_host()
+        for key in (await cloud.others["second"].volumes()).bases:  # it has to be sent anew each time
+            await cloud.others["second"].delete_base(key)
+        await cloud.migrate(server)
     elif command is Command.RECOVER:
         cloud.hypervisor.vanishes(cloud.guest(server))
         await cloud.reconciler().reconcile()
@@ -66,11 +76,15 @@ async def calls_of(cloud: Cloud, command: Command) -> int:
         cloud.runtime, cloud.runtime.repository, first_use=True
     )  # what is done once is tried elsewhere
     server = await told(cloud, command)
-    before = len(cloud.hypervisor.calls) + len(cloud.target.calls)
+    before = _calls(cloud)
     await cloud.work()
-    calls = len(cloud.hypervisor.calls) + len(cloud.target.calls) - before
+    calls = _calls(cloud) - before
     await delete(cloud, server)
     return calls
+
+
+def _calls(cloud: Cloud) -> int:
+    return sum(len(host.calls) for host in cloud.simulators) + len(cloud.target.calls)
 
 
 async def delete(cloud: Cloud, server: int) -> None:
@@ -92,8 +106,15 @@ _STOPS |= {Command.SOFT_DELETE: Status.DELETED}
 async def assert_arrived(cloud: Cloud, server: int, command: Command, how: str) -> None:
     """The server is where the command leads, with one of everything, and nothing is left over."""
     name = cloud.guest(server)
-    volumes = await cloud.hypervisor.volumes()
-    guests = await cloud.hypervisor.guests()
+    here, *elsewhere = cloud.simulators
+    if command is Command.MIGRATE:
+        *elsewhere, here = cloud.simulators
+        assert here.content(await cloud.disk(server), 5 << 20, len(NOTE)) == NOTE, how
+        assert (await cloud.row(server)).previous_host_id is None, how
+    volumes, guests = await here.volumes(), await here.guests()
+    for other in elsewhere:
+        left = await other.volumes()
+        assert not (left.disks | left.seeds | (await other.guests()).keys()), how
     if command is Command.DELETE:
         assert (await cloud.get(f"/api/v1/servers/{server}/")).status_code == 404
         assert (set(guests), set(volumes.disks), set(volumes.seeds)) == (set(), set(), set()), how

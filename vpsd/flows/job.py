@@ -16,7 +16,7 @@ from vpsd.errors import DatabaseUnavailable, waiting_for
 from vpsd.hosts.models import Host
 from vpsd.hypervisor.names import disk_generation, disk_name, guest_name
 from vpsd.hypervisor.owner import Owner
-from vpsd.hypervisor.protocol import Image, Progress
+from vpsd.hypervisor.protocol import Hypervisor, Image, Progress
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.operations.service import Lease, LostLease
@@ -66,9 +66,9 @@ class Job:
         self, runtime: HostRuntime, host: Host, operation: Operation, server: Server, lease_clock: LeaseClock
     ) -> None:
         """What the steps do to the host through `runtime.hypervisor` is done on behalf of this operation's lease."""
-        owner = Owner(server.uuid, f"{operation.id}.{operation.fence}", lease_clock.check)
-        self.runtime = msgspec.structs.replace(runtime, hypervisor=runtime.hypervisor.held_by(owner))
-        self.host = host  # as it was when the operation was taken up
+        self._owner = Owner(server.uuid, f"{operation.id}.{operation.fence}", lease_clock.check)
+        self.runtime = msgspec.structs.replace(runtime, hypervisor=runtime.hypervisor.held_by(self._owner))
+        self.host = host  # where the server is, as it was when the operation was taken up
         self.server = server
         self.operation = operation
         self.lease = Lease.of(operation)
@@ -88,6 +88,21 @@ class Job:
             left_ms = operation.deadline_at_ms - min(runtime.clock.now_ms(), runtime.jumps.before_ms())
             self.ends_at = runtime.clock.monotonic() + left_ms / 1000
         self.went_off = False  # the guest has powered itself off since
+
+    @property
+    def step_name(self) -> str | None:
+        """The step that is done, or that is to be done first; None: none was begun yet."""
+        return self.steps[self.step[0]].__name__ if self.steps else self.operation.step
+
+    def hypervisor_at(self, host: Host) -> Hypervisor:
+        """Another host, held on behalf of the same lease."""
+        return self.runtime.hypervisors.at(host).held_by(self._owner)
+
+    def go_on_at(self, host: Host) -> None:
+        """The server is on another host from now on."""
+        hypervisor = self.hypervisor_at(host)
+        self.runtime = msgspec.structs.replace(self.runtime, hypervisor=hypervisor, host_id=host.id)
+        self.host = host
 
     @property
     def disk(self) -> str:

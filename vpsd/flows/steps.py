@@ -26,14 +26,12 @@ from vpsd.operations import service as operations
 from vpsd.operations.models import OperationStatus
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
+from vpsd.servers.moving import NO_ADDRESS
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS, _PAUSE_SECONDS = 0.01, 0.1  # between two looks at a guest that shuts down
 _PRESS_SECONDS = 4  # a guest that was still booting may have missed the button
-_NO_ADDRESS = (
-    "It runs, and has no address that it can be reached at: the ports of its host lead to it from that host alone."
-)
 _ADDRESS_TRIES = 100  # more than workers could meet at one address
 
 
@@ -122,10 +120,17 @@ async def make_disk(job: Job) -> None:
 
 async def write_seed(job: Job) -> None:
     """Have a cloud-init seed that says what the server is called and who may log in."""
+    await job.runtime.hypervisor.write_seed(job.name, await seed_of(job))
+    async with job.write(ends=write_seed) as ctx:
+        await updates.set_seed(ctx, job.server.id, job.server.hostname)
+
+
+async def seed_of(job: Job) -> bytes:
+    """The server's seed."""
     server = job.server
     async with job.runtime.read() as ctx:
         user_data = await servers.user_data(ctx, server.id)
-    content = seed_iso(
+    return seed_iso(
         instance_id=server.uuid,
         hostname=server.hostname,
         ssh_keys=[server.authorized_key] if server.authorized_key else [],
@@ -133,9 +138,6 @@ async def write_seed(job: Job) -> None:
         mac=mac_address(server.uuid),
         user_data=user_data,
     )
-    await job.runtime.hypervisor.write_seed(job.name, content)
-    async with job.write(ends=write_seed) as ctx:
-        await updates.set_seed(ctx, server.id, server.hostname)
 
 
 async def define_guest(job: Job) -> None:
@@ -148,11 +150,16 @@ async def define_guest(job: Job) -> None:
 
 
 async def _define(job: Job, *, privileged: bool) -> None:
-    server = job.server
     async with job.write() as ctx:
-        address = await addresses.assign(ctx, server.id)
+        address = await addresses.assign(ctx, job.server.id)
+    await job.runtime.hypervisor.define(spec_of(job, address, privileged=privileged))
+
+
+def spec_of(job: Job, address: str, *, privileged: bool) -> GuestSpec:
+    """What the server's guest is defined by."""
+    server = job.server
     assert server.base is not None
-    spec = GuestSpec(
+    return GuestSpec(
         name=job.name,
         disk=job.disk,
         uuid=server.uuid,
@@ -166,7 +173,6 @@ async def _define(job: Job, *, privileged: bool) -> None:
         forwards=forwards(job.runtime.settings.guest_ports, privileged=privileged),
         firmware=server.firmware,
     )
-    await job.runtime.hypervisor.define(spec)
 
 
 def forwards(guest_ports: Sequence[int], *, privileged: bool) -> tuple[Forward, ...]:
@@ -245,7 +251,7 @@ async def _record_boot(job: Job, status_detail: str | None) -> None:
         is_here = job.runtime.hypervisor.is_here
         await updates.set_booted(ctx, job.server.id, address if is_here else None)
         if not is_here and status_detail is None:
-            status_detail = _NO_ADDRESS
+            status_detail = NO_ADDRESS
         if status_detail is not None:  # what an earlier step has said stays
             await updates.set_status_detail(ctx, job.server.id, status_detail)
         deleted = (await servers.row(ctx, job.server.id)).deleted_at_ms is not None

@@ -16,6 +16,16 @@ from vpsd.flows.backup_steps import (
 )
 from vpsd.flows.first_boot import set_right
 from vpsd.flows.job import Job
+from vpsd.flows.migrate import (
+    await_moved,
+    clean_up_move,
+    clear_source,
+    clear_target,
+    move_live,
+    move_off,
+    power_on_moved,
+    stop_to_move,
+)
 from vpsd.flows.steps import (
     await_boot,
     clean_up_rebuild,
@@ -34,6 +44,7 @@ from vpsd.flows.steps import (
 )
 from vpsd.lifecycle import Command
 from vpsd.operations.models import Operation
+from vpsd.servers import moving
 
 Step = Callable[[Job], Awaitable[None]]
 
@@ -61,7 +72,11 @@ FLOWS: dict[Command, tuple[Step, ...]] = {
     Command.CONFIGURE: (write_seed,),
     Command.SUSPEND: (shut_down,),
     Command.RESUME: _BOOT,
+    Command.MIGRATE: (clear_target, move_live, stop_to_move, move_off, power_on_moved, clear_source, await_moved),
 }
+
+# Flows that look at hosts, and mark guests, themselves: theirs are two, of which one may not answer.
+LOOK_THEMSELVES = frozenset({Command.MIGRATE})
 
 # What is done, while the worker still has the operation, for one that fails or gives way; it may say something of it.
 CLEAN_UP: dict[Command, Callable[[Job], Awaitable[str | None]]] = {
@@ -69,10 +84,18 @@ CLEAN_UP: dict[Command, Callable[[Job], Awaitable[str | None]]] = {
     Command.BACKUP_DAILY: clean_up_backup,
     Command.RESTORE: clean_up_restore,
     Command.REBUILD: clean_up_rebuild,
+    Command.MIGRATE: clean_up_move,
 }
+
+# The first step of those that have nothing to clean up behind it: what it finds is not their own.
+LEAVES_NOTHING: dict[Command, Step] = {Command.MIGRATE: clear_target}
+
+# What may not end before it is cleaned up, however long that takes: it may still come to another end than rows say.
+CLEANS_UP_FIRST = frozenset({Command.MIGRATE})
 
 # In the transaction in which the operation ends; the text is why it came to nothing.
 RECORD_END: dict[Command, Callable[[Ctx, Operation, str | None], Awaitable[None]]] = {
     Command.BACKUP: record_end,
     Command.BACKUP_DAILY: record_end,
+    Command.MIGRATE: moving.record_end,
 }

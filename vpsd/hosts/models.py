@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text, false
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
@@ -36,6 +36,8 @@ hosts = Table(
     Column("pool", String(1000)),  # folder of the host's disks; None: as the settings say
     Column("location", String(63), ForeignKey("locations.code")),  # None: it serves every location
     Column("state", String(16), nullable=False, server_default=HostState.ENABLED),
+    Column("draining_since_ms", BigInteger),  # its servers are moved away, each tried once since then; None: they stay
+    Column("drains_cold", Boolean, nullable=False, server_default=false()),  # those that cannot move live are stopped
     # Multiples of what it has; None: as the settings say.
     Column("cpu_ratio", Float),
     Column("memory_ratio", Float),
@@ -88,6 +90,8 @@ class Host(msgspec.Struct, frozen=True):
     pool: str | None
     location: str | None
     state: str
+    draining_since_ms: int | None
+    drains_cold: bool
     cpu_ratio: float | None
     memory_ratio: float | None
     storage_ratio: float | None

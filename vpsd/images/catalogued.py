@@ -30,6 +30,10 @@ class CataloguedImages:
         """The operating system's image, fetched or built on first use."""
         return await self._store.ensure(recipe_of(system), progress)
 
+    def find(self, system: OperatingSystem, key: str) -> Image | None:
+        """The operating system's image of that key, which need not be its newest."""
+        return self._store.find(system.slug, key)
+
     def cloud_config_schema(self, system: OperatingSystem) -> str | None:
         """The JSON Schema of a #cloud-config that the image's own cloud-init brings, if it is known."""
         return self._store.schema(system.slug)

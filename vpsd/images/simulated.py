@@ -14,7 +14,10 @@ class SimulatedImages:
     async def ensure(self, system: OperatingSystem, progress: Progress) -> Image:
         """An image that nothing can boot."""
         progress(1.0, "simulated")
-        key = f"{system.slug}-{hashlib.sha256(system.slug.encode()).hexdigest()[:12]}"
+        return self.find(system, f"{system.slug}-{hashlib.sha256(system.slug.encode()).hexdigest()[:12]}")
+
+    def find(self, system: OperatingSystem, key: str) -> Image:
+        """The same, whatever its key."""
         return Image(key=key, disk=Path("simulated"), virtual_size_bytes=system.disk_bytes or MIB)
 
     def cloud_config_schema(self, system: OperatingSystem) -> str | None:  # noqa: ARG002

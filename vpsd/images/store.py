@@ -54,6 +54,10 @@ class ImageStore:
         found = self._stored(slug)
         return found[-1][1].image(found[-1][0]) if found else None
 
+    def find(self, slug: str, key: str) -> Image | None:
+        """The slug's image of that key, or None."""
+        return next((stored.image(folder) for folder, stored in self._stored(slug) if stored.key == key), None)
+
     def schema(self, slug: str) -> str | None:
         """The JSON Schema of a #cloud-config that the newest image's own cloud-init brings, if it is known."""
         for folder, stored in self._stored(slug)[-1:]:

@@ -8,7 +8,20 @@ may wait (`waits_for`): the command that takes over as soon as the open one lets
 from enum import StrEnum
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text, and_
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    and_,
+    false,
+)
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
@@ -33,8 +46,10 @@ operations = Table(
     Column("account_id", BigInteger, ForeignKey("accounts.id")),  # the server's; None: an older vpsd has queued it
     Column("command", String(16), nullable=False),
     # Of the command: for rebuild the operating system, for backup and restore the backup, for a recover
-    # behind a restore that failed that operation.
+    # behind a restore that failed that operation, for migrate the host that it leads to.
     Column("argument", BigInteger),
+    Column("host_id", BigInteger, ForeignKey("hosts.id")),  # of migrate: where it begins, and in whose queue it waits
+    Column("allows_cold", Boolean, nullable=False, server_default=false()),  # of migrate: the guest may be stopped
     Column("status", String(16), nullable=False),
     Column("waits_for", BigInteger, ForeignKey("operations.id")),  # what it has superseded and what is still open
     Column("step", String(32)),  # the step to do, or that was done last
@@ -62,6 +77,8 @@ for _name, _which in (("uq_operations_open_server", _open), ("uq_operations_wait
 Index(  # what is open in an account is counted from it alone
     "ix_operations_open_account", operations.c.account_id, sqlite_where=_unfinished, postgresql_where=_unfinished
 )
+_queued = and_(_unfinished, operations.c.host_id.is_not(None))
+Index("ix_operations_open_host", operations.c.host_id, sqlite_where=_queued, postgresql_where=_queued)
 Index("ix_operations_open_run_at", operations.c.run_at_ms, sqlite_where=_unfinished, postgresql_where=_unfinished)
 
 
@@ -74,6 +91,8 @@ class Operation(msgspec.Struct, frozen=True):
     account_id: int | None
     command: str
     argument: int | None
+    host_id: int | None
+    allows_cold: bool
     status: str
     waits_for: int | None
     step: str | None

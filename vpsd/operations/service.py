@@ -4,15 +4,12 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     and_,
     bindparam,
-    case,
     exists,
     func,
     insert,
-    literal,
     or_,
     select,
     update,
@@ -20,14 +17,14 @@ from sqlalchemy import (
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
-from vpsd.core.jumps import Jump
 from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import MINUTE_MS
-from vpsd.errors import Busy
+from vpsd.errors import Busy, NotFound
 from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import RULES, Command, supersedes
 from vpsd.operations.failure import Failure as Failure
 from vpsd.operations.models import Operation, OperationStatus, operations
+from vpsd.operations.moves import MAY_BEGIN
 
 LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the operation
 WORK_SECONDS = 12  # after which it stops by itself, by its own clock: well before another takes over
@@ -38,7 +35,6 @@ LONGEST_PAUSE_SECONDS = 300  # between two tries
 CLEAN_UP_STEP = "clean_up"  # in place of a step: only the cleaning up is left
 CLEAN_UP_SECONDS = 900  # for the cleaning up behind a failure, whatever time the operation had
 _ENDED_MS = 0  # when a lease ran out that was ended
-_NEVER_MS = 1 << 62
 
 _c = operations.c
 _waiter = operations.alias()
@@ -48,10 +44,17 @@ _OPEN = and_(_UNFINISHED, _c.waits_for.is_(None))
 _LEASED = (_c.id == bindparam("operation_id"), _c.fence == bindparam("held_fence"), _OPEN)
 _OF_SERVER = _c.server_id == bindparam("server_id")
 
+
+class _OpenServer(msgspec.Struct, frozen=True):
+    server_id: int
+    command: str
+
+
 _OPEN_OF = Statement(select(operations).where(_OF_SERVER, _OPEN), into=Operation)
 _WAITING = Statement(select(operations).where(_c.waits_for == bindparam("operation_id"), _UNFINISHED), into=Operation)
 _LATEST = Statement(select(operations).where(_OF_SERVER).order_by(_c.id.desc()).limit(_LATEST_SHOWN), into=Operation)
-_OPEN_SERVERS = Statement(select(_c.server_id).where(_OPEN), into=int)
+_OPEN_SERVERS = Statement(select(_c.server_id, _c.command).where(_OPEN), into=_OpenServer)
+_FIND = Statement(select(operations).where(_c.id == bindparam("operation_id")), into=Operation)
 _HISTORY = PagedList(select(operations).where(_OF_SERVER), _c.id, into=Operation)
 _SINCE = Statement(
     select(func.count())
@@ -65,8 +68,8 @@ _SINCE = Statement(
 _LAST = Statement(select(operations).where(_OF_SERVER).order_by(_c.id.desc()).limit(1), into=Operation)
 _ADD = Statement(
     insert(operations).values(status=OperationStatus.QUEUED, progress=0.0, attempts=0, fence=0).returning(operations),
-    ("uuid", "server_id", "account_id", "command", "argument", "status", "waits_for", "progress", "attempts", "fence")
-    + ("run_at_ms", "deadline_at_ms", "created_at_ms"),
+    ("uuid", "server_id", "account_id", "command", "argument", "host_id", "allows_cold", "status", "waits_for")
+    + ("progress", "attempts", "fence", "run_at_ms", "deadline_at_ms", "created_at_ms"),
     into=Operation,
 )
 _TAKE_FROM_WORKER = Statement(
@@ -100,6 +103,7 @@ def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
             _OPEN,
             _c.run_at_ms <= bindparam("now_ms"),
             or_(_c.lease_until_ms.is_(None), _c.lease_until_ms < bindparam("expired_before_ms")),
+            MAY_BEGIN,
             *which,
         )
         .order_by(_c.run_at_ms, _c.id)
@@ -126,21 +130,6 @@ def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
 _CLAIM_ANY = _claim()
 _CLAIM_QUICK = _claim(
     or_(_MOVES_NO_DISKS, exists().where(_waiter.c.waits_for == _c.id, _waiter.c.finished_at_ms.is_(None)))
-)
-_MINUTES = {command: rule.minutes for command, rule in RULES.items() if rule.minutes is not None}
-_longest_deadline = bindparam("now_ms", type_=BigInteger) + case(
-    {command.value: literal(minutes * MINUTE_MS, BigInteger) for command, minutes in _MINUTES.items()},
-    value=_c.command,
-    else_=literal(0, BigInteger),
-)
-_CUT_LEASES = Statement(
-    update(operations).where(_OPEN, _c.lease_until_ms > bindparam("longest_ms")), ("lease_until_ms",)
-)
-_CUT_PAUSES = Statement(update(operations).where(_UNFINISHED, _c.run_at_ms > bindparam("longest_ms")), ("run_at_ms",))
-_RENEW_DEADLINES = Statement(
-    update(operations)
-    .where(_UNFINISHED, or_(_c.deadline_at_ms > bindparam("before_ms"), _c.deadline_at_ms > _longest_deadline))
-    .values(deadline_at_ms=_longest_deadline)
 )
 _END_LEASES = Statement(update(operations).where(_OPEN, _c.lease_owner.is_not(None)), ("lease_until_ms",))
 _RENEW = Statement(update(operations).where(*_LEASED), ("lease_until_ms",))
@@ -189,7 +178,15 @@ class Lease(msgspec.Struct, frozen=True):
         return cls(operation.id, operation.fence)
 
 
-async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None = None) -> Operation:
+async def add(
+    ctx: Ctx,
+    server_id: int,
+    command: Command,
+    argument: int | None = None,
+    *,
+    host_id: int | None = None,
+    allows_cold: bool = False,
+) -> Operation:
     """Queue a command on a server of the context's account, whose row the caller has locked.
 
     An open operation that the command supersedes is cancelled or, while a worker has it, followed by this one as soon
@@ -216,6 +213,8 @@ async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None =
             account_id=ctx.account_id or None,
             command=command,
             argument=argument,
+            host_id=host_id,
+            allows_cold=allows_cold,
             waits_for=waits_for,
             run_at_ms=ctx.now_ms,
             deadline_at_ms=_deadline_ms(ctx, command),
@@ -254,9 +253,17 @@ async def last_queued(ctx: Ctx, server_id: int) -> Operation | None:
     return present and (await waiting(ctx, present.id) or present)
 
 
-async def busy_servers(ctx: Ctx) -> set[int]:
-    """Servers with an open operation."""
-    return set(await ctx.tx.all(_OPEN_SERVERS))
+async def busy_servers(ctx: Ctx) -> dict[int, Command]:
+    """Servers with an open operation, and which command that is."""
+    return {found.server_id: Command(found.command) for found in await ctx.tx.all(_OPEN_SERVERS)}
+
+
+async def get(ctx: Ctx, operation_id: int) -> Operation:
+    """For the operator: an operation of any account; raises `NotFound`."""
+    found = await ctx.tx.first(_FIND, operation_id=operation_id)
+    if found is None:
+        raise NotFound("operation", operation_id)
+    return found
 
 
 async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
@@ -290,28 +297,18 @@ async def claim(ctx: Ctx, owner: str, *, quick: bool = False, take_over: bool = 
     statement = _CLAIM_QUICK if quick else _CLAIM_ANY
     expired_before_ms = ctx.now_ms if take_over else _ENDED_MS + 1
     return await ctx.tx.first(
-        statement, now_ms=ctx.now_ms, owner=owner, until_ms=until_ms, expired_before_ms=expired_before_ms
+        statement,
+        now_ms=ctx.now_ms,
+        owner=owner,
+        until_ms=until_ms,
+        expired_before_ms=expired_before_ms,
+        most_moves=ctx.settings.moves_per_host,
     )
 
 
 async def end_leases(ctx: Ctx) -> None:
     """Let every leased operation be taken over now; only for a process that knows that all others are dead."""
     await ctx.tx.run(_END_LEASES, lease_until_ms=_ENDED_MS)
-
-
-async def set_times_right(ctx: Ctx, jump: Jump | None) -> None:
-    """Have no open operation wait for, or be given up by, a time that the clock was wrong about.
-
-    Whoever had time left when the clock was set gets all of its time anew. Without a jump, at the start of a process:
-    only times that lie further ahead than they can are set right.
-    """
-    now_ms = ctx.now_ms
-    lease_ms = LEASE_SECONDS * 1000
-    await ctx.tx.run(_CUT_LEASES, longest_ms=now_ms + lease_ms, lease_until_ms=now_ms + lease_ms)
-    was_set_back = jump is not None and jump.seconds < 0
-    waits_until_ms = now_ms if was_set_back else now_ms + LONGEST_PAUSE_SECONDS * 1000
-    await ctx.tx.run(_CUT_PAUSES, longest_ms=waits_until_ms, run_at_ms=now_ms)
-    await ctx.tx.run(_RENEW_DEADLINES, now_ms=now_ms, before_ms=_NEVER_MS if jump is None else jump.before_ms)
 
 
 async def renew(ctx: Ctx, lease: Lease) -> Operation | None:

@@ -5,10 +5,10 @@ statement: so two that come at once never share the last room, and those on diff
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import and_, bindparam, func, select, union_all, update
 
 from vpsd.catalog.models import Plan, plans
 from vpsd.core.context import Ctx
@@ -18,7 +18,9 @@ from vpsd.errors import Unavailable
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import hosts as host_table
 from vpsd.hosts.placement import RESOURCES, Reason, Refusal, Room, Wish, lacks, place
-from vpsd.servers.faults import HostsUnreachable, NoCapacity, NoHostThere, RoomTaken, StorageFull
+from vpsd.lifecycle import Command
+from vpsd.operations.models import operations
+from vpsd.servers.faults import HostsUnreachable, NoCapacity, NoHostThere, NoOtherHost, RoomTaken, StorageFull
 from vpsd.servers.models import servers
 
 _LATEST = 50  # servers of an account that are looked at to spread the next: a million of them would cost too much
@@ -39,7 +41,19 @@ _HOSTS_OF_LATEST = Statement(
     .limit(_LATEST),
     into=_On,
 )
-_on_host = servers.join(plans, plans.c.id == _c.plan_id)
+# What takes room: the servers that are on a host, and those that are on their way to it.
+_arriving = servers.join(operations, operations.c.server_id == _c.id)
+_ON_ITS_WAY = and_(
+    operations.c.command == Command.MIGRATE,
+    operations.c.finished_at_ms.is_(None),
+    operations.c.argument != _c.host_id,
+    _PRESENT,
+)
+_taking = union_all(
+    select(_c.host_id, _c.plan_id).where(_PRESENT, _c.host_id.is_not(None)),
+    select(operations.c.argument, _c.plan_id).select_from(_arriving).where(_ON_ITS_WAY),
+).subquery()
+_on_host = _taking.join(plans, plans.c.id == _taking.c.plan_id)
 _SUMS = {
     "used_servers": func.count(),
     **{f"used_{name}": total(plans.c[name]) for name in RESOURCES},
@@ -50,19 +64,15 @@ _RECOUNT = Statement(
     .where(host_table.c.id == bindparam("host_id"))
     .values(
         {
-            name: select(value)
-            .select_from(_on_host)
-            .where(_c.host_id == bindparam("host_id"), _PRESENT)
-            .scalar_subquery()
+            name: select(value).select_from(_on_host).where(_taking.c.host_id == bindparam("host_id")).scalar_subquery()
             for name, value in _SUMS.items()
         }
     )
 )
 _COUNTED = Statement(
-    select(_c.host_id.label("id"), *(value.label(name) for name, value in _SUMS.items()))
+    select(_taking.c.host_id.label("id"), *(value.label(name) for name, value in _SUMS.items()))
     .select_from(_on_host)
-    .where(_PRESENT, _c.host_id.is_not(None))
-    .group_by(_c.host_id),
+    .group_by(_taking.c.host_id),
     into=hosts.Used,
 )
 
@@ -83,6 +93,23 @@ async def find_room(ctx: Ctx, plan: Plan, location: str | None, apart_from: froz
             raise refused(found, plan, location)
         if await _take(ctx, found, plan, None):
             return found.id
+    raise RoomTaken
+
+
+async def find_room_elsewhere(
+    ctx: Ctx, plan: Plan, location: str, apart_from: frozenset[int], may_be: Callable[[Room], bool]
+) -> Room:
+    """Have room for a server of the account, which has it at a host already, at another one of those that may be.
+
+    Raises `NoOtherHost` or `RoomTaken`.
+    """
+    for _ in range(_TRIES):
+        rooms = [room for room in await hosts.rooms(ctx) if may_be(room)]
+        found = place(rooms, Wish(plan, location, await _own(ctx), apart_from), ctx.settings)
+        if not isinstance(found, Room):
+            raise NoOtherHost(found)
+        if await _take(ctx, found, plan, None):
+            return found
     raise RoomTaken
 
 

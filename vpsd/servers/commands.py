@@ -190,6 +190,9 @@ async def resize(
     check_status(server, Command.RESIZE)
     if server.plan_id != old.id:
         raise PlanChanged
+    under_way = await operations.open_operation(ctx, server_id)
+    if under_way is not None and under_way.command == Command.MIGRATE:  # it has taken room for the plan of before
+        raise operations.UnderWay(under_way.command)
     await change_room(ctx, server.host_id, plan, old)
     await rentals.change_plan(ctx, server_id, plan, ctx.now_ms)
     await ctx.tx.run(_update(("plan_id", "updated_at_ms")), id=server_id, plan_id=plan.id, updated_at_ms=ctx.now_ms)

@@ -1,7 +1,10 @@
 """What can be wrong with what is asked of a server: kinds with parameters, and plain words for each."""
 
+from collections.abc import Sequence
+
 from vpsd.core.clock import iso_utc
 from vpsd.errors import Busy, Fault, Protected, TooMany, Unavailable, WrongStatus
+from vpsd.hosts.placement import Refusal
 from vpsd.lifecycle import RULES, Command, Status, allowed
 
 
@@ -202,6 +205,46 @@ class NoHostThere(Unavailable):
                 "another location, or create it without the group."
             )
         super().__init__(text, text)
+
+
+class NoOtherHost(Unavailable):
+    """No other host takes a server that is to be moved. For the operator: it names hosts and reasons."""
+
+    code = "out_of_capacity"
+
+    def __init__(self, refusals: Sequence[Refusal]) -> None:
+        said = "; ".join(f"{one.host}: {' '.join((one.reason, *one.lacking))}" for one in refusals)
+        text = f"No other host takes the server now ({said or 'there is none'})."
+        super().__init__(text, text)
+
+
+class HostNotKnown(Unavailable):
+    """A server has no host yet, or none that is known."""
+
+    retry_seconds = 5
+
+    def __init__(self) -> None:
+        text = "The server has no host yet. Try again in a moment."
+        super().__init__(text, text)
+
+
+class UnknownHost(Fault, frozen=True):
+    """There is no such host. For the operator."""
+
+    name: str
+    known: list[str]
+
+    def __str__(self) -> str:
+        return f"There is no host {self.name!r}. The hosts are {', '.join(self.known)}."
+
+
+class SameHost(Fault, frozen=True):
+    """The server is on that host already. For the operator."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"The server is on {self.name} already. Leave host out, and one is chosen."
 
 
 class HostsUnreachable(Unavailable):

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import and_, bindparam, delete, func, insert, select
+from sqlalchemy import and_, bindparam, delete, func, insert, select, union_all
 
 from vpsd.accounts import service as accounts
 from vpsd.core.context import Ctx
@@ -13,6 +13,8 @@ from vpsd.core.faults import Faults
 from vpsd.core.pages import Page, PagedList, Part
 from vpsd.errors import Busy, Fault, Invalid, NotFound, OverQuota
 from vpsd.events import service as events
+from vpsd.lifecycle import Command
+from vpsd.operations.models import operations
 from vpsd.servers.models import placement_groups, servers
 
 _g, _s = placement_groups.c, servers.c
@@ -60,8 +62,15 @@ _ADD = Statement(
 )
 _TOTAL = Statement(select(func.count()).select_from(placement_groups).where(_OWN), into=int)
 _DELETE = Statement(delete(placement_groups).where(_OWN, _g.id == bindparam("id")))
-_HOSTS = Statement(
-    select(_s.host_id).where(_s.placement_group_id == bindparam("id"), _s.purged_at_ms.is_(None)), into=_Host
+_OF_GROUP = (_s.placement_group_id == bindparam("id"), _s.purged_at_ms.is_(None))
+_HOSTS = Statement(  # and those that its servers are on their way to
+    union_all(
+        select(_s.host_id).where(*_OF_GROUP),
+        select(operations.c.argument)
+        .join_from(servers, operations, operations.c.server_id == _s.id)
+        .where(*_OF_GROUP, operations.c.command == Command.MIGRATE, operations.c.finished_at_ms.is_(None)),
+    ),
+    into=_Host,
 )
 
 

@@ -77,6 +77,9 @@ _SET_DISCARDED = Statement(
 _GIVE_TO_HOST = Statement(
     update(servers).where(servers.c.host_id.is_(None), servers.c.purged_at_ms.is_(None)), ("host_id",)
 )
+_FORGET_PREVIOUS = Statement(
+    _ONE.where(servers.c.previous_host_id == bindparam("host_id")).values(previous_host_id=None)
+)
 _SET_HOST_KEYS = _set("ssh_host_keys")
 _SET_USER_DATA = _set("user_data_status", "user_data_error")
 _SET_BOOTED = Statement(
@@ -165,6 +168,37 @@ async def set_evacuated(ctx: Ctx, server: LockedServer, host_id: int, backup_id:
     await ctx.tx.run(_set(*values), id=server.id, **values)
 
 
+async def set_moved(ctx: Ctx, server: LockedServer, host_id: int, address: str | None) -> bool:
+    """The server is on another host, and not on the one before any more, which has room again; False if it was.
+
+    `address` is what leads to it there; something of it may still be where it was.
+    """
+    if server.host_id is None or server.host_id == host_id:
+        return False
+    keeps = server.previous_host_id not in (None, host_id)  # where an older guest of it is still waited for
+    values = {
+        "host_id": host_id,
+        "previous_host_id": server.previous_host_id if keeps else server.host_id,
+        "ip_address": address,
+        "updated_at_ms": ctx.now_ms,
+    }
+    await ctx.tx.run(_set(*values), id=server.id, **values)
+    await give_back_room(ctx, server.host_id, server.plan_id)
+    return True
+
+
+async def forget_previous_host(ctx: Ctx, server_id: int, host_id: int) -> None:
+    """Nothing of the server is left on that host."""
+    await ctx.tx.run(_FORGET_PREVIOUS, id=server_id, host_id=host_id)
+
+
+async def give_back_room(ctx: Ctx, host_id: int, plan_id: int) -> None:
+    """A server of that plan is not on a host any more, or does not come there after all."""
+    plan = await catalog.find_plan(ctx, plan_id)
+    assert plan is not None
+    await give_back(ctx, host_id, plan)
+
+
 async def set_seed(ctx: Ctx, server_id: int, hostname: str) -> None:
     """The hostname in the seed on the host."""
     await ctx.tx.run(_SET_SEED, id=server_id, seed_hostname=hostname)
@@ -184,9 +218,7 @@ async def set_purged(ctx: Ctx, server_id: int) -> None:
     """Nothing of the server is left on its host, which has room again; repeating it gives nothing back twice."""
     gone = await ctx.tx.first(_SET_PURGED, id=server_id, now_ms=ctx.now_ms)
     if gone is not None and gone.host_id is not None:
-        plan = await catalog.find_plan(ctx, gone.plan_id)
-        assert plan is not None
-        await give_back(ctx, gone.host_id, plan)
+        await give_back_room(ctx, gone.host_id, gone.plan_id)
 
 
 async def set_report(ctx: Ctx, server: LockedServer, report: Report) -> None:

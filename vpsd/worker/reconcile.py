@@ -99,7 +99,7 @@ class Reconciler:
             if guest_name(self._runtime.instance, server.id) in rebooted:
                 await self._tell_of_reboot(server.id)
             guest = guests.get(guest_name(self._runtime.instance, server.id))
-            if server.deleted_at_ms is not None or (server.id in busy and not _has_died(server, guest)):
+            if server.deleted_at_ms is not None or not _may_correct(busy.get(server.id), server, guest):
                 continue
             if _correction(server, guest) is not None or _has_new_hostname(server):
                 await self.correct(server, guest)
@@ -125,8 +125,8 @@ class Reconciler:
                 # Compared with itself, not with a clock: that may have been set, or be another machine's.
                 if (server.updated_at_ms, server.status) != (seen.updated_at_ms, seen.status):
                     return
-                # A guest that died is brought back although its backup is under way: that gives way.
-                if not _has_died(server, guest) and await operations.open_operation(ctx, server.id) is not None:
+                present = await operations.open_operation(ctx, server.id)
+                if not _may_correct(None if present is None else Command(present.command), server, guest):
                     return
                 correction = _correction(server, guest)
                 if correction is Correction.STOPPED:
@@ -166,6 +166,14 @@ async def _failed_restore(ctx: Ctx, server: LockedServer) -> int | None:
 def _has_died(server: ServerRow, guest: Guest | None) -> bool:
     """Whether the guest should run and nobody has stopped it."""
     return server.status == Status.ACTIVE and (guest is None or guest.power is PowerState.CRASHED)
+
+
+def _may_correct(under_way: Command | None, server: ServerRow, guest: Guest | None) -> bool:
+    """Whether anything may follow from what was seen beside a command that is under way.
+
+    A guest that died is brought back although its backup is: that gives way. One that is moved is where its move says.
+    """
+    return under_way is None or (under_way is not Command.MIGRATE and _has_died(server, guest))
 
 
 def _correction(server: ServerRow, guest: Guest | None) -> Correction | None:

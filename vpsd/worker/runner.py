@@ -17,7 +17,7 @@ from vpsd.core.context import Ctx
 from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock, Superseded
-from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
+from vpsd.flows.table import CLEAN_UP, CLEANS_UP_FIRST, FLOWS, LEAVES_NOTHING, LOOK_THEMSELVES, RECORD_END
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host, HostHealth
 from vpsd.hypervisor.owner import TakenOver
@@ -152,8 +152,7 @@ class Runner:
             await self._run_steps(job)
             await self._end(job, None)
         except Superseded:
-            await self._clean_up(job, None)
-            await self._hand_over(job)
+            await self._give_way(job)
         except LostLease:
             raise
         except Unusable as error:
@@ -168,7 +167,8 @@ class Runner:
 
     async def _run_steps(self, job: Job) -> None:
         operation = job.operation
-        if job.host.health == HostHealth.UNREACHABLE:  # whoever looks after it says when it is back
+        looks_itself = Command(operation.command) in LOOK_THEMSELVES
+        if job.host.health == HostHealth.UNREACHABLE and not looks_itself:  # its keeper says when it is back
             raise Unavailable(f"host {job.host.name} does not answer: {job.host.error}")
         await _take(job)
         if job.ends_at is not None and (
@@ -182,6 +182,7 @@ class Runner:
         flow = job.steps = FLOWS[Command(operation.command)]
         names = [step.__name__ for step in flow]
         first = names.index(operation.step) if operation.step in names else 0
+        job.step = (first, len(flow))
         for index in range(first, len(flow)):
             if job.superseded:
                 raise Superseded
@@ -216,8 +217,8 @@ class Runner:
     async def _clean_up(self, job: Job, failure: Failure | None) -> str | None:
         """Clean up behind what failed, or gives way (None); what there is to say of it, or None: that comes later."""
         operation = job.operation
-        clean_up = CLEAN_UP.get(Command(operation.command))
-        if clean_up is None:
+        clean_up, first = CLEAN_UP.get(Command(operation.command)), LEAVES_NOTHING.get(Command(operation.command))
+        if clean_up is None or (first is not None and job.step_name in (None, first.__name__)):
             return ""
         was_begun = operation.step == CLEAN_UP_STEP
         if not was_begun:
@@ -232,22 +233,24 @@ class Runner:
         except (DatabaseUnavailable, TakenOver):
             raise  # it is taken up again when the lease has run out
         except Exception as error:  # what is left is found by `vpsd check`
-            may_wait = isinstance(error, Unavailable) and not job.superseded  # who takes over goes first
-            if failure is not None and may_wait and await self._put_off(job, failure, error):
+            comes_first = Command(operation.command) in CLEANS_UP_FIRST
+            goes_first = job.superseded and not comes_first  # who takes over
+            if isinstance(error, Unavailable) and not goes_first and await self._put_off(job, failure, error):
                 return None
             log.warning("operation %s: could not clean up behind it: %s", operation.id, error)
         return ""
 
-    async def _put_off(self, job: Job, failure: Failure, error: Exception) -> bool:
+    async def _put_off(self, job: Job, failure: Failure | None, error: Exception) -> bool:
         """Have the cleaning up tried again, as long as there is time for it."""
         pause_seconds = _pause_seconds(job.operation, _LONGEST_PAUSE_SECONDS)
         assert job.ends_at is not None
-        if self._runtime.clock.monotonic() + pause_seconds > job.ends_at:
+        is_late = self._runtime.clock.monotonic() + pause_seconds > job.ends_at
+        if is_late and Command(job.operation.command) not in CLEANS_UP_FIRST:
             return False
         log.warning("operation %s: cleaned up behind it in %s s: %s", job.operation.id, pause_seconds, error)
         async with self._write() as ctx:
             run_at_ms = self._runtime.clock.now_ms() + pause_seconds * 1000
-            await operations.reschedule(ctx, job.lease, failure, run_at_ms)
+            await operations.reschedule(ctx, job.lease, failure or Failure.of(error), run_at_ms)
         return True
 
     async def _fail(self, job: Job, failure: Failure) -> None:
@@ -285,6 +288,11 @@ class Runner:
         if successor is not None:
             await self._hand_over(job)
 
+    async def _give_way(self, job: Job) -> None:
+        job.superseded = True
+        if await self._clean_up(job, None) is not None:
+            await self._hand_over(job)
+
     async def _hand_over(self, job: Job) -> None:
         async with self._write() as ctx:
             await servers.lock(ctx, job.server.id)
@@ -311,8 +319,7 @@ class Runner:
             if successor is None:
                 await operations.reschedule(ctx, job.lease, failure, run_at_ms)
         if successor is not None:  # it goes first
-            await self._clean_up(job, None)
-            await self._hand_over(job)
+            await self._give_way(job)
 
 
 def _moves_disks(operation: Operation) -> bool:
@@ -332,6 +339,8 @@ async def _take(job: Job) -> None:
 
     It has an earlier mark then, and whatever starts it again marks it first.
     """
+    if Command(job.operation.command) in LOOK_THEMSELVES:
+        return
     try:
         await job.runtime.hypervisor.take(job.name)
     except Unavailable as error:
