@@ -217,6 +217,7 @@ async def test_a_permission_that_is_named_twice_is_had_once(cloud: Cloud) -> Non
 
 
 async def test_every_permission_fits_into_a_token(cloud: Cloud) -> None:
+    await cloud.may_everything()
     made = await make(cloud, permissions=list(KNOWN), name="n" * 255)
     assert made["permissions"] == list(KNOWN)
     assert (await cloud.get(TOKENS, who="n" * 255)).status_code == 200

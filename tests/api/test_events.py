@@ -101,7 +101,7 @@ async def _ready(cloud: Cloud, operation: str) -> dict[str, int]:
 
 async def test_every_change_has_one_event_that_tells_who_and_what(cloud: Cloud) -> None:
     me = (await cloud.get("/api/v1/account/me/", who="charlie")).json()["token"]
-    routes = [route for route in ROUTES if route[0] != "GET"]
+    routes = [route for route in ROUTES if route[0] != "GET" and "/operator/" not in route[1]]
     assert {operation["operationId"] for _, _, operation in routes} == set(CHANGES)
     app = cloud.app()
     transport = httpx.ASGITransport(app, client=("2001:db8::7", 4711))
@@ -162,7 +162,7 @@ async def test_a_refused_request_has_no_event_and_neither_has_a_read(cloud: Clou
     ):
         answer = await cloud.ask(method, f"/api/v1/{path}", json=body, who=who)
         assert answer.status_code == status_code, (method, path, answer.text)
-    for method, path, _ in ROUTES:
+    for method, path, _ in [route for route in ROUTES if "/operator/" not in route[1]]:
         if method == "GET":
             await cloud.get(
                 path.format(server_id=server_id, group_id=1, key_id=1, plan_id=1, backup_id=1, snapshot_id=1)

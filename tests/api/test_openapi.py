@@ -16,6 +16,7 @@ from vpsd.api.app import openapi_json
 from vpsd.api.http.forms import Form
 from vpsd.api.vps_org.schemas.account import TokenCreate
 from vpsd.api.vps_org.schemas.backups import BackupCreate, CopyLabel, SnapshotCreate
+from vpsd.api.vps_org.schemas.operator import ServerMigrate
 from vpsd.api.vps_org.schemas.placement_groups import PlacementGroupCreate
 from vpsd.api.vps_org.schemas.server_forms import (
     ServerCreate,
@@ -165,6 +166,8 @@ def test_the_status_codes_are_those_that_can_happen() -> None:
         "account_balance": "200 400 401 403 429 503",
         "transaction_list": "200 400 401 403 414 429 503",
         "account_usage": "200 400 401 403 414 429 503",
+        "server_migrate": "200 400 401 403 404 409 413 414 415 422 429 503",
+        "operation_get": "200 400 401 403 404 429 503",
     }
 
 
@@ -201,6 +204,7 @@ def test_the_examples_of_bodies_are_accepted() -> None:
         ("ssh_key_create", SshKeyCreate),
         ("placement_group_create", PlacementGroupCreate),
         ("token_create", TokenCreate),
+        ("server_migrate", ServerMigrate),
     ]
     bodies = {
         operation["operationId"]: operation["requestBody"] for _, _, operation in ROUTES if "requestBody" in operation
@@ -235,10 +239,11 @@ def _assert_same(ours: Any, published: Any) -> None:
 async def test_what_goes_over_the_wire_fits_the_description(cloud: Cloud) -> None:
     server_id = await cloud.have_server()
     ids = {f"{what}_id": (await cloud.have_copy(server_id, what))["id"] for what in ("backup", "snapshot")}
-    group_id = (await cloud.post("/api/v1/placement-groups/", {"name": "database"})).json()["id"]
+    ids["group_id"] = (await cloud.post("/api/v1/placement-groups/", {"name": "database"})).json()["id"]
+    await cloud.may_everything()
     for method, path, operation in ROUTES:
         if method == "GET" and "key_id" not in path:
-            answer = await cloud.get(path.format(server_id=server_id, group_id=group_id, plan_id=1, **ids))
+            answer = await cloud.get(path.format(server_id=server_id, plan_id=1, operation_id=1, **ids))
             schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
             assert fits(answer.json(), schema), answer.text
     for path, code in (("/api/v1/servers/?page=0", "400"), ("/api/v1/servers/99/", "404")):

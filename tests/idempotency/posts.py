@@ -38,6 +38,7 @@ BODIES: dict[str, Any] = {
     "snapshot_restore": None,
     "ssh_key_create": {"name": "laptop", "public_key": PUBLIC_KEY},
     "placement_group_create": {"name": "database"},
+    "server_migrate": None,
     "token_create": {"name": "backup", "permissions": ["servers:read"]},
 }
 BEFORE = {"server_start": Status.STOPPED, "server_undelete": Status.DELETED}
@@ -55,6 +56,9 @@ async def ready(cloud: Cloud, operation: str) -> tuple[str, Any]:
     for what in ("backup", "snapshot"):
         if f"{{{what}_id}}" in path:
             ids[f"{what}_id"] = (await cloud.have_copy(ids["server_id"], what))["id"]
+    if operation == "server_migrate":
+        await cloud.have_second_host()
+        await cloud.may_everything()
     return path.format(**ids), body
 
 

@@ -140,7 +140,8 @@ async def test_nothing_else_is_done_to_a_guest_that_cannot_be_marked(cloud: Clou
     cloud.hypervisor.calls.clear()
     cloud.hypervisor.before_call = _hang
     assert await cloud.work() == 1
-    assert [call for call in cloud.hypervisor.calls if call != "take"] == []
+    looks = ("move_progress", "guest") if command is Command.MIGRATE else ()
+    assert [call for call in cloud.hypervisor.calls if call not in ("take", *looks)] == []
 
 
 async def test_a_guest_that_is_to_run_again_keeps_its_power_while_the_button_fails(cloud: Cloud) -> None:

@@ -1,14 +1,16 @@
 """Permissions of tokens, named as in the official client, and the most that each role allows.
 
 A permission is `section:what`: `servers:read`, `servers:*`, `*:*`. A request may do what its token permits and, if the
-token belongs to a person, only what that person's role allows.
+token belongs to a person, only what that person's role allows. `operator:*` is for whoever runs vpsd: only the command
+line gives it, or a token that has it.
 """
 
 from collections.abc import Collection
 from enum import StrEnum
 
 SECTIONS = ("servers", "ssh_keys", "billing", "tokens")
-KNOWN = ("*:*", "*:read", *(f"{section}:{what}" for section in SECTIONS for what in ("*", "read")))
+OPERATOR = "operator:*"  # every account's servers; it is part of no other permission, and of no role
+KNOWN = ("*:*", "*:read", *(f"{section}:{what}" for section in SECTIONS for what in ("*", "read")), OPERATOR)
 
 
 class Role(StrEnum):
@@ -28,6 +30,8 @@ OF_ROLE: dict[Role, tuple[str, ...]] = {
 
 def covers(held: Collection[str], needed: str) -> bool:
     """Whether permissions that are held include the needed one."""
+    if needed == OPERATOR:
+        return needed in held
     section, _, what = needed.partition(":")
     return any(name in held for name in ("*:*", f"*:{what}", f"{section}:*", needed))
 

@@ -11,12 +11,15 @@ from vpsd.api.http.health import health_of, liveness, readiness_of
 from vpsd.api.http.middleware import Asgi, RequestMiddleware
 from vpsd.api.http.openapi import DEFAULT_SERVER, describe, server_at
 from vpsd.api.http.requests import ApiRequest
-from vpsd.api.vps_org import account, backups, catalog, placement_groups, servers, ssh_keys
+from vpsd.api.vps_org import account, backups, catalog, operator, placement_groups, servers, ssh_keys
 from vpsd.api.vps_org.description import DESCRIPTION
 from vpsd.api.vps_org.texts import text
 from vpsd.runtime import Runtime
 
-_SECTIONS = (servers.router, *backups.routers, ssh_keys.router, placement_groups.router, catalog.router, account.router)
+_SECTIONS = (
+    *(servers.router, *backups.routers, ssh_keys.router, placement_groups.router, catalog.router, account.router),
+    operator.router,
+)
 
 
 @get(

@@ -57,6 +57,7 @@ DESCRIPTION = ApiDescription(
         "SSH keys": "Public keys, to be installed on servers that are made with them.",
         "Catalogue": "What can be ordered.",
         "Account": "Who one is, tokens, events, and money.",
+        "Operator": "For whoever runs vpsd: servers of every account, with the permission `operator:*`.",
         "Service": "vpsd itself.",
     },
     bodies=BODIES,

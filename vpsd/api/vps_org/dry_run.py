@@ -37,8 +37,11 @@ class DryRun(msgspec.Struct):
     placement: Placement
 
 
-async def preview(ctx: Ctx, answer: ServerCreated | ActionAccepted) -> DryRun:
-    """What would be answered, and what the server would cost; the transaction is rolled back afterwards."""
+async def preview(ctx: Ctx, answer: ServerCreated | ActionAccepted, *, host: str | None = None) -> DryRun:
+    """What would be answered, what the server would cost, and where it is, or would be: at that host.
+
+    The transaction is rolled back afterwards.
+    """
     shown: dict[str, Any] = {**msgspec.to_builtins(answer), "operation": None}
     if isinstance(answer, ServerCreated):
         server_id = answer.id
@@ -52,5 +55,5 @@ async def preview(ctx: Ctx, answer: ServerCreated | ActionAccepted) -> DryRun:
         dry_run=True,
         answer=shown,
         price=Price(monthly, hourly, ctx.settings.currency),
-        placement=Placement(quote.location, quote.host),
+        placement=Placement(quote.location, host or quote.host),
     )

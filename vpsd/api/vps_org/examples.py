@@ -22,6 +22,7 @@ from vpsd.api.vps_org.dry_run import DryRun, Placement, Price
 from vpsd.api.vps_org.schemas import account, backups, catalog, operations, placement_groups, servers, ssh_keys
 from vpsd.api.vps_org.schemas.amounts import amount
 from vpsd.api.vps_org.schemas.backups import BackupType
+from vpsd.api.vps_org.schemas.operator import ServerMigration
 from vpsd.backups.models import BackupStatus
 from vpsd.catalog.models import Plan
 from vpsd.lifecycle import RULES, Command, Status
@@ -242,6 +243,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "ssh_key_create": {"name": "laptop", "public_key": _KEY},
     "placement_group_create": {"name": "database"},
     "token_create": {"name": "backup-script", "permissions": ["servers:read"], "expires_in_days": 90},
+    "server_migrate": {"host": "node2"},
 }
 
 ANSWERS: dict[str, Any] = {
@@ -344,6 +346,8 @@ ANSWERS: dict[str, Any] = {
         next=None,
         previous=None,
     ),
+    "server_migrate": _accepted(Command.MIGRATE, kind=ServerMigration, from_host="node1", to_host="node2"),
+    "operation_get": _OPERATION,
     "health_live": Liveness("alive"),
     "health_ready": Readiness("ready"),
     "health": Health(
