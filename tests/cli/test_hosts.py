@@ -86,3 +86,38 @@ def test_a_host_that_is_out_of_reach_is_evacuated_only_if_it_was_seen_to_be_off(
     assert command.json("host", "evacuate", "lost", "--fenced") == []
     assert host(command, "lost")["state"] == "fenced"
     command("host", "remove", "lost")
+
+
+def test_a_host_is_drained_and_its_servers_run_on_another_one(command: Command, vpsd: Vpsd) -> None:
+    local = next(str(one["name"]) for one in command.json("host", "list") if one["uri"] is None)
+    for name in ("leaves", "takes"):
+        command("host", "add", name, "--uri", f"simulator://{name}", "--location", "us-west")
+    until(lambda: host(command, "takes")["looked_after_by"], "a worker to take it up")
+    servers = [vpsd.create(f"moved-{number}") for number in range(2)]
+    for server in servers:
+        vpsd.until_status(server["id"], "active")
+        if server["name"] not in _names(command, "leaves"):
+            assert command.json("server", "migrate", str(server["id"]), "--host", "leaves")["to_host"] == "leaves"
+            until(lambda server=server: server["name"] in _names(command, "leaves"), "it to be there")
+    command("host", "disable", local)
+    command("host", "disable", "takes")
+    refused = command("host", "drain", "leaves", "--json")
+    assert refused.returncode == 1
+    assert "No other host takes the server now" in refused.stdout
+    assert host(command, "leaves")["state"] == "draining"
+    command("host", "enable", "takes")
+    done = command.json("host", "drain", "leaves")
+    assert (done["left"], len(_names(command, "takes"))) == ([], 2)
+    assert command("host", "drain", "leaves").stdout == "leaves has no servers any more.\n"
+    assert host(command, "leaves")["servers"] == 0
+    for server in servers:
+        assert vpsd.get(f"servers/{server['id']}/")["status"] == "active"
+        vpsd.delete(server["id"])
+    command("host", "enable", local)
+    assert command.json("host", "enable", "leaves")["state"] == "enabled"
+    for name in ("leaves", "takes"):
+        until(lambda name=name: command("host", "remove", name).returncode == 0, "its servers to be gone")
+
+
+def _names(command: Command, name: str) -> list[str]:
+    return [server["name"] for server in command.json("host", "show", name)["on_it"]]

@@ -59,6 +59,9 @@ async def evacuate(ctx: Ctx, server_id: int, host: Host) -> Evacuated:
         return stays("it is not on that host any more")
     if server.deleted_at_ms is not None:
         return stays("it is deleted, and what is left of it goes when the host is back")
+    under_way = await operations.open_operation(ctx, server.id)
+    if under_way is not None and under_way.command == Command.MIGRATE:
+        return stays("it is being moved: evacuate the host again when that has come to its end")
     backup: Backup | None = None
     if server.provisioned_at_ms is not None:
         backup = await ctx.tx.first(_LATEST, server_id=server.id)

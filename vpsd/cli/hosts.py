@@ -22,6 +22,7 @@ from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host, HostHealth, HostState
 from vpsd.hypervisor.names import server_id_of
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
+from vpsd.operations.moves import open_moves
 from vpsd.servers import queries as servers
 from vpsd.settings import Settings
 
@@ -225,7 +226,7 @@ async def evacuate(
                     f"{name} does not answer, which does not mean that its servers are off. Switch it off, then give "
                     "--fenced."
                 )
-            await hosts.change_host(ctx, host.id, state=HostState.FENCED)
+            await hosts.change_host(ctx, host.id, state=HostState.FENCED, draining_since_ms=None)
             on_it = [server.id for server in await servers.present(ctx, host.id)]
         done = []
         for server_id in on_it:
@@ -254,15 +255,18 @@ async def remove(name: Name, json: Json = False) -> None:
         left = await servers.present(ctx, host.id)
         if left:
             raise CannotBeUsed(
-                f"{name} still has servers ({len(left)}, like {left[0].id}): first move them, or delete them."
+                f"{name} still has servers ({len(left)}, like {left[0].id}): first move them (vpsd host drain {name}), "
+                "or delete them."
             )
+        if any(host.id in (move.argument, move.host_id) for move in await open_moves(ctx)):
+            raise CannotBeUsed(f"A server is being moved to {name}, or from it: wait until that is over.")
     print_result(json, _shown(host), f"{name} was removed.")
 
 
 async def _set_state(name: str, state: HostState, sentence: str, json: bool) -> None:
     async with transactions() as opened, opened.write(OPERATOR) as ctx:
         host = await hosts.find_host_named(ctx, name)
-        await hosts.change_host(ctx, host.id, state=state)
+        await hosts.change_host(ctx, host.id, state=state, draining_since_ms=None)
         host = await hosts.row(ctx, host.id)
     print_result(json, _shown(host), sentence)
 
@@ -356,7 +360,7 @@ def _shown(host: Host) -> dict[str, Any]:
         "uri": host.uri,
         "pool": host.pool,
         "location": host.location or "any",
-        "state": host.state,
+        "state": host.state if host.draining_since_ms is None else "draining",
         "health": host.health,
         "servers": host.used_servers,
         "vcpus": of(host.used_vcpus, host.cpus, host.cpu_ratio),

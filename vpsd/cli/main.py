@@ -12,7 +12,7 @@ import typer
 from vpsd import __version__
 from vpsd import main as composition
 from vpsd.audit import Audit
-from vpsd.cli import accounts, backups, billing, catalog, doctor, events, hosts, images, servers, state, tokens
+from vpsd.cli import accounts, backups, billing, catalog, doctor, drain, events, hosts, images, servers, state, tokens
 from vpsd.cli.output import print_json, print_rows
 from vpsd.cli.run import Json, read_settings, run_async
 from vpsd.cli.texts import text
@@ -35,6 +35,7 @@ app.add_typer(billing.credit_app, name="credit")
 app.add_typer(billing.billing_app, name="billing")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(images.app, name="image")
+hosts.app.command()(drain.drain)
 app.add_typer(hosts.app, name="host")
 app.add_typer(servers.app, name="server")
 app.add_typer(backups.app, name="backup")

@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 from vpsd.accounts import service as accounts
-from vpsd.cli.output import print_list
+from vpsd.cli.output import print_list, print_result
 from vpsd.cli.run import Json, reading, run_async, writing
 from vpsd.core.clock import iso_utc, iso_utc_or_none
+from vpsd.core.faults import Faults
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.operations import service as operations
-from vpsd.servers import queries
+from vpsd.servers import moving, queries
 
 app = typer.Typer(no_args_is_help=True, help="Servers of all accounts.")
 
@@ -41,6 +42,28 @@ async def list_operations(
         ]
     columns = ("id", "command", "status", "step", "attempts", "created", "finished", "cause")
     print_list(json, found, columns, f"The server {server_id} has had no operations.")
+
+
+@app.command()
+@run_async
+async def migrate(
+    server_id: Annotated[int, typer.Argument(help="Id, from `vpsd server list`.")],
+    host: Annotated[str | None, typer.Option(help="The host that it goes to; by default one is chosen.")] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Where it cannot move while it runs, stop it, move it, and start it again.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Have a server moved to another host, while it runs if both hosts can do that; one that is off, as it is.
+
+    A worker does it: `vpsd server operations ID` shows how it ended. Example: `vpsd server migrate 7 --host node2`.
+    """
+    async with writing() as ctx:
+        move = await moving.migrate(ctx, server_id, host, Faults(), cold=cold)
+    operation = move.accepted.operation
+    assert operation is not None
+    said = {"id": server_id, "from_host": move.from_host, "to_host": move.to_host, "operation": operation.id}
+    print_result(json, said, f"Server {server_id} is moved from {move.from_host} to {move.to_host}.")
 
 
 @app.command("list")

@@ -77,8 +77,8 @@ for _name, _which in (("uq_operations_open_server", _open), ("uq_operations_wait
 Index(  # what is open in an account is counted from it alone
     "ix_operations_open_account", operations.c.account_id, sqlite_where=_unfinished, postgresql_where=_unfinished
 )
-_queued = and_(_unfinished, operations.c.host_id.is_not(None))
-Index("ix_operations_open_host", operations.c.host_id, sqlite_where=_queued, postgresql_where=_queued)
+_moves = operations.c.host_id.is_not(None)
+Index("ix_operations_moves_host", operations.c.host_id, sqlite_where=_moves, postgresql_where=_moves)
 Index("ix_operations_open_run_at", operations.c.run_at_ms, sqlite_where=_unfinished, postgresql_where=_unfinished)
 
 

@@ -25,6 +25,17 @@ _OPEN = Statement(
     .order_by(_c.id),
     into=Operation,
 )
+_SINCE = Statement(
+    select(operations)
+    .where(_c.host_id == bindparam("host_id"), _c.command == Command.MIGRATE, _c.created_at_ms >= bindparam("since_ms"))
+    .order_by(_c.id),
+    into=Operation,
+)
+
+
+async def latest_moves(ctx: Ctx, host_id: int, since_ms: int) -> dict[int, Operation]:
+    """By server, the latest of the moves from a host that were asked for since then."""
+    return {move.server_id: move for move in await ctx.tx.all(_SINCE, host_id=host_id, since_ms=since_ms)}
 
 
 async def open_moves(ctx: Ctx) -> list[Operation]:

@@ -20,6 +20,7 @@ from vpsd.hypervisor.protocol import HostFacts
 from vpsd.runtime import Runtime
 from vpsd.servers import updates
 from vpsd.worker.boot_watcher import BootWatcher
+from vpsd.worker.drainer import Drainer
 from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.reconcile import Reconciler
@@ -108,6 +109,7 @@ class HostKeeper:
                 Sampler(runtime),
                 GuestReader(runtime),
                 ThawChecker(runtime),
+                Drainer(runtime),
             )
         ]
 

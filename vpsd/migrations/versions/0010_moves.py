@@ -13,14 +13,9 @@ def upgrade() -> None:
         "ALTER TABLE operations ADD COLUMN host_id BIGINT CONSTRAINT fk_operations_host_id REFERENCES hosts (id)"
     )
     op.add_column("operations", sa.Column("allows_cold", sa.Boolean(), server_default=sa.false(), nullable=False))
-    queued = sa.text("finished_at_ms IS NULL AND host_id IS NOT NULL")
+    moves = sa.text("host_id IS NOT NULL")
     op.create_index(
-        "ix_operations_open_host",
-        "operations",
-        ["host_id"],
-        unique=False,
-        sqlite_where=queued,
-        postgresql_where=queued,
+        "ix_operations_moves_host", "operations", ["host_id"], unique=False, sqlite_where=moves, postgresql_where=moves
     )
     op.add_column("hosts", sa.Column("draining_since_ms", sa.BigInteger(), nullable=True))
     op.add_column("hosts", sa.Column("drains_cold", sa.Boolean(), server_default=sa.false(), nullable=False))
