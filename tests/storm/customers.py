@@ -168,3 +168,16 @@ class Customer:
     def _judge(self, answer: Answer) -> None:
         if answer.status >= 500 and answer.status != 503:
             self._world.findings.add(f"{self.name} was answered {answer.status}: {answer.body}")
+
+
+class Operator(Customer):
+    """Who moves servers between hosts, whosever they are."""
+
+    async def live(self) -> None:
+        """Move this and that, until one has enough."""
+        while not self.has_enough:
+            await asyncio.sleep(self._chance.expovariate(1 / 6))
+            servers = [server for customer in self._world.customers for server in list(customer.wishes)[-_FEW:]]
+            if servers:
+                path = f"/api/v1/operator/servers/{self._chance.choice(servers)}/migrate/"
+                await self._ask("POST", path, {"cold": self._chance.random() < 0.3})

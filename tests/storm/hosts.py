@@ -25,9 +25,20 @@ _QUIET = {
     "stats",
     "run_in_guest",
     "end_probe",
+    "move_progress",
+    "disk_layout",
 }  # they change nothing
 # What a stopped worker still makes of a server that was deleted meanwhile is for `vpsd check` (docs/decisions/0013).
-_MAKES = {"ensure_base", "ensure_disk", "write_disk", "write_seed", "define", "export_disk"}
+_MAKES = {
+    "ensure_base",
+    "ensure_disk",
+    "write_disk",
+    "write_seed",
+    "define",
+    "export_disk",
+    "prepare_disk",
+    "copy_disk",
+}
 
 
 class Connection(Simulator):
@@ -49,6 +60,8 @@ class Connection(Simulator):
         machine, name = self._machine, f"{self._name}.{call}"
         is_quiet = call in _QUIET
         await machine.call(name, is_quiet=is_quiet, is_of_job=self._owner.uuid is not None)
+        for look in tuple(self.due):  # a move ends by itself, whoever can see it
+            look()
         if machine.world.is_cut(self._name):
             raise Unavailable(f"{self._name} does not answer.")
         self._owner.check()

@@ -62,7 +62,10 @@ class Findings:
         on = []
         for host_name, host in self._world.hosts.items():
             guest = host._store.current().guests.get(name)
-            if guest is not None and guest.power in _LIVE:
+            departure = host.departures.get(name)
+            if departure is not None and not departure.is_over:
+                return  # a move hands it over at this moment, or has yet to
+            if guest is not None and guest.power in _LIVE and not guest.moving:
                 on.append(host_name)
         if len(on) > 1:
             self.add(f"{name} runs on {' and '.join(on)}")

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.storm.customers import Customer
+from tests.storm.customers import Customer, Operator
 from tests.storm.invariants import Findings
 from tests.storm.loop import PROCESS, StormLoop, Stuck
 from tests.storm.machine import Machine
@@ -113,11 +113,13 @@ class World:
                 self.chance.choice((0.5, 3.0, 12.0)),
                 self.chance.choice((0.0, 6.0)),
             )
+            host.move_seconds = self.chance.choice((0.0, 2.0, 15.0))
         self.machines: list[Machine] = []
         self.story: list[str] = []
         self.findings = Findings(self)
         self.context = contextvars.copy_context()  # of nobody's process
         self.customers: list[Customer] = []
+        self.operator: Operator
         self.cut: set[str] = set()
         self.is_database_away = False
         self.commit_faults = 0.0  # the share of commits that break off
@@ -212,11 +214,12 @@ class World:
             self.start(kind)
         weather = Weather(self)
         self.findings.watch()
-        tasks = [self.loop.create_task(customer.live(), name=customer.name) for customer in self.customers]
+        people = [*self.customers, self.operator]
+        tasks = [self.loop.create_task(person.live(), name=person.name) for person in people]
         raging = self.loop.create_task(weather.rage())
         await asyncio.sleep(self.size.seconds)
-        for customer in self.customers:
-            customer.has_enough = True
+        for person in people:
+            person.has_enough = True
         raging.cancel()
         weather.calm()
         await asyncio.wait(tasks)
@@ -239,6 +242,9 @@ class World:
                 await credit.add_credit(own, 1000 * MICROS, "to begin with")
                 token = (await tokens.add(own, "storm")).value
                 self.customers.append(Customer(self, f"customer-{number}", account.id, token))
+            account = await accounts.add_account(ctx, "operator")
+            token = (await tokens.add(ctx.in_account(account.id), "storm", ["operator:*"])).value
+            self.operator = Operator(self, "operator", account.id, token)
         await database.close()
 
     async def _settle(self) -> None:

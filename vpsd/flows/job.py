@@ -92,7 +92,9 @@ class Job:
     @property
     def step_name(self) -> str | None:
         """The step that is done, or that is to be done first; None: none was begun yet."""
-        return self.steps[self.step[0]].__name__ if self.steps else self.operation.step
+        if not self.steps or self.operation.step == operations.CLEAN_UP_STEP:
+            return self.operation.step
+        return self.steps[self.step[0]].__name__
 
     def hypervisor_at(self, host: Host) -> Hypervisor:
         """Another host, held on behalf of the same lease."""

@@ -18,6 +18,8 @@ from vpsd.errors import Unavailable, Unusable, waiting_for
 from vpsd.flows.backup_steps import completed_backup, kernel_of, roll_back, write_disk_from
 from vpsd.flows.boot import Outcome, find_unpaused, watch_boot
 from vpsd.flows.job import Job
+from vpsd.hosts import service as hosts
+from vpsd.hosts.models import HostState
 from vpsd.hypervisor.protocol import Forward, Guest, GuestSpec, Image, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
 from vpsd.lifecycle import ENDS_OFF, RULES, Command, Status
@@ -26,6 +28,7 @@ from vpsd.operations import service as operations
 from vpsd.operations.models import OperationStatus
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
+from vpsd.servers.models import disks_of
 from vpsd.servers.moving import NO_ADDRESS
 
 log = logging.getLogger(__name__)
@@ -341,8 +344,15 @@ async def clean_up_rebuild(job: Job) -> str | None:
 
 
 async def remove_guest(job: Job) -> None:
-    """Have nothing of the server left on the host."""
+    """Have nothing of the server left on its host, nor on one that it has left."""
     await job.runtime.hypervisor.remove(job.name, await job.old_disks())
+    if job.server.previous_host_id is None:
+        return
+    async with job.runtime.read() as ctx:
+        host = await hosts.row(ctx, job.server.previous_host_id)
+    if host.state != HostState.FENCED and host.removed_at_ms is None:  # else `vpsd check` finds it when that is back
+        left = job.hypervisor_at(host)
+        await left.remove(job.name, disks_of(job.server, job.name, (await left.volumes()).disks))
 
 
 async def release_address(job: Job) -> None:

@@ -32,7 +32,7 @@ class Departure:
     def __init__(self, source: "Moves", target: "Moves", spec: GuestSpec, clock: Clock, seconds: float) -> None:
         self._source, self._target, self._spec, self._clock = source, target, spec, clock
         self._seconds = seconds
-        self._started_at_ms = clock.now_ms()
+        self._started_at = clock.monotonic()
         self.is_over = False
         self.failure: str | None = None
         for host in (source, target):
@@ -41,7 +41,7 @@ class Departure:
     @property
     def elapsed_seconds(self) -> float:
         """Since it began."""
-        return (self._clock.now_ms() - self._started_at_ms) / 1000
+        return self._clock.monotonic() - self._started_at
 
     @property
     def fraction(self) -> float:
