@@ -1,5 +1,7 @@
 """Hosts, added, changed and removed beside a running vpsd."""
 
+from functools import partial
+
 import pytest
 
 from tests.cli.conftest import Command
@@ -98,7 +100,7 @@ def test_a_host_is_drained_and_its_servers_run_on_another_one(command: Command, 
         vpsd.until_status(server["id"], "active")
         if server["name"] not in _names(command, "leaves"):
             assert command.json("server", "migrate", str(server["id"]), "--host", "leaves")["to_host"] == "leaves"
-            until(lambda server=server: server["name"] in _names(command, "leaves"), "it to be there")
+            until(partial(_is_on, command, server["name"], "leaves"), "it to be there")
     command("host", "disable", local)
     command("host", "disable", "takes")
     refused = command("host", "drain", "leaves", "--json")
@@ -116,7 +118,15 @@ def test_a_host_is_drained_and_its_servers_run_on_another_one(command: Command, 
     command("host", "enable", local)
     assert command.json("host", "enable", "leaves")["state"] == "enabled"
     for name in ("leaves", "takes"):
-        until(lambda name=name: command("host", "remove", name).returncode == 0, "its servers to be gone")
+        until(partial(_is_removed, command, name), "its servers to be gone")
+
+
+def _is_on(command: Command, server: str, name: str) -> bool:
+    return server in _names(command, name)
+
+
+def _is_removed(command: Command, name: str) -> bool:
+    return command("host", "remove", name).returncode == 0
 
 
 def _names(command: Command, name: str) -> list[str]:

@@ -29,7 +29,7 @@ from vpsd.servers.transitions import found, transition
 log = logging.getLogger(__name__)
 
 _LIVE_TRIES = 3  # that may fail on the way before a guest that may be stopped is
-_TRIES_AT_SOURCE = 6  # at a host that does not answer, before what is left there is left
+_TRIES_AT_SOURCE = 10  # at a host that does not answer, before what is left there is left
 _LOOK_SECONDS = 0.2
 _BOTH_RUN = "Both hosts run a guest of the server: look which is right (vpsd check), and power the other off."
 
