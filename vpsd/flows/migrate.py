@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _LIVE_TRIES = 3  # that may fail on the way before a guest that may be stopped is
 _TRIES_AT_SOURCE = 10  # at a host that does not answer, before what is left there is left
 _LOOK_SECONDS = 0.2
-_BOTH_RUN = "Both hosts run a guest of the server: look which is right (vpsd check), and power the other off."
+_BOTH_RUN = "A guest of the server runs on the other host as well: look which is right, and power the other off."
 
 
 class _End(msgspec.Struct, frozen=True):
@@ -298,12 +298,12 @@ async def clear_source(job: Job) -> None:
 
 
 async def _remove_left(job: Job, source: _End, target: _End) -> None:
-    left, guest = await source.guest(job.name), await target.guest(job.name)
+    left = await source.guest(job.name)
     disks = disks_of(job.server, job.name, await _disks(source))
     if left is None and not disks:
         return
-    if _runs(left) or (left is not None and guest is None):
-        raise Unusable(_BOTH_RUN if guest is not None else f"{target.host.name} does not know the guest any more.")
+    if _runs(left):
+        raise Unusable(_BOTH_RUN)
     if job.disk in disks and await target.hypervisor.disk_layout(job.disk) is None:
         raise Unusable(f"{target.host.name} has not got the server's disk: what {source.host.name} has is kept.")
     await source.hypervisor.remove(job.name, disks)
