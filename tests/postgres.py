@@ -42,3 +42,10 @@ def running_postgres() -> Iterator[str]:
             subprocess.run([*control, "-m", "immediate", "stop"], check=True, cwd=folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def restart(url: str) -> None:
+    """End the one of a URL as a crash does, and start it again."""
+    folder = Path(url.partition("?host=")[2])
+    command = [_tool("pg_ctl"), "-D", str(folder / "data"), "-w", "-s", "-m", "immediate", "-l", str(folder / "log")]
+    subprocess.run([*_as_nobody_important(folder), *command, "restart"], check=True, close_fds=True, cwd=folder)

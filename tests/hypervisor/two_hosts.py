@@ -1,4 +1,4 @@
-"""Two real hosts on one machine: a libvirtd each, in a network namespace of its own with folders of its own.
+"""Real hosts, two or more, on one machine: a libvirtd each, in a network namespace of its own with folders of its own.
 
 They, and who looks after them from here, see each other over a bridge. Everything goes with `Lab.close`.
 """
@@ -33,11 +33,12 @@ def _ip(*arguments: str) -> None:
 
 
 class Host:
-    """One of the two."""
+    """One of them."""
 
-    def __init__(self, folder: Path, lab: str, number: int) -> None:
-        self.folder = folder / f"h{number}"
-        self.namespace, link = f"{lab}-h{number}", f"{lab}h{number}"
+    def __init__(self, folder: Path, lab: str, number: int, count: int) -> None:
+        self.folder, self.pki = folder / f"h{number}", folder / "pki"
+        self.namespace, self._link = f"{lab}-h{number}", f"{lab}h{number}"
+        link = self._link
         self.address = f"{_network()}.{number}"
         self._daemon: subprocess.Popen[bytes] | None = None
         _ip("netns", "add", self.namespace)
@@ -46,9 +47,9 @@ class Host:
         for device in ("lo", "up0"):
             _ip("-n", self.namespace, "link", "set", device, "up")
         _ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "up0")
-        self._write_files(number)
+        self._write_files(number, count)
 
-    def _write_files(self, number: int) -> None:
+    def _write_files(self, number: int, count: int) -> None:
         for name in (*_FOLDERS, "etc", "sock", "pool"):
             (self.folder / name).mkdir(parents=True)
         for theirs in (*_FOLDERS.values(), "/etc/libvirt"):
@@ -59,15 +60,18 @@ class Host:
             "listen_addr": self.address,
             "auth_tcp": "none",
             "log_outputs": f"3:file:{self.folder}/log/libvirtd.log",
+            "ca_file": self.pki / "cacert.pem",
+            **_certify(self.pki, f"host{number}", self.address),
             "host_uuid": uuid.uuid4(),
         }
         lines = [f'{key} = "{value}"' for key, value in settings.items()]
-        (self.folder / "libvirtd.conf").write_text("\n".join([*lines, "listen_tls = 0", "listen_tcp = 1", ""]))
+        (self.folder / "libvirtd.conf").write_text("\n".join([*lines, "listen_tls = 1", "listen_tcp = 1", ""]))
         (self.folder / "etc" / "qemu.conf").write_text(
             'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nremember_owner = 0\nstdio_handler = "file"\n'
             f'migration_address = "{self.address}"\n'
         )
-        names = "".join(f"{_network()}.{one} move-host{one}\n" for one in (1, 2))  # a name that nobody knows costs 10 s
+        # A name that nobody knows costs 10 s.
+        names = "".join(f"{_network()}.{one} move-host{one}\n" for one in range(1, count + 1))
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         for name, line in (("passwd", "64055::/nonexistent:/usr/sbin/nologin"), ("group", "")):
             (self.folder / name).write_text(f"{Path('/etc', name).read_text()}\nlibvirt-qemu:x:64055:{line}\n")
@@ -90,10 +94,31 @@ class Host:
             assert self._daemon.poll() is None, (self.folder / "log" / "start.log").read_text()
             time.sleep(0.05)
 
+    def kill_daemon(self) -> None:
+        """`kill -9` for its libvirtd; guests run on, and `start` finds them."""
+        pid = int((self.folder / "pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        assert self._daemon is not None
+        self._daemon.wait()
+        (self.folder / "sock" / "libvirt-sock").unlink(missing_ok=True)
+
+    def cut(self) -> None:
+        """Have nobody reach it."""
+        _ip("link", "set", self._link, "down")
+
+    def join(self) -> None:
+        """Have it reached again."""
+        _ip("link", "set", self._link, "up")
+
     @property
     def uri(self) -> str:
         """Its address."""
         return f"qemu+tcp://{self.address}/system"
+
+    @property
+    def tls_uri(self) -> str:
+        """Its address for vpsd, which takes none that is not encrypted."""
+        return f"qemu+tls://{self.address}/system?pkipath={self.pki}"
 
     def connect(self, data: Path) -> LibvirtHypervisor:
         """As vpsd sees it."""
@@ -131,20 +156,22 @@ class Host:
 
 
 class Lab:
-    """The two of them, and the bridge."""
+    """All of them, and the bridge."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 2) -> None:
+        self._count = count
         self._bridge = f"vm{os.getpid() % 1_000_000}"
         self.folder = Path(tempfile.mkdtemp(prefix="vpsd-m-", dir="/tmp"))
         self.hosts: list[Host] = []
+        _certify(self.folder / "pki", "client", "127.0.0.1")
         _ip("link", "add", self._bridge, "type", "bridge", "forward_delay", "0")
         _ip("addr", "add", f"{_network()}.254/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
 
     def start(self) -> None:
-        """Make and start both."""
-        for number in (1, 2):
-            self.hosts.append(Host(self.folder, self._bridge, number))
+        """Make and start them."""
+        for number in range(1, self._count + 1):
+            self.hosts.append(Host(self.folder, self._bridge, number, self._count))
             self.hosts[-1].start()
 
     def close(self) -> None:
@@ -157,3 +184,18 @@ class Lab:
 
 def _network() -> str:
     return f"10.213.{os.getpid() % 250 + 1}"
+
+
+def _certify(folder: Path, name: str, address: str) -> dict[str, Path]:
+    """A certificate and its key, by libvirtd's names for them; the folder gets an authority of its own."""
+    folder.mkdir(exist_ok=True)
+    ca, ca_key = folder / "cacert.pem", folder / "cakey.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    if not ca.exists():
+        files = ["-out", str(ca), "-keyout", str(ca_key), "-subj", "/CN=lab"]
+        subprocess.run([*make, *files, "-addext", "keyUsage=keyCertSign"], check=True, capture_output=True)
+    files = ["-out", str(folder / f"{name}cert.pem"), "-keyout", str(folder / f"{name}key.pem"), "-subj", f"/CN={name}"]
+    signed = ["-CA", str(ca), "-CAkey", str(ca_key), "-addext", f"subjectAltName=IP:{address}"]
+    uses = ["-addext", "basicConstraints=critical,CA:FALSE"]
+    subprocess.run([*make, *files, *signed, *uses], check=True, capture_output=True)
+    return {"cert_file": folder / f"{name}cert.pem", "key_file": folder / f"{name}key.pem"}
