@@ -1,5 +1,5 @@
 # vpsd: `make run` and `make test` do everything on a fresh Debian 12, and can be rerun at any time.
-.PHONY: help run test test-quick test-debian fuzz storm check format lock openapi migrations bench bench-scale clean
+.PHONY: help run test test-quick test-debian fuzz storm storm-real check format lock openapi migrations bench bench-scale clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -32,6 +32,10 @@ SEEDS ?= 1000
 storm: ## Simulate SEEDS=1000 storms over several processes and hosts; SEED=123 tells one in full
 	@scripts/install dev
 	@PYTHONHASHSEED=0 $(PYTHON) -m tests.storm $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+storm-real: ## One storm of MINUTES=4 over real processes, libvirtds and guests, SEED=1; as root
+	@scripts/install dev
+	@$(PYTHON) -m tests.storm_real --minutes $(or $(MINUTES),4) --seed $(or $(SEED),1)
 
 check: ## Format, lint, types, import directions, API description
 	@scripts/install dev
