@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from tests.storm_real.storm import SHORT, Size, storm
+from tests.storm_real.cloud import SHORT, Size
+from tests.storm_real.storm import storm
 
 
 def _main() -> int:

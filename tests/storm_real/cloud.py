@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tests import postgres
 from tests.hypervisor.two_hosts import Host, Lab
 from tests.running import PROGRAM, Vpsd, until
@@ -17,6 +19,22 @@ from vpsd.hypervisor.libvirt import connect
 
 LOCATIONS = ("us-west", "us-east")
 _END_SECONDS = 30
+
+
+class Size(msgspec.Struct, frozen=True):
+    """How large the cloud is, and how long it storms."""
+
+    apis: int = 2
+    workers: int = 3
+    hosts: int = 3
+    simulated: int = 2
+    servers_per_host: int = 2
+    servers: int = 206
+    customers: int = 4
+    seconds: float = 240
+
+
+SHORT = Size(apis=1, workers=2, hosts=2, simulated=1, servers_per_host=1, servers=32, customers=2, seconds=0)
 
 
 class Worker:
@@ -51,8 +69,8 @@ class Worker:
 class ManyProcesses:
     """APIs, workers, a database, real hosts and simulated ones."""
 
-    def __init__(self, folder: Path, url: str, lab: Lab, *, apis: int, workers: int, servers_per_host: int) -> None:
-        self.url, self.lab = url, lab
+    def __init__(self, folder: Path, url: str, lab: Lab, size: Size) -> None:
+        self.url, self.lab, self._size = url, lab, size
         settings: Any = {
             "database_url": url,
             "address_pool": f"127.79.{os.getpid() % 250}.0/24",
@@ -64,12 +82,11 @@ class ManyProcesses:
             "operations_per_account": 100_000,
         }
         self.apis = [Vpsd(**settings)]
-        self.apis += [Vpsd(beside=self.apis[0], **settings) for _ in range(apis - 1)]
+        self.apis += [Vpsd(beside=self.apis[0], **settings) for _ in range(size.apis - 1)]
         self.workers = [
             Worker(f"worker-{number + 1}", self.apis[0].environment, folder / f"worker-{number + 1}.log")
-            for number in range(workers)
+            for number in range(size.workers)
         ]
-        self._servers_per_host = servers_per_host
         if images := os.environ.get("TEST_IMAGES_DIR"):
             (self.data / "images").symlink_to(Path(images).absolute())
         connect.remember(connect.Choice("own", "", ""), self.data)  # nobody uses it: it has a host by name only
@@ -79,13 +96,14 @@ class ManyProcesses:
         """The data folder that all share."""
         return self.apis[0].data
 
-    def start(self, simulated: int) -> None:
+    def start(self) -> None:
         """Start it all, with its hosts."""
         for api in self.apis:
             api.start(well=False, part="api")
+        cpu_ratio = self._size.servers_per_host / (os.cpu_count() or 1)
         for number, host in enumerate(self.lab.hosts):
-            self._add(f"real-{number + 1}", host.tls_uri, number, self._servers_per_host / os.cpu_count(), host)  # type: ignore[operator]
-        for number in range(simulated):
+            self._add(f"real-{number + 1}", host.tls_uri, number, cpu_ratio, host)
+        for number in range(self._size.simulated):
             self._add(f"simulated-{number + 1}", f"simulator://simulated-{number + 1}", number, 1000.0)
         for worker in self.workers:
             worker.start()
@@ -128,24 +146,15 @@ class ManyProcesses:
 
 
 @contextmanager
-def many_processes(
-    folder: Path, *, apis: int, workers: int, hosts: int, simulated: int, servers_per_host: int
-) -> Iterator[ManyProcesses]:
+def many_processes(folder: Path, size: Size) -> Iterator[ManyProcesses]:
     """A cloud that runs; nothing of it is left afterwards."""
     with postgres.running_postgres() as url:
-        lab = Lab(hosts)
+        lab = Lab(size.hosts)
         try:
             lab.start()
-            made = ManyProcesses(
-                folder,
-                url.format("postgres"),
-                lab,
-                apis=apis,
-                workers=workers,
-                servers_per_host=servers_per_host,
-            )
+            made = ManyProcesses(folder, url.format("postgres"), lab, size)
             try:
-                made.start(simulated)
+                made.start()
                 yield made
             finally:
                 made.end()

@@ -12,27 +12,11 @@ import libvirt
 import msgspec
 
 from tests.running import until
-from tests.storm_real.cloud import ManyProcesses, many_processes, say
+from tests.storm_real.cloud import ManyProcesses, Size, many_processes, say
 from tests.storm_real.customers import Customer
 from tests.storm_real.weather import Weather
 
 _REST_SECONDS = 900.0
-
-
-class Size(msgspec.Struct, frozen=True):
-    """How large the cloud is, and how long it storms."""
-
-    apis: int = 2
-    workers: int = 3
-    hosts: int = 3
-    simulated: int = 2
-    servers_per_host: int = 2
-    servers: int = 206
-    customers: int = 4
-    seconds: float = 240
-
-
-SHORT = Size(apis=1, workers=2, hosts=2, simulated=1, servers_per_host=1, servers=32, customers=2, seconds=0)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -52,14 +36,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 def storm(folder: Path, seed: int, size: Size) -> Outcome:
     """One storm from a seed: what is asked for and what strikes are its, when they meet is the machine's."""
-    with many_processes(
-        folder,
-        apis=size.apis,
-        workers=size.workers,
-        hosts=size.hosts,
-        simulated=size.simulated,
-        servers_per_host=size.servers_per_host,
-    ) as cloud:
+    with many_processes(folder, size) as cloud:
         say(f"seed {seed}: {size}")
         made = cloud.run_json("token", "add", "default", "--name", "operator", "--permission", "operator:*")
         addresses = [api.listen for api in cloud.apis]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.storm_real.storm import SHORT, storm
+from tests.storm_real.cloud import SHORT
+from tests.storm_real.storm import storm
 
 pytestmark = [
     pytest.mark.guest,
