@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _LIVE_TRIES = 3  # that may fail on the way before a guest that may be stopped is
 _TRIES_AT_SOURCE = 10  # at a host that does not answer, before what is left there is left
-_LOOK_SECONDS = 0.2
+_FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.1, 1.0  # between two looks at a move: it may take hours
 _BOTH_RUN = "A guest of the server runs on the other host as well: look which is right, and power the other off."
 
 
@@ -130,7 +130,7 @@ async def move_live(job: Job) -> None:
         if not _runs(seen.at_source) or not await _depart(job, source, target, seen):
             return
         seen = await _look(job, source, target)
-    reported_at = None
+    reported_at, pause_seconds = None, _FIRST_LOOK_SECONDS
     while seen.progress is not None:
         now = job.runtime.clock.monotonic()
         if job.ends_at is not None and now > job.ends_at:
@@ -139,7 +139,8 @@ async def move_live(job: Job) -> None:
             reported_at = now
             with suppress(DatabaseUnavailable):  # as long as the lease lasts it goes on
                 await job.report(seen.progress.fraction, "copying its memory and its disk")
-        await job.pause(_LOOK_SECONDS)
+        await job.pause(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, _LOOK_SECONDS)
         seen = await _look(job, source, target)
     if not seen.has_arrived:
         raise Unavailable(f"The guest did not arrive at {target.host.name}.", "It did not arrive at the other host.")
