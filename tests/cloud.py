@@ -38,7 +38,8 @@ from vpsd.hosts.models import Address, Host, HostHealth, HostState
 from vpsd.hosts.models import hosts as hosts_table
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import disk_name, guest_name
-from vpsd.hypervisor.simulator import Hook, Simulator
+from vpsd.hypervisor.simulator import Hook, SharedPool, Simulator
+from vpsd.hypervisor.simulator.journal import MemoryStore
 from vpsd.images.simulated import SimulatedImages
 from vpsd.lifecycle import Status
 from vpsd.network import addresses
@@ -116,6 +117,7 @@ class Cloud:
         self.settings = settings
         self.hypervisor = Simulator(clock=self.clock)
         self.others: dict[str, Simulator] = {}  # the simulators of further hosts, by the names in their addresses
+        self.pools: dict[str, MemoryStore] = {}  # that several of them share
         self.target = WatchedDirectory(settings.backup_folder)
         self.runtime: HostRuntime  # at the host that is there from the beginning
         self.http: httpx.AsyncClient
@@ -165,7 +167,13 @@ class Cloud:
     def _simulator(self, address: Address) -> Simulator:
         """Every host has a simulator of its own; the first is `hypervisor`."""
         name = None if address.uri is None else urlsplit(address.uri).netloc
-        return self.hypervisor if name is None else self.others.setdefault(name, Simulator(clock=self.clock))
+        if name is None:
+            return self.hypervisor
+        if name not in self.others:
+            shared = address.shared_pool
+            pool = shared and SharedPool(shared, self.pools.setdefault(shared, MemoryStore()), name)
+            self.others[name] = Simulator(clock=self.clock, pool=pool or None)
+        return self.others[name]
 
     def _http(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app()), base_url="http://vpsd.test")

@@ -16,6 +16,7 @@ from vpsd.core.context import OPERATOR, Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.core.sums import SUMS, Difference, Sums
 from vpsd.errors import DatabaseUnavailable, Misconfigured, Unavailable, Unusable, VpsdError
+from vpsd.hosts import base_images
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host
 from vpsd.hosts.service import Used
@@ -82,8 +83,12 @@ class Audit:
         before = await self._rows()
         looks = [look for host in before.hosts if (look := await self._look(host)) is not None]
         after = await self._rows()
-        for look in looks:
-            await self._check_host(look, looks, before, after)
+        for of_place in _by_place(looks):
+            for look in of_place:
+                await self._check_guests(look, looks, before, after)
+            await self._check_pool(of_place, looks, before, after)
+            for look in of_place:
+                await self._check_servers(look, before, after)
         await self._check_used()
         await self._check_sums()
         for held in after.assignments:
@@ -101,26 +106,18 @@ class Audit:
             await self._report("host", host.name, f"cannot be looked at: {error}")
             return None
 
-    async def _check_host(self, look: _Look, looks: Sequence[_Look], before: _Rows, after: _Rows) -> None:
-        guests, volumes, hypervisor = look.guests, look.volumes, look.runtime.hypervisor
-        await self._check_storage(look, after)
-        known = {
-            self._name(server_id): row
-            for rows in (before, after)
-            for server_id, row in rows.servers.items()
-            if _may_be_on(row, look.host, rows)
-        }
-        for name in (*sorted(set(guests) - known.keys()), *sorted(volumes.guests - guests.keys() - known.keys())):
-            await self._check_ownerless(look, name, guests.get(name), looks)
+    async def _check_guests(self, look: _Look, looks: Sequence[_Look], before: _Rows, after: _Rows) -> None:
+        guests = look.guests
+        await self._check_guests_storage(look, after)
+        known = self._known(before, after, [look.host])
+        for name in sorted(set(guests) - known.keys()):
+            await self._check_ownerless(look, name, guests[name], looks)
         for name in sorted(guests.keys() & known.keys()):
             if guests[name].uuid != known[name].uuid:
                 await self._report("guest", name, f"is not that of server {known[name].id}. {_OLD_COPY}")
-        for name in sorted(volumes.unknown):
-            await self._report("volume", name, "is in vpsd's pool and unknown; delete it by hand if you do not know it")
-        if not before.busy and not after.busy:  # an operation may be sending an image right now
-            for key in sorted(volumes.unfinished):
-                fixed = "removed from the host; the next use sends it"
-                await self._report("image", key, "was sent only in part", fixed, partial(hypervisor.delete_base, key))
+
+    async def _check_servers(self, look: _Look, before: _Rows, after: _Rows) -> None:
+        guests, volumes = look.guests, look.volumes
         for server in after.servers.values():
             if server.host_id != look.host.id or server.id in before.busy | after.busy:
                 continue
@@ -129,6 +126,38 @@ class Audit:
                 guest = guests.get(self._name(server.id))
                 await self._check_server(server, guest is not None and guest.uuid == server.uuid, has_disk, after)
                 await self._check_left_behind(look, server)
+
+    async def _check_pool(
+        self, looks: Sequence[_Look], all_looks: Sequence[_Look], before: _Rows, after: _Rows
+    ) -> None:
+        """What lies in a pool: all the hosts that share it may have put it there, also one that does not answer."""
+        look, guests = looks[0], {name for look in looks for name in look.guests}
+        volumes, place = look.volumes, look.host.place
+        await self._check_storage(look)
+        known = self._known(before, after, [host for host in after.hosts if host.place == place])
+        for name in sorted(volumes.guests - guests - known.keys()):
+            await self._check_ownerless(look, name, None, all_looks)
+        for name in sorted(volumes.unknown):
+            await self._report("volume", name, "is in vpsd's pool and unknown; delete it by hand if you do not know it")
+        if not before.busy and not after.busy:  # an operation may be sending an image right now
+            for key in sorted(volumes.unfinished):
+                fixed, repair = "removed from the host; the next use sends it", partial(self._remove_base, look, key)
+                await self._report("image", key, "was sent only in part", fixed, repair)
+
+    async def _remove_base(self, look: _Look, key: str) -> bool:
+        async with base_images.claimed(self._runtime, look.host.place, key, seconds=60) as has_it:
+            if has_it:
+                await look.runtime.hypervisor.delete_base(key)
+        return has_it
+
+    def _known(self, before: _Rows, after: _Rows, hosts: Sequence[Host]) -> dict[str, Server]:
+        """The servers of which something may be on one of the hosts, by guest."""
+        return {
+            self._name(server_id): row
+            for rows in (before, after)
+            for server_id, row in rows.servers.items()
+            if any(_may_be_on(row, host, rows) for host in hosts)
+        }
 
     async def _check_used(self) -> None:
         """What a host has handed out is the sum of its servers."""
@@ -165,6 +194,10 @@ class Audit:
         if where is None or disk_name(name, server.disk) not in where.volumes.disks:
             await self._report("guest", name, f"{text}, where its disk was not seen: look which is right")
             return
+        if where.host.place == look.host.place:  # its files are the server's own
+            undefine = partial(look.runtime.hypervisor.held_by(Owner(uuid=server.uuid)).undefine, name)
+            await self._report("guest", name, text, "undefined on the host", undefine)
+            return
         stale = disks_of(server, name, look.volumes.disks)
         repair = partial(look.runtime.hypervisor.held_by(Owner(uuid=server.uuid)).remove, name, stale)
         await self._report("guest", name, text, "removed from the host", repair)
@@ -187,11 +220,13 @@ class Audit:
         for disk in sorted(disk for disk in volumes.disks - disks if guest_of(disk) == name):
             await self._report("volume", disk, f"belongs to no server that the database has ever known. {_OLD_COPY}")
 
-    async def _check_storage(self, look: _Look, rows: _Rows) -> None:
+    async def _check_storage(self, look: _Look) -> None:
         facts = await look.runtime.hypervisor.facts()
         reserve_mb = hosts.reserve_mb(facts, self._runtime.settings)
         if facts.storage_free_mb is not None and facts.storage_free_mb < reserve_mb:
             await self._report("storage", facts.name, hosts.storage_low_text(facts.storage_free_mb, reserve_mb))
+
+    async def _check_guests_storage(self, look: _Look, rows: _Rows) -> None:
         for server in rows.servers.values():
             guest = look.guests.get(self._name(server.id)) if server.host_id == look.host.id else None
             if guest is not None and guest.paused_by is not None:
@@ -300,6 +335,14 @@ def _words(used: Used) -> str:
         f"{used.used_servers} servers, {used.used_vcpus} vCPUs, {used.used_memory_mb} MB of memory and "
         f"{used.used_storage_gb} GB of storage"
     )
+
+
+def _by_place(looks: Sequence[_Look]) -> list[list[_Look]]:
+    """The hosts by the pool that they see."""
+    places: dict[str, list[_Look]] = {}
+    for look in looks:
+        places.setdefault(look.host.place, []).append(look)
+    return list(places.values())
 
 
 def _may_be_on(server: Server, host: Host, rows: _Rows) -> bool:

@@ -44,7 +44,7 @@ from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address
 from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
-from vpsd.hypervisor.simulator import Simulator
+from vpsd.hypervisor.simulator import Simulator, shared_folder
 from vpsd.idempotency import service as idempotency
 from vpsd.images.catalogued import CataloguedImages, measure_images
 from vpsd.images.simulated import SimulatedImages
@@ -230,8 +230,9 @@ def make_hypervisor(settings: Settings, instance: str, clock: Clock, address: Ad
     is_own = address.uri is None
     if (own if is_own else address).driver == "simulator":
         name = "simulator" if address.uri is None else f"simulator-{urlsplit(address.uri).netloc}"
-        path = settings.data_dir / f"{name}.journal"
-        return Simulator(path, clock, settings.simulator_boot_seconds, settings.storage_reserve_mb)
+        path, seconds = settings.data_dir / f"{name}.journal", settings.simulator_boot_seconds
+        shared = shared_folder(settings.data_dir, name, address.shared_pool, address.pool)
+        return Simulator(path, clock, seconds, settings.storage_reserve_mb, shared)
     connect.require_python_binding()
     # Imported here: it needs libvirt's libraries, and the simulator does not.
     from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
@@ -244,6 +245,7 @@ def make_hypervisor(settings: Settings, instance: str, clock: Clock, address: Ad
         pool_path=pool if address.pool is None else Path(address.pool),
         virt_type=settings.virt_type,
         storage_reserve_mb=settings.storage_reserve_mb,
+        shared_pool=address.shared_pool,
     )
 
 

@@ -74,6 +74,7 @@ class Runtime(Transactions, frozen=True, kw_only=True):
             **parts,
             hypervisor=self.hypervisors.at(host),
             host_id=host.id,
+            place=host.place,
             host=HostStatus() if status is None else status,
         )
 
@@ -83,4 +84,5 @@ class HostRuntime(Runtime, frozen=True, kw_only=True):
 
     hypervisor: Hypervisor
     host_id: int
+    place: str  # `Host.place`
     host: HostStatus

@@ -131,3 +131,24 @@ def _is_removed(command: Command, name: str) -> bool:
 
 def _names(command: Command, name: str) -> list[str]:
     return [server["name"] for server in command.json("host", "show", name)["on_it"]]
+
+
+def test_hosts_share_a_pool_only_if_they_see_the_same_folder(command: Command) -> None:
+    def add(name: str, folder: str, *more: str) -> tuple[str, ...]:
+        return ("host", "add", name, "--uri", f"simulator://{name}", "--pool", folder, "--shared", "fast", *more)
+
+    assert "Say with --pool which folder" in command.refused(
+        "host", "add", "s1", "--uri", "simulator://s1", "--shared", "fast"
+    )
+    first = command.json(*add("s1", "/mnt/fast"))
+    assert (first["shared_pool"], first["checks"][-1]["what"], first["checks"][-1]["ok"]) == ("fast", "shared", True)
+    refused = command.refused(*add("s2", "/mnt/another"))
+    assert "s2 was not added: shared: s1 does not see a file that was written here" in refused
+    assert "s1 sees what is written" in command.json(*add("s2", "/mnt/fast"))["checks"][-1]["text"]
+    assert "s1 does not see" in command.refused("host", "set", "s2", "--pool", "/mnt/another")
+    assert "is in the pool fast" in command.refused("host", "set", "s2", "--shared", "slow")
+    command("host", "add", "s3", "--uri", "simulator://s3")
+    assert "does not see" in command.refused("host", "set", "s3", "--pool", "/mnt/another", "--shared", "fast")
+    assert command.json("host", "set", "s3", "--pool", "/mnt/fast", "--shared", "fast")["shared_pool"] == "fast"
+    for name in ("s1", "s2", "s3"):
+        command("host", "remove", name)

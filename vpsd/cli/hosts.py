@@ -1,8 +1,6 @@
 """Hosts: what runs servers."""
 
 import re
-import socket
-from collections.abc import Collection
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -13,18 +11,23 @@ from vpsd import main
 from vpsd.accounts import service as accounts
 from vpsd.backups import evacuation
 from vpsd.catalog import service as catalog
+from vpsd.cli.host_checks import (
+    CannotBeUsed,
+    check_alone,
+    check_host,
+    check_shared,
+    require_another_machine,
+    require_unused,
+)
 from vpsd.cli.output import console, print_json, print_list, print_result, print_rows
 from vpsd.cli.run import Json, reading, run_async, transactions
 from vpsd.core.clock import iso_utc_or_none
-from vpsd.core.context import OPERATOR, Ctx
-from vpsd.errors import Misconfigured, NotFound, VpsdError
+from vpsd.core.context import OPERATOR, Ctx, Transactions
+from vpsd.errors import NotFound
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host, HostHealth, HostState
-from vpsd.hypervisor.names import server_id_of
-from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.operations.moves import open_moves
 from vpsd.servers import queries as servers
-from vpsd.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: the machines that run servers.")
 
@@ -34,22 +37,13 @@ _SCHEMES = ("qemu", "qemu+unix", "qemu+ssh", "qemu+libssh", "qemu+libssh2", "qem
 Name = Annotated[str, typer.Argument(help="The host's name, from `vpsd host list`.")]
 Uri = Annotated[str | None, typer.Option(help="How libvirt there is reached, like qemu+ssh://root@node2/system.")]
 Pool = Annotated[str | None, typer.Option(help="Folder on the host for servers' disks; by default, libvirt's own.")]
+Shared = Annotated[
+    str | None, typer.Option(metavar="POOL", help="A name for --pool, which other hosts see as well: a shared folder.")
+]
 Location = Annotated[str | None, typer.Option(help="Code of the location that it serves; `any`: all of them.")]
 CpuRatio = Annotated[float | None, typer.Option(min=0.01, max=1000, help="vCPUs to hand out per CPU.")]
 MemoryRatio = Annotated[float | None, typer.Option(min=0.01, max=1000, help="Memory to hand out, as a multiple.")]
 StorageRatio = Annotated[float | None, typer.Option(min=0.01, max=1000, help="Disk space to hand out, as a multiple.")]
-
-
-class CannotBeUsed(Misconfigured):
-    """A host is not as it has to be."""
-
-
-class Check(msgspec.Struct, frozen=True):
-    """What was found out of a host before it was added."""
-
-    what: str
-    ok: bool
-    text: str
 
 
 @app.command()
@@ -59,6 +53,7 @@ async def add(
     uri: Annotated[str, typer.Option(help="How libvirt there is reached, like qemu+ssh://root@node2/system.")],
     location: Location = None,
     pool: Pool = None,
+    shared: Shared = None,
     cpu_ratio: CpuRatio = None,
     memory_ratio: MemoryRatio = None,
     storage_ratio: StorageRatio = None,
@@ -72,26 +67,35 @@ async def add(
     """
     _require_name(name)
     _require_uri(uri)
+    _require_folder(pool, shared)
     async with transactions() as opened:
         async with opened.read(OPERATOR) as ctx:
             code = await _location(ctx, location)
             if await hosts.find_by_name(ctx, name) is not None:
                 raise CannotBeUsed(f"There is a host {name!r} already; choose another name.")
-            await _require_unused(ctx, uri)
+            await require_unused(ctx, uri)
         async with opened.write() as ctx:
             instance = await accounts.instance(ctx)
         driver = _driver(uri)
-        address = Address(driver, uri, pool)
+        address = Address(driver, uri, pool, shared)
         hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, address)
-        checks, facts, guests = await _check(opened.settings, hypervisor)
-        async with opened.read(OPERATOR) as ctx:
-            await _require_another_machine(ctx, name, guests)
+        try:
+            seen = await check_host(opened.settings, hypervisor)
+            checks, facts = seen.checks, seen.facts
+            async with opened.read(OPERATOR) as ctx:
+                await require_another_machine(ctx, name, seen.guests)
+                if seen.volumes.disks:
+                    checks += await check_alone(ctx, seen.volumes.disks, shared and f"pool:{shared}")
+            if shared is not None and facts is not None:
+                checks.append(await check_shared(opened, hypervisor, name, shared))
+        finally:
+            await hypervisor.close()
         failed = [check for check in checks if not check.ok]
         if failed and not force:
             told = "; ".join(f"{check.what}: {check.text}" for check in failed)
             raise CannotBeUsed(f"{name} was not added: {told}. Mend that, or add it with --force.")
         async with opened.write(OPERATOR) as ctx:
-            host = await hosts.add_host(ctx, name, driver, uri=uri, pool=pool, location=code)
+            host = await hosts.add_host(ctx, name, driver, uri=uri, pool=pool, shared_pool=shared, location=code)
             ratios = {"cpu_ratio": cpu_ratio, "memory_ratio": memory_ratio, "storage_ratio": storage_ratio}
             await hosts.change_host(ctx, host.id, **{key: value for key, value in ratios.items() if value is not None})
             if facts is not None:
@@ -148,6 +152,7 @@ async def set_host(
     uri: Uri = None,
     location: Location = None,
     pool: Pool = None,
+    shared: Shared = None,
     cpu_ratio: CpuRatio = None,
     memory_ratio: MemoryRatio = None,
     storage_ratio: StorageRatio = None,
@@ -162,18 +167,38 @@ async def set_host(
     changes: dict[str, Any] = {
         "uri": uri,
         "pool": pool,
+        "shared_pool": shared,
         "cpu_ratio": cpu_ratio,
         "memory_ratio": memory_ratio,
         "storage_ratio": storage_ratio,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
-    async with transactions() as opened, opened.write(OPERATOR) as ctx:
+    async with transactions() as opened:
+        async with opened.read(OPERATOR) as ctx:
+            host, instance = await hosts.find_host_named(ctx, name), await accounts.instance(ctx)
+        host = msgspec.structs.replace(host, **changes)
+        if host.shared_pool is not None and {"pool", "shared_pool"} & changes.keys():
+            _require_folder(host.pool, host.shared_pool)
+            hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, host.address)
+            check = await check_shared(opened, hypervisor, name, host.shared_pool)
+            await hypervisor.close()
+            if not check.ok:
+                raise CannotBeUsed(f"{name} was not changed: {check.text}.")
+        await _set(opened, name, location, changes, json)
+
+
+async def _set(opened: Transactions, name: str, location: str | None, changes: dict[str, Any], json: bool) -> None:
+    async with opened.write(OPERATOR) as ctx:
         host = await hosts.find_host_named(ctx, name)
         if location is not None:
             changes["location"] = await _location(ctx, location)
-        if uri is not None:
-            await _require_unused(ctx, uri, by_others_than=host.id)
+        if (uri := changes.get("uri")) is not None:
+            await require_unused(ctx, uri, by_others_than=host.id)
             changes["driver"] = _driver(uri)
+        if host.shared_pool is not None and changes.get("shared_pool", host.shared_pool) != host.shared_pool:
+            raise CannotBeUsed(
+                f"{name} is in the pool {host.shared_pool}: to leave it, remove the host and add it anew."
+            )
         await hosts.change_host(ctx, host.id, **changes)
         host = await hosts.row(ctx, host.id)
         # Raises, and nothing is changed, where no driver can work with that address.
@@ -280,6 +305,13 @@ async def _location(ctx: Ctx, code: str | None) -> str | None:
     return code
 
 
+def _require_folder(pool: str | None, shared: str | None) -> None:
+    if shared is not None:
+        _require_name(shared)
+        if pool is None:
+            raise CannotBeUsed(f"Say with --pool which folder the pool {shared} is on this host.")
+
+
 def _driver(uri: str) -> str:
     return "simulator" if uri.startswith("simulator:") else "libvirt"
 
@@ -297,58 +329,6 @@ def _require_uri(uri: str) -> None:
         raise CannotBeUsed("An address of a host carries no password: use a key.")
 
 
-async def _require_unused(ctx: Ctx, uri: str, by_others_than: int | None = None) -> None:
-    """One machine is one host: as two, what is the one's would be taken for left behind at the other, and powered off.
-
-    Raises `CannotBeUsed`.
-    """
-    found = (host.name for host in await hosts.list_hosts(ctx) if host.uri == uri and host.id != by_others_than)
-    same = next(found, None)
-    if same is not None:
-        raise CannotBeUsed(f"The host {same!r} has the address {uri} already.")
-
-
-async def _require_another_machine(ctx: Ctx, name: str, guests: Collection[str]) -> None:
-    """Raise `CannotBeUsed` where guests of this cloud run there: the machine is a host already, by another address."""
-    for guest in guests:
-        server = await servers.find_row(ctx, server_id_of(guest))
-        if server is not None and server.purged_at_ms is None and server.host_id is not None:
-            there = (await hosts.row(ctx, server.host_id)).name
-            raise CannotBeUsed(f"{name} runs server {server.id}, which is on {there}: they are the same machine.")
-
-
-async def _check(settings: Settings, hypervisor: Hypervisor) -> tuple[list[Check], HostFacts | None, Collection[str]]:
-    """Look at a host as far as can be looked at from here."""
-    checks: list[Check] = []
-    try:
-        try:
-            facts = await hypervisor.facts()
-        except VpsdError as error:
-            return [Check("connection", False, str(error))], None, ()
-        checks.append(Check("connection", True, f"{facts.driver} {facts.version} at {facts.uri}"))
-        emulates = facts.virt_type != "kvm" and facts.driver != "simulator" and settings.virt_type != "qemu"
-        checks.append(Check("guests", not emulates, f"{facts.virt_type} ({facts.virt_reason})"))
-        try:
-            await hypervisor.volumes()
-            checks.append(Check("pool", True, f"{facts.storage_gb or '?'} GB"))
-        except VpsdError as error:
-            checks.append(Check("pool", False, str(error)))
-        if facts.driver != "simulator":
-            checks.append(_check_name(facts.name))
-        return checks, facts, (await hypervisor.guests()).keys()
-    finally:
-        await hypervisor.close()
-
-
-def _check_name(name: str) -> Check:
-    """A host's own name has to resolve: libvirt asks for it at every start, and waits for seconds where it does not."""
-    try:
-        socket.getaddrinfo(name, None)
-    except OSError as error:
-        return Check("name", False, f"{name} does not resolve here ({error}); let it resolve here and on every host")
-    return Check("name", True, f"{name} resolves here; it has to on every host")
-
-
 def _shown(host: Host) -> dict[str, Any]:
     def of(used: int, has: int | None, ratio: float | None) -> str:
         return f"{used} of {'?' if has is None else has}{'' if ratio is None else f' x {ratio:g}'}"
@@ -359,6 +339,7 @@ def _shown(host: Host) -> dict[str, Any]:
         "driver": host.driver,
         "uri": host.uri,
         "pool": host.pool,
+        "shared_pool": host.shared_pool,
         "location": host.location or "any",
         "state": host.state if host.draining_since_ms is None else "draining",
         "health": host.health,

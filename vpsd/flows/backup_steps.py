@@ -253,7 +253,7 @@ async def write_disk_from(job: Job, backup: Backup, disk: str) -> None:
 
 async def kernel_of(job: Job, backup: Backup) -> tuple[str | None, str | None]:
     """The image whose kernel boots a backup's disk, and its command line; the newest where the host has lost it."""
-    if backup.kernel_cmdline is None or backup.base in (await job.runtime.hypervisor.volumes()).bases:
+    if backup.kernel_cmdline is None or (backup.base is not None and await job.has_base(backup.base)):
         return backup.base, backup.kernel_cmdline
     async with job.runtime.read() as ctx:
         system = await catalog.find_operating_system(ctx, backup.os_id)

@@ -13,6 +13,7 @@ from vpsd.core.context import Ctx
 from vpsd.core.db import UniqueViolation
 from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import DatabaseUnavailable, waiting_for
+from vpsd.hosts import base_images
 from vpsd.hosts.models import Host
 from vpsd.hypervisor.names import disk_generation, disk_name, guest_name
 from vpsd.hypervisor.owner import Owner
@@ -169,7 +170,7 @@ class Job:
         async def fetch(progress: Progress) -> Image:
             with waiting_for(f"the image of {system.name}, which cannot be had now"):
                 image = await self.runtime.images.ensure(system, lambda part, text: progress(part * 0.7, text))
-            await self.runtime.hypervisor.ensure_base(image, lambda part, text: progress(0.7 + part * 0.3, text))
+            await self._have_base(image, lambda part, text: progress(0.7 + part * 0.3, text))
             return image
 
         image = await self.watched(fetch)
@@ -178,6 +179,24 @@ class Job:
                 await catalog.set_image_disk(ctx, system.id, image.disk_gb)
         await self._keep_schema(system)
         return image
+
+    async def has_base(self, key: str) -> bool:
+        """Whether an image is complete on the host, and nobody sends or removes it now."""
+        async with self.runtime.read() as ctx:
+            if await base_images.is_claimed(ctx, self.runtime.place, key):
+                return False
+        return await self.runtime.hypervisor.has_base(key)
+
+    async def _have_base(self, image: Image, progress: Progress) -> None:
+        """Have an image on the host; where another operation sends it there, or to the pool, that is waited for."""
+        place = self.runtime.place
+        while not await self.has_base(image.key):
+            async with base_images.claimed(self.runtime, place, image.key, lease=self.lease) as has_it:
+                if has_it:
+                    await self.runtime.hypervisor.ensure_base(image, progress)
+                    return
+            progress(0.0, "waiting for the image, which is sent to the host for another server")
+            await self.pause()
 
     async def _keep_schema(self, system: OperatingSystem) -> None:
         """Put down what the image's cloud-init takes, for every process that takes requests."""

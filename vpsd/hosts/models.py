@@ -34,6 +34,7 @@ hosts = Table(
     Column("uri", String(1000)),  # None: this machine's own, as the settings say
     Column("machine", String(36)),  # of one without an address: the mark of the data folder that it is reached from
     Column("pool", String(1000)),  # folder of the host's disks; None: as the settings say
+    Column("shared_pool", String(63)),  # hosts with the same see the same folder; None: it is the host's alone
     Column("location", String(63), ForeignKey("locations.code")),  # None: it serves every location
     Column("state", String(16), nullable=False, server_default=HostState.ENABLED),
     Column("draining_since_ms", BigInteger),  # its servers are moved away, each tried once since then; None: they stay
@@ -70,6 +71,18 @@ hosts = Table(
 _present = hosts.c.removed_at_ms.is_(None)
 Index("uq_hosts_present_name", hosts.c.name, unique=True, sqlite_where=_present, postgresql_where=_present)
 
+base_images = Table(  # what is known of base images where they lie
+    "base_images",
+    metadata,
+    Column("place", String(80), primary_key=True),  # `Host.place`
+    Column("image_key", String(255), primary_key=True),
+    # Who sends it, as long as that operation has that lease; or who removes it, until that time.
+    Column("operation_id", BigInteger),
+    Column("fence", Integer),
+    Column("claimed_until_ms", BigInteger),
+    Column("unused_since_ms", BigInteger),  # when nobody was seen to need it first; None: somebody does
+)
+
 
 class Address(msgspec.Struct, frozen=True):
     """How a host is reached, and where its disks are."""
@@ -77,6 +90,7 @@ class Address(msgspec.Struct, frozen=True):
     driver: str
     uri: str | None  # None: this machine's own, as the settings say
     pool: str | None = None
+    shared_pool: str | None = None  # what the pool is called that it shares with other hosts
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -88,6 +102,7 @@ class Host(msgspec.Struct, frozen=True):
     uri: str | None
     machine: str | None
     pool: str | None
+    shared_pool: str | None
     location: str | None
     state: str
     draining_since_ms: int | None
@@ -117,7 +132,12 @@ class Host(msgspec.Struct, frozen=True):
     removed_at_ms: int | None
 
     @property
+    def place(self) -> str:
+        """Where its disks and base images are: in a pool of its own, or in one that others share."""
+        return f"host:{self.id}" if self.shared_pool is None else f"pool:{self.shared_pool}"
+
+    @property
     def address(self) -> Address:
         """How it is reached."""
         # Which driver this machine's own host has the settings say: what the row says of it comes from there.
-        return Address("own" if self.uri is None else self.driver, self.uri, self.pool)
+        return Address("own" if self.uri is None else self.driver, self.uri, self.pool, self.shared_pool)

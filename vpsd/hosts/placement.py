@@ -34,7 +34,8 @@ class Room(msgspec.Struct, frozen=True):
     storage_free_mb: int | None
     used_vcpus: int
     used_memory_mb: int
-    used_storage_gb: int
+    used_storage_gb: int  # of a shared pool what all its hosts have together
+    shared_pool: str | None = None
 
     def limits(self, settings: Settings) -> dict[str, int | None]:
         """How much of each resource may be handed out; None: not known yet, so anything fits."""

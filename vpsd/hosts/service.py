@@ -1,14 +1,16 @@
 """Hosts: recorded by the workers that look after them, read by requests."""
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, BindParameter, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import BigInteger, BindParameter, and_, bindparam, case, func, insert, or_, select, update
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
+from vpsd.core.tables import total
 from vpsd.errors import Misconfigured, NotFound
 from vpsd.hosts.models import Host, HostHealth, HostState, hosts
 from vpsd.hosts.placement import RESOURCES, Room
@@ -28,7 +30,9 @@ _LOCAL = Statement(select(hosts).where(_IS_LOCAL, _PRESENT).order_by(_c.id).limi
 _COUNT_LOCAL = Statement(select(func.count()).select_from(hosts).where(_IS_LOCAL), into=int)
 _COUNT = Statement(select(func.count()).select_from(hosts), into=int)
 _ADD = Statement(
-    insert(hosts).returning(hosts), ("name", "driver", "uri", "pool", "location", "created_at_ms"), into=Host
+    insert(hosts).returning(hosts),
+    ("name", "driver", "uri", "pool", "shared_pool", "location", "created_at_ms"),
+    into=Host,
 )
 _RECORD_FACTS = Statement(
     update(hosts).where(_c.id == bindparam("id")).values(health=HostHealth.OK, error=None, unreachable_since_ms=None),
@@ -84,6 +88,7 @@ class Used(msgspec.Struct, frozen=True):
 _ROOM = select(*(_c[field] for field in Room.__struct_fields__)).order_by(_c.id)
 _ROOMS = Statement(_ROOM.where(_PRESENT), into=Room)
 _ROOM_OF = Statement(_ROOM.where(_c.id == bindparam("host_id")), into=Room)
+_USED_OF_POOL = Statement(select(total(_c.used_storage_gb)).where(_c.shared_pool == bindparam("shared_pool")), into=int)
 _MORE = {"used_servers": "servers", **{f"used_{name}": name for name in RESOURCES}}
 
 
@@ -91,12 +96,21 @@ def _more(name: str) -> BindParameter[int]:
     return bindparam(f"more_{name}", type_=BigInteger)
 
 
+_of_pool = hosts.alias()
+_LOCK_POOL = Statement(
+    select(_c.id).where(_c.shared_pool == bindparam("shared_pool")).order_by(_c.id).with_for_update(), into=int
+)
+_POOL_USED = select(total(_of_pool.c.used_storage_gb)).where(_of_pool.c.shared_pool == _c.shared_pool).scalar_subquery()
+_USED = {
+    **{name: _c[f"used_{name}"] for name in RESOURCES},
+    "storage_gb": case((_c.shared_pool.is_(None), _c.used_storage_gb), else_=_POOL_USED),
+}
 _CHANGE_USED = Statement(
     update(hosts)
     .where(
         _c.id == bindparam("host_id"),
         or_(_more("servers") <= 0, and_(_PRESENT, _c.state == HostState.ENABLED)),
-        *(or_(_more(name) <= 0, _c[f"used_{name}"] + _more(name) <= bindparam(f"most_{name}")) for name in RESOURCES),
+        *(or_(_more(name) <= 0, used + _more(name) <= bindparam(f"most_{name}")) for name, used in _USED.items()),
     )
     .values({used: _c[used] + _more(name) for used, name in _MORE.items()})
 )
@@ -104,12 +118,18 @@ _NO_LIMIT = 1 << 40
 
 
 async def add_host(
-    ctx: Ctx, name: str, driver: str, *, uri: str | None = None, pool: str | None = None, location: str | None = None
+    ctx: Ctx,
+    name: str,
+    driver: str,
+    *,
+    uri: str | None = None,
+    pool: str | None = None,
+    shared_pool: str | None = None,
+    location: str | None = None,
 ) -> Host:
     """Add a host; raises `UniqueViolation` where one has that name."""
-    host = await ctx.tx.first(
-        _ADD, name=name, driver=driver, uri=uri, pool=pool, location=location, created_at_ms=ctx.now_ms
-    )
+    values = {"name": name, "driver": driver, "uri": uri, "pool": pool, "shared_pool": shared_pool}
+    host = await ctx.tx.first(_ADD, **values, location=location, created_at_ms=ctx.now_ms)
     assert host is not None
     return host
 
@@ -197,7 +217,16 @@ async def health(ctx: Ctx) -> list[HostHealthRow]:
 
 async def rooms(ctx: Ctx) -> list[Room]:
     """What placement knows of every host."""
-    return await ctx.tx.all(_ROOMS)
+    found = await ctx.tx.all(_ROOMS)
+    pools: Counter[str] = Counter()
+    for room in found:
+        if room.shared_pool is not None:
+            pools[room.shared_pool] += room.used_storage_gb
+    return [_in_pool(room, pools[room.shared_pool]) if room.shared_pool else room for room in found] if pools else found
+
+
+def _in_pool(room: Room, used_gb: int) -> Room:
+    return msgspec.structs.replace(room, used_storage_gb=used_gb)
 
 
 async def had_any(ctx: Ctx) -> bool:
@@ -209,7 +238,9 @@ async def room(ctx: Ctx, host_id: int) -> Room:
     """What placement knows of a host."""
     found = await ctx.tx.first(_ROOM_OF, host_id=host_id)
     assert found is not None
-    return found
+    if found.shared_pool is None:
+        return found
+    return _in_pool(found, await ctx.tx.first(_USED_OF_POOL, shared_pool=found.shared_pool) or 0)
 
 
 async def change_used(
@@ -220,13 +251,16 @@ async def change_used(
     *,
     servers: int,
     limits: Mapping[str, int | None] | None = None,
+    shared_pool: str | None = None,
 ) -> bool:
     """Hand out more of a host and take back what is less; False, and nothing is changed, beyond a limit.
 
     Nor does a host get another server that was disabled, fenced or removed since it was looked at. Nobody else can hand
     out of the same host until the transaction ends. A resource of which no more is handed out than before is not held
-    against its limit.
+    against its limit. What the hosts of a shared pool have of that is one sum: they wait for each other.
     """
+    if shared_pool is not None and more.storage_gb > less.storage_gb:
+        await ctx.tx.all(_LOCK_POOL, shared_pool=shared_pool)
     values: dict[str, int] = {"more_servers": servers}
     for name in RESOURCES:
         limit = None if limits is None else limits[name]

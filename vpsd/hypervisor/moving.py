@@ -6,10 +6,14 @@ A move in the order of its calls, each of which may be repeated; `source` and `t
           None, `runs_at` on what both say of the guest, source.remove (or, if it stayed, target.remove)
     cold: target.ensure_base, target.copy_disk, target.write_seed, target.define, source.remove
 
+Between two hosts of one pool (`share_pool`) the same calls copy nothing. But what is left behind is never removed there
+(`remove` deletes files, and they are the other's): it is undefined. `leave_behind` does whichever is right.
+
 A live move goes on when its caller dies. Whoever takes over asks `move_progress` first, and then both hosts.
 What a guest's disk has recorded for incremental exports does not move: the next export holds everything.
 """
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +29,7 @@ class DiskLayout(msgspec.Struct, frozen=True):
     size_bytes: int
     base: str | None  # key of the image whose base volume backs it; None: it stands alone, as a restored one does
     used_bytes: int = 0  # of the host's storage
+    shared_pool: str | None = None  # where it lies, if that is a pool that hosts share
 
 
 class MoveProgress(msgspec.Struct, frozen=True):
@@ -52,6 +57,37 @@ def runs_at(source: "Guest | None", target: "Guest | None") -> Side | None:
     return None if source is None else Side.SOURCE
 
 
+def is_like(layout: DiskLayout, other: DiskLayout | None) -> bool:
+    """Whether what is in the one disk fits the other."""
+    return other is not None and (layout.size_bytes, layout.base) == (other.size_bytes, other.base)
+
+
+class Pooled(Protocol):
+    """A host, as far as it says where its disks lie."""
+
+    @property
+    def shared_pool(self) -> str | None:
+        """What the pool is called that it shares with other hosts; None: its own."""
+
+
+def is_there(layout: DiskLayout, host: Pooled) -> bool:
+    """Whether a disk lies in the pool of a host because another one has it there."""
+    return layout.shared_pool is not None and layout.shared_pool == host.shared_pool
+
+
+def share_pool(one: Pooled, other: Pooled) -> bool:
+    """Whether two hosts see the same files."""
+    return one.shared_pool is not None and one.shared_pool == other.shared_pool
+
+
+async def leave_behind(at: "Hypervisor", other: "Hypervisor", name: str, disks: Collection[str] | None) -> None:
+    """Have nothing of a guest at one host that is at the other by now; of what both see, everything stays."""
+    if share_pool(at, other):
+        await at.undefine(name)
+    else:
+        await at.remove(name, disks)
+
+
 class Movable(Protocol):
     """The part of a hypervisor that moves guests."""
 
@@ -61,7 +97,8 @@ class Movable(Protocol):
     async def prepare_disk(self, disk: str, layout: DiskLayout) -> None:
         """At the target: have an empty disk like that for a guest to arrive in, instead of what an earlier try left.
 
-        Changes nothing as soon as the host knows a guest of that name, which may be the one that has arrived.
+        One in a pool that the target shares is the guest's own: it has to be seen there, and stays as it is. Changes
+        nothing as soon as the host knows a guest of that name, which may be the one that has arrived.
         """
 
     async def start_move(
@@ -86,5 +123,6 @@ class Movable(Protocol):
     async def copy_disk(self, disk: str, source: "Hypervisor", progress: "Progress") -> None:
         """At the target: copy the disk of a guest that is off from another host; a complete one is left as it is.
 
-        Its base has to be here. Raises `Unusable` if the guest is running, and copies nothing then.
+        Its base has to be here. Raises `Unusable` if the guest is running, and copies nothing then. In a pool that
+        both share nothing is copied: the disk has to be seen here.
         """

@@ -155,6 +155,7 @@ class Volumes(msgspec.Struct, frozen=True):
     )  # image keys of bases whose upload was interrupted; delete_base removes them
     exports: frozenset[str] = frozenset()  # names of guests whose disk has an export next to it
     logs: frozenset[str] = frozenset()  # names of guests whose serial console is recorded
+    marks: frozenset[str] = frozenset()  # what `put_mark` has put there
 
     @property
     def guests(self) -> frozenset[str]:
@@ -242,6 +243,10 @@ class Hypervisor(Movable, Protocol):
     def is_here(self) -> bool:
         """Whether the addresses on which forwarded ports listen are this machine's; elsewhere they mean nothing."""
 
+    @property
+    def shared_pool(self) -> str | None:
+        """What the pool is called that it shares with other hosts: what lies there is theirs as well. None: its own."""
+
     def held_by(self, owner: Owner) -> "Hypervisor":
         """The same host, as one owner may change it."""
 
@@ -259,6 +264,12 @@ class Hypervisor(Movable, Protocol):
 
     async def volumes(self) -> Volumes:
         """The contents of the storage pool of this vpsd."""
+
+    async def put_mark(self, mark: str, *, present: bool = True) -> None:
+        """Have an empty volume in the pool, named after eight hex digits, or not: another host of the pool sees it."""
+
+    async def has_base(self, key: str) -> bool:
+        """Whether a base volume is complete."""
 
     async def ensure_base(self, image: Image, progress: Progress) -> None:
         """Upload the image's files to the host as base volume `image.key`, unless it is complete there already."""
@@ -359,6 +370,9 @@ class Hypervisor(Movable, Protocol):
 
         Where the guest is another's, only the disks go that are named.
         """
+
+    async def undefine(self, name: str) -> None:
+        """Power off and undefine the guest, and delete no file: in a pool that hosts share it has them elsewhere."""
 
     async def stats(self, name: str) -> GuestStats:
         """Statistics of a guest; all None if it is not running."""

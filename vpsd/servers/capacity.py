@@ -77,8 +77,16 @@ _COUNTED = Statement(
 )
 
 
-async def find_room(ctx: Ctx, plan: Plan, location: str | None, apart_from: frozenset[int] = frozenset()) -> int | None:
+async def find_room(
+    ctx: Ctx,
+    plan: Plan,
+    location: str | None,
+    apart_from: frozenset[int] = frozenset(),
+    shared_pool: str | None = None,
+) -> int | None:
     """Have room for another server of a plan; the id of the host that has it now, None before the first worker.
+
+    `shared_pool`: only at hosts of that pool.
 
     Raises `NoCapacity` or `NoHostThere` where waiting does not help; `StorageFull`, `HostsUnreachable` or `RoomTaken`
     where it does.
@@ -87,6 +95,8 @@ async def find_room(ctx: Ctx, plan: Plan, location: str | None, apart_from: froz
         rooms = await hosts.rooms(ctx)
         if not rooms and not await hosts.had_any(ctx):
             return None
+        if shared_pool is not None:
+            rooms = [room for room in rooms if room.shared_pool == shared_pool]
         own = await _own(ctx) if len(rooms) > 1 else {}
         found = place(rooms, Wish(plan, location, own, apart_from), ctx.settings)
         if not isinstance(found, Room):
@@ -152,7 +162,10 @@ async def _own(ctx: Ctx) -> Mapping[int, int]:
 async def _take(ctx: Ctx, room: Room, plan: Plan, instead_of: Plan | None) -> bool:
     back = hosts.Resources() if instead_of is None else _sizes(instead_of)
     more = 1 if instead_of is None else 0
-    return await hosts.change_used(ctx, room.id, _sizes(plan), back, servers=more, limits=room.limits(ctx.settings))
+    limits = room.limits(ctx.settings)
+    return await hosts.change_used(
+        ctx, room.id, _sizes(plan), back, servers=more, limits=limits, shared_pool=room.shared_pool
+    )
 
 
 def _sizes(plan: Plan) -> hosts.Resources:

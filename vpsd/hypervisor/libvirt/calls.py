@@ -39,8 +39,11 @@ class Calls:
         virt_type: str | None = None,
         machine: connect.Machine | None = None,
         storage_reserve_mb: int | None = None,
+        shared_pool: str | None = None,
     ) -> None:
         """`uri`, `pool_path`, `virt_type` and `storage_reserve_mb` override what is detected.
+
+        `shared_pool`: what the pool is called that other hosts see as well.
 
         Raises `Misconfigured` if there is no usable libvirt.
         """
@@ -51,7 +54,9 @@ class Calls:
         self._choice = connect.choose(uri, data, machine or connect.LocalMachine())
         self._is_local = connect.is_local(self._choice.uri)
         path = connect.choose_pool_path(self._choice, instance, data, pool_path)
-        self._pool = Pool(instance, path, path_is_explicit=pool_path is not None, reserve_mb=storage_reserve_mb)
+        self.shared_pool = shared_pool
+        shared = shared_pool is not None
+        self._pool = Pool(instance, path, pool_path is not None, storage_reserve_mb, shared=shared)
         self._virtualization = Virtualization(virt_type)
         self._host = LibvirtHost(Connection(self._find_uri, self._on_connect, self._on_change, self._on_reboot))
         self._networks = Networks()

@@ -18,12 +18,12 @@ from vpsd.hypervisor.owner import NameTaken, Owner
 from vpsd.hypervisor.protocol import BootSigns, GuestSpec, PauseReason, PowerState
 from vpsd.hypervisor.serial_text import last_lines, read_signs
 
-_EVERYTHING = (
+_METADATA = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
+_NVRAM, _KEEP_NVRAM = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM, libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
 _TERM = "urn:vpsd:term"
 _NO_METADATA = libvirt.VIR_ERR_NO_DOMAIN_METADATA
 
@@ -226,12 +226,12 @@ def power_off(host: libvirt.virConnect, name: str, owner: Owner) -> None:
             raise
 
 
-def undefine(host: libvirt.virConnect, name: str, owner: Owner) -> None:
-    """Undefine the domain, with all metadata that libvirt keeps for it."""
+def undefine(host: libvirt.virConnect, name: str, owner: Owner, *, keeps_files: bool = False) -> None:
+    """Undefine the domain, with all metadata that libvirt keeps for it; its firmware's variables are a file."""
     domain = find_own(host, name, owner)
     try:
         if domain is not None:
-            domain.undefineFlags(_EVERYTHING)
+            domain.undefineFlags(_METADATA | (_KEEP_NVRAM if keeps_files else _NVRAM))
     except libvirt.libvirtError as error:
         if not is_absent(error):
             raise

@@ -94,6 +94,16 @@ class LibvirtHypervisor(Migrating):
 
         return await self._host.call(ask, "list its volumes", QUICK_SECONDS)
 
+    async def put_mark(self, mark: str, *, present: bool = True) -> None:
+        """Have an empty volume in the pool, or not."""
+        action = "mark its pool"
+        await self._host.call(lambda host: self._pool.put_mark(host, mark, present=present), action, QUICK_SECONDS)
+
+    async def has_base(self, key: str) -> bool:
+        """Whether a base volume is complete."""
+        action = f"look for the image {key}"
+        return await self._host.call(lambda host: self._pool.has_base(host, key), action, QUICK_SECONDS)
+
     async def ensure_base(self, image: Image, progress: Progress) -> None:
         """Upload the image's files unless they are complete on the host; only one upload of an image runs at a time."""
         loop, stop = asyncio.get_running_loop(), threading.Event()
@@ -106,7 +116,7 @@ class LibvirtHypervisor(Migrating):
         async with self._uploads.setdefault(image.key, asyncio.Lock()):
             try:
                 await self._host.call(
-                    lambda host: self._pool.upload_base(host, image, report, stop),
+                    lambda host: self._pool.upload_base(host, image, report, stop, self._owner),
                     f"store the image {image.key}",
                     transfer_seconds(size),
                 )
@@ -279,6 +289,18 @@ class LibvirtHypervisor(Migrating):
             self._pool.delete_disks(host, name, disks, self._owner)
 
         await self._change(name, ask, f"remove the guest {name}", _STOP_SECONDS)
+        self._networks.forget(name)
+        self._exports.forget(name)
+        await self._port_probes.stop(name)
+
+    async def undefine(self, name: str) -> None:
+        """Power off and undefine the guest, and delete no file."""
+
+        def ask(host: libvirt.virConnect) -> None:
+            domains.power_off(host, name, self._owner)
+            domains.undefine(host, name, self._owner, keeps_files=True)
+
+        await self._change(name, ask, f"undefine the guest {name}", _STOP_SECONDS)
         self._networks.forget(name)
         self._exports.forget(name)
         await self._port_probes.stop(name)

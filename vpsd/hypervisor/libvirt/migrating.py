@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import libvirt
+import msgspec
 
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.libvirt import connect, domains, exports, migration, qcow2
@@ -11,7 +12,7 @@ from vpsd.hypervisor.libvirt.calls import QUICK_SECONDS, Calls
 from vpsd.hypervisor.libvirt.domain_xml import Files, build
 from vpsd.hypervisor.libvirt.transfer import transfer_seconds
 from vpsd.hypervisor.libvirt.volumes import Upload, receive, send_bytes
-from vpsd.hypervisor.moving import DiskLayout, MoveProgress
+from vpsd.hypervisor.moving import DiskLayout, MoveProgress, is_like, is_there, share_pool
 from vpsd.hypervisor.names import guest_of
 from vpsd.hypervisor.protocol import GuestSpec, Hypervisor, Progress
 
@@ -27,15 +28,19 @@ class Migrating(Calls):
     async def disk_layout(self, disk: str) -> DiskLayout | None:
         """What a disk is made of."""
         self._require_own(disk)
-        return await self._host.call(
+        found = await self._host.call(
             lambda host: self._pool.layout(host, disk), f"look at the disk {disk}", QUICK_SECONDS
         )
+        return found and msgspec.structs.replace(found, shared_pool=self.shared_pool)
 
     async def prepare_disk(self, disk: str, layout: DiskLayout) -> None:
         """Have an empty disk for a guest to arrive in, unless a guest of that name is here."""
 
         def ask(host: libvirt.virConnect) -> None:
-            if domains.require_name(host, guest_of(disk), self._owner) is None:
+            present = domains.require_name(host, guest_of(disk), self._owner)
+            if is_there(layout, self):
+                self._pool.disk_volume(host, disk)
+            elif present is None:
                 self._pool.make_empty_disk(host, disk, layout, self._owner)
 
         await self._change(disk, ask, f"prepare the disk {disk}")
@@ -56,7 +61,10 @@ class Migrating(Calls):
 
         domain, layout = await self._change(name, leave, action, _BEGIN_SECONDS)
         landing = await target._landing(spec, layout)
-        departure = self._departures[name] = migration.Departure(domain, landing, max_mb_per_second, self._owner)
+        copies = not share_pool(self, target)
+        departure = self._departures[name] = migration.Departure(
+            domain, landing, max_mb_per_second, self._owner, copies=copies
+        )
 
         async def has_begun() -> bool:
             return departure.is_over or await self._progress(name) is not None
@@ -71,8 +79,7 @@ class Migrating(Calls):
 
         def ask(host: libvirt.virConnect) -> migration.Landing:
             domains.require_name(host, spec.name, self._owner)
-            found = self._pool.layout(host, spec.disk)
-            if layout is None or found is None or (found.size_bytes, found.base) != (layout.size_bytes, layout.base):
+            if layout is None or not is_like(layout, self._pool.layout(host, spec.disk)):
                 raise Unusable(f"The target lacks the disk {spec.disk}, or has another one.")
             if not self._pool.has_seed(host, spec.name):
                 raise Unusable(f"The target lacks the seed of {spec.name}.")
@@ -117,6 +124,10 @@ class Migrating(Calls):
             raise Unusable("The disk of a guest of libvirt can only be copied from another host of libvirt.")
         layout, size = await source._file_of(disk)
         action = f"copy the disk {disk}"
+        if share_pool(self, source):
+            await self._host.call(lambda host: self._pool.disk_volume(host, disk), action, QUICK_SECONDS)
+            progress(1.0, "the disk is where it was")
+            return
 
         def begin(host: libvirt.virConnect) -> libvirt.virStorageVol | None:
             domains.require_name(host, guest_of(disk), self._owner)

@@ -25,9 +25,14 @@ _FLAGS = (
     | libvirt.VIR_MIGRATE_PEER2PEER
     | libvirt.VIR_MIGRATE_PERSIST_DEST
     | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
-    | libvirt.VIR_MIGRATE_NON_SHARED_INC
     | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
 )
+
+
+# libvirt leaves a disk where it is only if it knows the file system for a shared one (NFS, CephFS, …). Of a folder that
+# is shared otherwise it knows nothing; the operator has said so, and the target has just seen the disk. What is in page
+# caches is no reason: QEMU drops it where a guest arrives (`drop-cache`, since 4.0).
+_SHARED = libvirt.VIR_MIGRATE_UNSAFE
 
 
 class Landing(msgspec.Struct, frozen=True):
@@ -42,15 +47,24 @@ class Departure:
     """A move that this process has started, in a thread of its own: it takes as long as it takes, or hangs."""
 
     def __init__(
-        self, domain: libvirt.virDomain, landing: Landing, max_mb_per_second: int | None, owner: Owner
+        self,
+        domain: libvirt.virDomain,
+        landing: Landing,
+        max_mb_per_second: int | None,
+        owner: Owner,
+        *,
+        copies: bool = True,
     ) -> None:
+        """`copies`: what the disk holds as well; not where both hosts see the same file."""
         self._domain, self._owner = domain, owner
         self._landing = landing
+        self._flags = _FLAGS | (libvirt.VIR_MIGRATE_NON_SHARED_INC if copies else _SHARED)
         self._parameters: dict[str, object] = {
             libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: landing.xml,
-            libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS: [DISK],
             libvirt.VIR_MIGRATE_PARAM_URI: landing.move_uri,
         }
+        if copies:
+            self._parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [DISK]
         if max_mb_per_second is not None:
             self._parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max_mb_per_second
         self.failure: VpsdError | None = None
@@ -75,7 +89,7 @@ class Departure:
             parameters = {**self._parameters, libvirt.VIR_MIGRATE_PARAM_DEST_XML: arriving_xml(live, self._landing.xml)}
             if not domains.is_own(domain, self._owner):
                 raise Unusable(f"The host knows no guest {name}.")
-            domain.migrateToURI3(self._landing.peer_uri, parameters, _FLAGS)
+            domain.migrateToURI3(self._landing.peer_uri, parameters, self._flags)
         except VpsdError as error:
             self.failure = error
         except libvirt.libvirtError as error:

@@ -13,18 +13,19 @@ import re
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
 
 import libvirt
 
 from vpsd.core.units import GIB, MIB
 from vpsd.errors import Misconfigured, Unusable
 from vpsd.hypervisor.libvirt import domains, moves
+from vpsd.hypervisor.libvirt.bases import BasePaths, check_key, require_unused
 from vpsd.hypervisor.libvirt.failures import is_absent
 from vpsd.hypervisor.libvirt.volumes import (
     backing_path,
     delete,
     find,
+    have_empty,
     is_incomplete,
     is_qcow2,
     open_pool,
@@ -38,30 +39,27 @@ from vpsd.hypervisor.names import guest_of
 from vpsd.hypervisor.owner import ANYBODY, Owner
 from vpsd.hypervisor.protocol import Image, NoSpace, Volumes, storage_reserve_mb
 
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BASE_VOLUME = re.compile(r"base-(.+)\.(qcow2|kernel|initrd|whole)")
 
 SERIAL_FOLDER = "serial"  # the folder in the pool's that `serial_logs` has a pool of its own in
 Report = Callable[[float, str], None]
 
 
-class BasePaths(NamedTuple):
-    """Paths of a complete base image on the host."""
-
-    disk: str
-    kernel: str
-    initrd: str | None
-
-
 class Pool:
     """The pool `vpsd-<instance>`, defined and started on first use."""
 
-    def __init__(self, instance: str, path: Path, path_is_explicit: bool, reserve_mb: int | None = None) -> None:
-        """`reserve_mb` is left for guests that run; None: what `storage_reserve_mb` says."""
+    def __init__(
+        self, instance: str, path: Path, path_is_explicit: bool, reserve_mb: int | None = None, *, shared: bool = False
+    ) -> None:
+        """`reserve_mb` is left for guests that run; None: what `storage_reserve_mb` says.
+
+        Where it is `shared`, other libvirtd write to the folder too, of which this one knows after a refresh.
+        """
         self._name = f"vpsd-{instance}"
         self._path = path
         self._path_is_explicit = path_is_explicit
         self._reserve_mb = reserve_mb
+        self._shared = shared
         self._followed = False
         self._lock = threading.Lock()
         guest = rf"vpsd-{re.escape(instance)}-\d+"
@@ -70,6 +68,7 @@ class Pool:
         self._export = re.compile(rf"({guest})-copy")
         self._own = re.compile(rf"{guest}[.-].+|base-.+\.qcow2")
         self._nvram = re.compile(rf"{guest}-nvram\.fd")
+        self._mark = re.compile(rf"{self._name}-mark-([0-9a-f]{{8}})")
 
     def open(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
         """The active pool."""
@@ -78,6 +77,25 @@ class Pool:
                 moves.follow(host, self._name, self._path, self._own)
                 self._followed = True
             return open_pool(host, self._name, self._path)
+
+    def _fresh(self, host: libvirt.virConnect) -> libvirt.virStoragePool:
+        """The active pool, with what other hosts have made and deleted there."""
+        pool = self.open(host)
+        if self._shared:
+            refresh(pool)
+        return pool
+
+    def _find(self, pool: libvirt.virStoragePool, name: str) -> libvirt.virStorageVol | None:
+        """The volume of that name, or None."""
+        found = find(pool, name)
+        if found is None and self._shared:
+            refresh(pool)
+            found = find(pool, name)
+        return found
+
+    def put_mark(self, host: libvirt.virConnect, mark: str, *, present: bool) -> None:
+        """Have an empty volume named after that, or not."""
+        have_empty(self._fresh(host), f"{self._name}-mark-{mark}", present=present)
 
     def path(self, host: libvirt.virConnect) -> Path:
         """The pool's folder on the host; raises `Misconfigured` if it is not the configured one."""
@@ -137,7 +155,7 @@ class Pool:
         for volume in pool.listAllVolumes(0):
             match = self._disk.fullmatch(volume.name())
             if match and guest_of(match[1]) == name:
-                base = find(pool, Path(backing_path(volume) or "none").name)
+                base = self._find(pool, Path(backing_path(volume) or "none").name)
                 needed += volume.info()[2] + (0 if base is None else base.info()[2])
         return needed
 
@@ -146,7 +164,9 @@ class Pool:
         pool = self.open(host)
         refresh(pool)
         names = {volume.name() for volume in pool.listAllVolumes(0)} - {SERIAL_FOLDER}
-        kinds: dict[str, set[str]] = {kind: set() for kind in ("disk", "seed", "export", "whole", "base", "unknown")}
+        kinds: dict[str, set[str]] = {
+            kind: set() for kind in ("disk", "seed", "export", "whole", "base", "mark", "unknown")
+        }
         for name in names:
             if match := self._disk.fullmatch(name):
                 kinds["disk"].add(match[1])
@@ -156,6 +176,8 @@ class Pool:
                 kinds["export"].add(match[1])
             elif match := _BASE_VOLUME.fullmatch(name):
                 kinds["whole" if match[2] == "whole" else "base"].add(match[1])
+            elif match := self._mark.fullmatch(name):
+                kinds["mark"].add(match[1])
             elif not self._nvram.fullmatch(name):  # it goes with its guest
                 kinds["unknown"].add(name)
         complete = {key for key in kinds["whole"] if f"base-{key}.qcow2" in names}
@@ -166,14 +188,17 @@ class Pool:
             unknown=frozenset(kinds["unknown"]),
             unfinished=frozenset((kinds["base"] | kinds["whole"]) - complete),
             exports=frozenset(kinds["export"]),
+            marks=frozenset(kinds["mark"]),
         )
 
     def has_base(self, host: libvirt.virConnect, key: str) -> bool:
         """Whether the base is complete."""
-        pool = self.open(host)
+        pool = self._fresh(host)
         return all(find(pool, f"base-{check_key(key)}.{part}") is not None for part in ("whole", "qcow2"))
 
-    def upload_base(self, host: libvirt.virConnect, image: Image, report: Report, stop: threading.Event) -> None:
+    def upload_base(
+        self, host: libvirt.virConnect, image: Image, report: Report, stop: threading.Event, owner: Owner = ANYBODY
+    ) -> None:
         """Upload the image's files unless they are complete; `stop` aborts it."""
         if self.has_base(host, image.key):
             return
@@ -192,25 +217,27 @@ class Pool:
             def on_progress(sent: int, name: str = name, before: int = done) -> None:
                 report((before + sent) / max(total, 1), f"uploading {name} to the host")
 
+            owner.check()  # after a pause that was too long another one may have sent it, and be using it
             qcow2 = name.endswith(".qcow2")
             size = image.virtual_size_bytes if qcow2 else source.stat().st_size
             volume = pool.createXML(volume_xml(name, size, "qcow2" if qcow2 else "raw"), 0)
             done += send_file(volume, source, on_progress, stop)
+        owner.check()
         pool.createXML(volume_xml(f"base-{image.key}.whole", 0, "raw"), 0)
 
     def delete_base(self, host: libvirt.virConnect, key: str) -> None:
         """Delete a base, complete or not; raises `Unusable` while a disk uses it."""
-        pool = self.open(host)
-        disk = find(pool, f"base-{check_key(key)}.qcow2")
+        pool = self._fresh(host)
+        disk = self._find(pool, f"base-{check_key(key)}.qcow2")
         if disk is not None:
-            self._require_unused(pool, key)
+            require_unused(host, pool, self._disk, key)
         for part in ("whole", "qcow2", "initrd", "kernel"):
             delete(pool, f"base-{key}.{part}")
 
     def base_paths(self, host: libvirt.virConnect, key: str) -> BasePaths:
         """The paths of a base's files, whether or not they exist."""
         folder = self.path(host)
-        initrd = find(self.open(host), f"base-{check_key(key)}.initrd")
+        initrd = self._find(self.open(host), f"base-{check_key(key)}.initrd")
         return BasePaths(
             disk=str(folder / f"base-{key}.qcow2"),
             kernel=str(folder / f"base-{key}.kernel"),
@@ -222,13 +249,13 @@ class Pool:
         pool = self.open(host)
         if not self.has_base(host, base):
             raise Unusable(f"The base image {base} is not on the host.")
-        volume = find(pool, f"{name}.qcow2")
+        volume = self._find(pool, f"{name}.qcow2")
         if volume is not None:
             if not is_incomplete(volume):
                 return
             owner.check()
             volume.delete(0)
-        backing = find(pool, f"base-{base}.qcow2")
+        backing = self._find(pool, f"base-{base}.qcow2")
         if backing is None:
             raise Unusable(f"The base image {base} is not on the host.")
         if size_bytes < backing.info()[1]:
@@ -253,7 +280,7 @@ class Pool:
         """What a disk is made of; None if there is none."""
         pool = self.open(host)
         refresh(pool)
-        volume = find(pool, f"{disk}.qcow2")
+        volume = self._find(pool, f"{disk}.qcow2")
         if volume is None or not is_qcow2(volume):
             return None
         backing = backing_path(volume)
@@ -265,7 +292,7 @@ class Pool:
         """The file of a disk; raises `Unusable` if there is none."""
         pool = self.open(host)
         refresh(pool)  # QEMU may have grown it without libvirt knowing
-        volume = find(pool, f"{disk}.qcow2")
+        volume = self._find(pool, f"{disk}.qcow2")
         if volume is None:
             raise Unusable(f"There is no disk {disk}.")
         return volume
@@ -277,7 +304,7 @@ class Pool:
 
     def has_seed(self, host: libvirt.virConnect, name: str) -> bool:
         """Whether the guest has a seed."""
-        return find(self.open(host), f"{name}-seed.iso") is not None
+        return self._find(self.open(host), f"{name}-seed.iso") is not None
 
     def begin_disk(
         self, host: libvirt.virConnect, disk: str, file_bytes: int, owner: Owner
@@ -285,7 +312,7 @@ class Pool:
         """Create an empty file for a disk whose content is uploaded; None if the disk exists and is complete."""
         pool = self.open(host)
         refresh(pool)
-        volume = find(pool, f"{disk}.qcow2")
+        volume = self._find(pool, f"{disk}.qcow2")
         if volume is not None:
             if is_qcow2(volume):
                 return None
@@ -297,7 +324,7 @@ class Pool:
 
     def delete_disk(self, host: libvirt.virConnect, disk: str, owner: Owner = ANYBODY) -> None:
         """Delete a disk, complete or not."""
-        delete(self.open(host), f"{disk}.qcow2", owner)
+        delete(self._fresh(host), f"{disk}.qcow2", owner)
 
     def disk_bytes(self, host: libvirt.virConnect, disk: str) -> int:
         """The virtual size of a disk; raises `Unusable` if there is none."""
@@ -323,7 +350,7 @@ class Pool:
         pool = self.open(host)
         if refreshed:
             refresh(pool)
-        volume = find(pool, f"{name}-copy")
+        volume = self._find(pool, f"{name}-copy")
         if volume is None:
             raise Unusable(f"There is no export of the disk of {name} on the host.")
         return volume
@@ -337,7 +364,7 @@ class Pool:
     def write_seed(self, host: libvirt.virConnect, name: str, content: bytes, owner: Owner) -> None:
         """Write the seed; one of the same size is overwritten in place, so that a running guest sees the new one."""
         pool = self.open(host)
-        volume = find(pool, f"{name}-seed.iso")
+        volume = self._find(pool, f"{name}-seed.iso")
         owner.check()
         if volume is not None and volume.info()[1] != len(content):
             volume.delete(0)
@@ -367,22 +394,6 @@ class Pool:
             domain = domains.find(host, name)
             return domain is not None and not domain.isActive() and domains.is_own(domain, owner)
 
-        volume = find(self.open(host), f"{disk}.qcow2")
+        volume = self._find(self.open(host), f"{disk}.qcow2")
         if volume is not None and may_write():
             moves.make_portable(volume, may_write)
-
-    def _require_unused(self, pool: libvirt.virStoragePool, key: str) -> None:
-        users = [
-            volume.name()
-            for volume in pool.listAllVolumes(0)
-            if self._disk.fullmatch(volume.name()) and Path(backing_path(volume) or "").name == f"base-{key}.qcow2"
-        ]
-        if users:
-            raise Unusable(f"The base image {key} is in use by the disks {', '.join(sorted(users)[:5])}.")
-
-
-def check_key(key: str) -> str:
-    """The key, if it is safe in a file name; raises `Unusable` otherwise."""
-    if not _KEY.fullmatch(key):
-        raise Unusable(f"The key of an image must consist of letters, digits, dots, hyphens and underscores: {key!r}")
-    return key

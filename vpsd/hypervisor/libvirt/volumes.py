@@ -68,6 +68,14 @@ def delete(pool: libvirt.virStoragePool, name: str, owner: Owner = ANYBODY) -> N
             raise
 
 
+def have_empty(pool: libvirt.virStoragePool, name: str, *, present: bool) -> None:
+    """Have an empty volume of that name, or none."""
+    if not present:
+        delete(pool, name)
+    elif find(pool, name) is None:
+        pool.createXML(volume_xml(name, 0, "raw"), 0)
+
+
 def send_file(
     volume: libvirt.virStorageVol, source: Path, on_progress: Callable[[int], None], stop: threading.Event
 ) -> int:

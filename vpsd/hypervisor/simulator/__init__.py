@@ -2,5 +2,6 @@
 
 from vpsd.hypervisor.simulator.calls import Hook
 from vpsd.hypervisor.simulator.driver import Simulator
+from vpsd.hypervisor.simulator.pools import SharedPool, shared_folder
 
-__all__ = ["Hook", "Simulator"]
+__all__ = ["Hook", "SharedPool", "Simulator", "shared_folder"]

@@ -11,6 +11,7 @@ from vpsd.hypervisor.protocol import GuestRun, GuestStats
 from vpsd.hypervisor.simulator.controls import Controls
 from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore
 from vpsd.hypervisor.simulator.migration import read_sqlite
+from vpsd.hypervisor.simulator.pools import PooledStore, SharedPool
 from vpsd.hypervisor.simulator.state import GuestState, HostState
 from vpsd.hypervisor.simulator.storage import Storage
 
@@ -29,6 +30,7 @@ class Calls(Controls):
         clock: Clock | None = None,
         boot_seconds: float = 0.5,
         storage_reserve_mb: int | None = None,
+        pool: SharedPool | None = None,
     ) -> None:
         """`path` is the file with the state, which several processes may share; None: there is none.
 
@@ -36,10 +38,9 @@ class Calls(Controls):
         file cannot be used or is of a later version of vpsd.
         """
         self._clock = clock or SystemClock()
-        super().__init__(
-            MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite"))),
-            Storage(storage_reserve_mb),
-        )
+        own = MemoryStore() if path is None else JournalStore(path, lambda: read_sqlite(path.with_suffix(".sqlite")))
+        super().__init__(own if pool is None else PooledStore(own, pool), Storage(storage_reserve_mb))
+        self.shared_pool = None if pool is None else pool.name
         self.boot_seconds = boot_seconds
         self.delay_seconds = 0.0  # of every call
         self.is_here = True  # the host is this machine, as far as anybody can tell
@@ -56,6 +57,7 @@ class Calls(Controls):
         self.guest_stats = GuestStats()  # of every guest
         self.guest_run: GuestRunner = lambda _name, _argv, _stdin: None  # what a program in a guest does
         self.unfinished_bases: set[str] = set()  # bases whose upload was interrupted
+        self.sent: list[str] = []  # the keys of the images that were sent here
         self.serial_logs: set[str] = set()  # names of guests whose serial console is recorded
         self.keeps_all_checkpoints = False  # keep_checkpoint deletes none
         self.move_seconds = 0.0  # how long a guest takes to move live from here

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from vpsd.hypervisor.protocol import GuestSpec, PowerState
 from vpsd.hypervisor.simulator.journal import JournalStore, MemoryStore, StateEdit
+from vpsd.hypervisor.simulator.pools import PooledStore
 from vpsd.hypervisor.simulator.state import PutDisk, PutGuest, Write
 from vpsd.hypervisor.simulator.storage import Storage
 
@@ -14,7 +15,7 @@ from vpsd.hypervisor.simulator.storage import Storage
 class Controls:
     """The part of the simulator that no hypervisor has."""
 
-    def __init__(self, store: JournalStore | MemoryStore, storage: Storage) -> None:
+    def __init__(self, store: JournalStore | MemoryStore | PooledStore, storage: Storage) -> None:
         self._store = store
         self._watchers: list[Callable[[str], None]] = []
         self._reboot_watchers: list[Callable[[str], None]] = []

@@ -38,6 +38,7 @@ from vpsd.hypervisor.simulator.state import (
     PutDisk,
     PutExport,
     PutGuest,
+    PutMark,
     PutSeed,
     Write,
 )
@@ -89,7 +90,17 @@ class Simulator(Moves):
                 unfinished=frozenset(self.unfinished_bases),
                 exports=frozenset(state.exports),
                 logs=frozenset(self.serial_logs),
+                marks=frozenset(state.marks),
             )
+
+    async def put_mark(self, mark: str, *, present: bool = True) -> None:
+        async with self._call("put_mark"):
+            with self._change() as transaction:
+                transaction.apply(PutMark(mark, present))
+
+    async def has_base(self, key: str) -> bool:
+        async with self._call("has_base"):
+            return key in self._store.current().bases
 
     async def ensure_base(self, image: Image, progress: Progress) -> None:
         async with self._call("ensure_base"):
@@ -97,6 +108,7 @@ class Simulator(Moves):
                 if image.key not in transaction.state.bases:
                     self.storage.require_space()
                     transaction.apply(PutBase(image.key, True, image.virtual_size_bytes))
+                    self.sent.append(image.key)
             progress(1.0, "the image is on the host")
 
     async def delete_base(self, key: str) -> None:
@@ -330,6 +342,13 @@ class Simulator(Moves):
                 transaction.delete_checkpoints(name, None)
                 transaction.apply(PutGuest(name, None), PutSeed(name, None), PutExport(name, None))
             self.serial_logs.discard(name)
+
+    async def undefine(self, name: str) -> None:
+        async with self._call("undefine"):
+            with self._change() as transaction:
+                if self._find(transaction.state, name) is not None:
+                    transaction.delete_checkpoints(name, None)
+                    transaction.apply(PutGuest(name, None))
 
     async def stats(self, name: str) -> GuestStats:  # noqa: ARG002
         """`guest_stats`, by default all None: there is no guest to measure, and no value is made up."""

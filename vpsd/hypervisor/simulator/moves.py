@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from vpsd.core.clock import Clock
 from vpsd.errors import Unavailable, Unusable
-from vpsd.hypervisor.moving import DiskLayout, MoveProgress
+from vpsd.hypervisor.moving import DiskLayout, MoveProgress, is_like, is_there, share_pool
 from vpsd.hypervisor.names import guest_of
 from vpsd.hypervisor.protocol import GuestSpec, Hypervisor, PowerState, Progress
 from vpsd.hypervisor.simulator.calls import Calls
@@ -22,6 +22,7 @@ from vpsd.hypervisor.simulator.state import (
     PutDisk,
     PutExport,
     PutGuest,
+    PutUser,
     Write,
 )
 
@@ -84,13 +85,21 @@ class Moves(Calls):
 
     async def disk_layout(self, disk: str) -> DiskLayout | None:
         async with self._call("disk_layout"):
-            return _layout(self._store.current(), disk)
+            return self._layout(self._store.current(), disk)
+
+    def _layout(self, state: HostState, disk: str) -> DiskLayout | None:
+        found = state.disks.get(disk)
+        if found is None:
+            return None
+        return DiskLayout(found.size_bytes, found.base or None, shared_pool=self.shared_pool)
 
     async def prepare_disk(self, disk: str, layout: DiskLayout) -> None:
         async with self._call("prepare_disk"):
             with self._change() as transaction:
                 self._require_name(transaction.state, guest_of(disk))
-                if guest_of(disk) not in transaction.state.guests:
+                if is_there(layout, self):
+                    transaction.state.disk(disk)
+                elif guest_of(disk) not in transaction.state.guests:
                     _require_base(transaction.state, layout.base)
                     self.storage.require_space()
                     transaction.apply(PutDisk(disk, None), PutDisk(disk, Disk(layout.base or "", layout.size_bytes)))
@@ -99,14 +108,15 @@ class Moves(Calls):
         async with self._call("start_move"):
             if not isinstance(target, Moves):
                 raise Unusable("A simulated guest can only move to a simulated host.")
+            state = self._store.current()
+            guest = self._existing(state, spec.name)
+            if guest.power is not PowerState.RUNNING:
+                raise Unusable("The guest is not running.")
+            departure = self.departures.get(spec.name)
+            if departure is not None and not departure.is_over:
+                return
+            target.expect(spec, self._layout(state, guest.spec.disk))
             with self._change() as transaction:
-                guest = self._existing(transaction.state, spec.name)
-                if guest.power is not PowerState.RUNNING:
-                    raise Unusable("The guest is not running.")
-                departure = self.departures.get(spec.name)
-                if departure is not None and not departure.is_over:
-                    return
-                target.expect(spec, _layout(transaction.state, guest.spec.disk))
                 transaction.delete_checkpoints(spec.name, None)
                 transaction.apply(PutExport(spec.name, None))
             self.departures[spec.name] = Departure(self, target, spec, self._clock, self.move_seconds)
@@ -121,7 +131,8 @@ class Moves(Calls):
             present = state.guests.get(spec.name)
             if present is not None and present.power in (PowerState.RUNNING, PowerState.PAUSED) and not present.moving:
                 raise Unusable(f"The target already runs the guest {spec.name}.")
-            if layout is None or _layout(state, spec.disk) != layout or spec.name not in state.seeds:
+            is_same = layout is not None and is_like(layout, self._layout(state, spec.disk))
+            if not is_same or spec.name not in state.seeds:
                 raise Unusable(f"The target lacks the disk or the seed of {spec.name}.")
             term = self._owner.term
             transaction.apply(PutGuest(spec.name, GuestState(spec, PowerState.PAUSED, term=term, moving=True)))
@@ -129,7 +140,10 @@ class Moves(Calls):
     def hand_over(self, target: "Moves", spec: GuestSpec, leaving: GuestState, arriving: GuestState) -> None:
         """Have the guest there and not here any more; its old disk stays."""
         with target._change() as transaction:
-            _copy_blocks(self._store.current(), leaving.spec.disk, transaction, spec.disk)
+            if share_pool(self, target):
+                transaction.apply(PutUser(spec.disk, None))  # its lock goes over with it
+            else:
+                _copy_blocks(self._store.current(), leaving.spec.disk, transaction, spec.disk)
             arrived = replace(leaving, spec=spec, term=arriving.term, forwards=tuple(spec.forwards))
             transaction.apply(PutGuest(spec.name, arrived))
         with self._change() as transaction:
@@ -168,6 +182,10 @@ class Moves(Calls):
             guest, found = state.guests.get(guest_of(disk)), state.disk(disk)
             if guest is not None and guest.power in (PowerState.RUNNING, PowerState.PAUSED):
                 raise Unusable("The guest is running.")
+            if share_pool(self, source):
+                self._store.current().disk(disk)
+                progress(1.0, "the disk is where it was")
+                return
             with self._change() as transaction:
                 self._require_name(transaction.state, guest_of(disk))
                 if disk not in transaction.state.disks:
@@ -176,11 +194,6 @@ class Moves(Calls):
                     transaction.apply(PutDisk(disk, found))
                     _copy_blocks(state, disk, transaction, disk)
             progress(1.0, "the disk is on the host")
-
-
-def _layout(state: HostState, disk: str) -> DiskLayout | None:
-    found = state.disks.get(disk)
-    return None if found is None else DiskLayout(found.size_bytes, found.base or None)
 
 
 def _require_base(state: HostState, base: str | None) -> None:

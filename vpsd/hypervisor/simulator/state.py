@@ -62,6 +62,8 @@ class HostState:
         self.checkpoints: dict[str, dict[str, int]] = {}  # by guest and checkpoint: the last write it includes
         self.exports: dict[str, Export] = {}
         self.export_blocks: dict[str, dict[int, bytes]] = {}
+        self.marks: dict[str, bool] = {}
+        self.users: dict[str, str] = {}  # by disk: whose QEMU has it open, where hosts share it
 
     def guest(self, name: str) -> GuestState:
         """A guest that has to exist."""
@@ -101,6 +103,8 @@ class HostState:
             yield from (PutBlock(disk, number, block.content, block.written) for number, block in blocks.items())
         for name, contents in self.export_blocks.items():
             yield from (PutExportBlock(name, number, content) for number, content in contents.items())
+        yield from (PutMark(name, True) for name in self.marks)
+        yield from (PutUser(disk, host) for disk, host in self.users.items())
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
@@ -165,6 +169,26 @@ class PutCheckpoint(Change, frozen=True, array_like=True, tag="checkpoint"):
         _put(state.checkpoints.setdefault(self.name, {}), self.checkpoint, self.written)
         if not state.checkpoints[self.name]:
             del state.checkpoints[self.name]
+
+
+class PutMark(Change, frozen=True, array_like=True, tag="mark"):
+    """Have a mark in the pool, or not."""
+
+    name: str
+    present: bool
+
+    def apply(self, state: HostState) -> None:
+        _put(state.marks, self.name, self.present or None)
+
+
+class PutUser(Change, frozen=True, array_like=True, tag="user"):
+    """A guest of that host has the disk open; None: no guest has."""
+
+    disk: str
+    host: str | None
+
+    def apply(self, state: HostState) -> None:
+        _put(state.users, self.disk, self.host)
 
 
 class Write(Change, frozen=True, array_like=True, tag="write"):
@@ -234,7 +258,18 @@ class PutExportBlock(Change, frozen=True, array_like=True, tag="export-block"):
 
 
 AnyChange = (
-    PutGuest | PutDisk | PutSeed | PutBase | PutCheckpoint | Write | PutExport | FillExport | PutBlock | PutExportBlock
+    PutGuest
+    | PutDisk
+    | PutSeed
+    | PutBase
+    | PutCheckpoint
+    | Write
+    | PutExport
+    | FillExport
+    | PutBlock
+    | PutExportBlock
+    | PutMark
+    | PutUser
 )
 
 
