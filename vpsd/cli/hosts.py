@@ -235,11 +235,12 @@ async def evacuate(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Bring the servers of a host that is off up elsewhere, from their latest backups.
+    """Bring the servers of a host that is off up elsewhere: on their disks in a shared pool, else from their backups.
 
     A host that is only out of reach may still run its servers: make sure that it is off, and cannot come back by itself
-    (pull its plug). What was written since a backup is lost; a server without one stays. When the host is back, what it
-    still runs of them is powered off; `vpsd check --fix` removes it, and `vpsd host enable NAME` uses the host again.
+    (pull its plug). Where a host that is alive shares its pool, nothing is lost. Otherwise what was written since the
+    latest backup is, and a server without one stays. When the host is back, what it still runs of them is powered off;
+    `vpsd check --fix` removes it, and `vpsd host enable NAME` uses the host again.
     """
     async with transactions() as opened:
         async with opened.write(OPERATOR) as ctx:
@@ -260,11 +261,8 @@ async def evacuate(
     if json:
         print_json(done)
         return
-    rows = [
-        (one.server_id, one.name, one.to, one.backup_id, iso_utc_or_none(one.backup_made_at_ms), one.why)
-        for one in done
-    ]
-    print_rows(("server", "name", "now on", "from backup", "made at", "stays because"), rows, f"{name} has no servers.")
+    rows = [(one.server_id, one.name, one.to, _started_from(one), one.why) for one in done]
+    print_rows(("server", "name", "now on", "from", "stays because"), rows, f"{name} has no servers.")
 
 
 @app.command()
@@ -286,6 +284,15 @@ async def remove(name: Name, json: Json = False) -> None:
         if any(host.id in (move.argument, move.host_id) for move in await open_moves(ctx)):
             raise CannotBeUsed(f"A server is being moved to {name}, or from it: wait until that is over.")
     print_result(json, _shown(host), f"{name} was removed.")
+
+
+def _started_from(one: evacuation.Evacuated) -> str | None:
+    """What a server that was brought up elsewhere is made from, in words."""
+    if one.shared_pool is not None:
+        return f"its disk in the pool {one.shared_pool}: nothing is lost"
+    if one.backup_id is not None:
+        return f"backup {one.backup_id} of {iso_utc_or_none(one.backup_made_at_ms)}: what came since is lost"
+    return None if one.to is None else "its image: it had no disk yet"
 
 
 async def _set_state(name: str, state: HostState, sentence: str, json: bool) -> None:

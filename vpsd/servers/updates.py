@@ -199,6 +199,13 @@ async def give_back_room(ctx: Ctx, host_id: int, plan_id: int) -> None:
     await give_back(ctx, host_id, plan)
 
 
+async def set_on_other_host(ctx: Ctx, server: LockedServer, host_id: int) -> None:
+    """The server is on another host, which sees its disk; what was known of its guest is over."""
+    guest = dict.fromkeys(("unthawed_backup_id", "ip_address", "ssh_port"))
+    values = {"host_id": host_id, "previous_host_id": server.host_id, "updated_at_ms": ctx.now_ms, **guest}
+    await ctx.tx.run(_set(*values), id=server.id, **values)
+
+
 async def set_seed(ctx: Ctx, server_id: int, hostname: str) -> None:
     """The hostname in the seed on the host."""
     await ctx.tx.run(_SET_SEED, id=server_id, seed_hostname=hostname)
