@@ -23,6 +23,9 @@ class Images(Protocol):
     def find(self, system: OperatingSystem, key: str) -> Image | None:
         """The image of that key, of an operating system, if this machine still has it."""
 
+    def current(self, system: OperatingSystem) -> str | None:
+        """The key of the image that new servers get, if there is one here already."""
+
     def cloud_config_schema(self, system: OperatingSystem) -> str | None:
         """The JSON Schema of a #cloud-config, if its image was built with a cloud-init that brings one."""
 

@@ -178,6 +178,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
 
+    image_keep_hours: Annotated[
+        int,
+        Meta(ge=0, le=8760, description="Hours until an image that nothing needs is removed from a host; 0: never."),
+    ] = 72
+
     backup_dir: Annotated[
         Path | None, Meta(description="Directory for backups; unset: `backups` in the data directory.")
     ] = None

@@ -109,6 +109,7 @@ async def test_where_nobody_sees_the_pool_any_more_the_latest_backup_is_taken(
     for host in pair:
         await burn(cloud, host)
     async with cloud.writing() as ctx:
+        await hosts.change_host(ctx, pair[1].id, state=HostState.DISABLED)  # only out of reach
         await hosts.change_host(ctx, cloud.runtime.host_id, state=HostState.ENABLED)
     done = await bring_up_elsewhere(cloud, written, pair[0])
     assert (done.to, done.shared_pool, done.backup_id) == ("simulator", None, 1)

@@ -22,6 +22,7 @@ _QUIET = {
     "facts",
     "is_up",
     "boot_signs",
+    "has_base",
     "stats",
     "run_in_guest",
     "end_probe",

@@ -7,7 +7,7 @@ Who needs an image has its operation open first, and looks for a claim then; who
 for open operations then. So at least one of the two sees the other.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
@@ -101,9 +101,13 @@ async def note(transactions: Transactions, place: str, key: str, *, needed: bool
     return since_ms
 
 
-async def forget(ctx: Ctx, place: str, key: str) -> None:
-    """The image is not there any more."""
-    await ctx.tx.run(_FORGET, in_place=place, key=key, now_ms=ctx.now_ms)
+async def forget_all_but(transactions: Transactions, place: str, keys: Collection[str]) -> None:
+    """Only these images are there, as far as nobody sends one now."""
+    async with transactions.read() as ctx:
+        gone = [one.image_key for one in await ctx.tx.all(_OF_PLACE, in_place=place) if one.image_key not in keys]
+    for key in gone:
+        async with transactions.write() as ctx:
+            await ctx.tx.run(_FORGET, in_place=place, key=key, now_ms=ctx.now_ms)
 
 
 async def _have_row(transactions: Transactions, place: str, key: str) -> None:

@@ -34,6 +34,11 @@ class CataloguedImages:
         """The operating system's image of that key, which need not be its newest."""
         return self._store.find(system.slug, key)
 
+    def current(self, system: OperatingSystem) -> str | None:
+        """The key of the newest image in the store."""
+        image = self._store.get(system.slug)
+        return None if image is None else image.key
+
     def cloud_config_schema(self, system: OperatingSystem) -> str | None:
         """The JSON Schema of a #cloud-config that the image's own cloud-init brings, if it is known."""
         return self._store.schema(system.slug)

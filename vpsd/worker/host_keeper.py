@@ -23,6 +23,7 @@ from vpsd.worker.boot_watcher import BootWatcher
 from vpsd.worker.drainer import Drainer
 from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.host_watcher import HostWatcher
+from vpsd.worker.image_collector import ImageCollector
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.sampler import Sampler
 from vpsd.worker.thaw_checker import ThawChecker
@@ -108,6 +109,7 @@ class HostKeeper:
                 BootWatcher(runtime),
                 Sampler(runtime),
                 GuestReader(runtime),
+                ImageCollector(runtime),
                 ThawChecker(runtime),
                 Drainer(runtime),
             )

@@ -127,7 +127,7 @@ class LibvirtHypervisor(Migrating):
     async def delete_base(self, key: str) -> None:
         """Delete a base volume or a partial upload of it; raises `Unusable` while a disk uses it."""
         action = f"delete the image {key}"
-        await self._host.call(lambda host: self._pool.delete_base(host, key), action, QUICK_SECONDS)
+        await self._host.call(lambda host: self._pool.delete_base(host, key, self._owner), action, QUICK_SECONDS)
 
     async def ensure_disk(self, disk: str, base: str, size_bytes: int) -> None:
         """Create a disk of that size on top of the base volume, unless there is a complete one."""

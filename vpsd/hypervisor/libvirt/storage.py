@@ -225,14 +225,14 @@ class Pool:
         owner.check()
         pool.createXML(volume_xml(f"base-{image.key}.whole", 0, "raw"), 0)
 
-    def delete_base(self, host: libvirt.virConnect, key: str) -> None:
+    def delete_base(self, host: libvirt.virConnect, key: str, owner: Owner = ANYBODY) -> None:
         """Delete a base, complete or not; raises `Unusable` while a disk uses it."""
         pool = self._fresh(host)
         disk = self._find(pool, f"base-{check_key(key)}.qcow2")
         if disk is not None:
             require_unused(host, pool, self._disk, key)
         for part in ("whole", "qcow2", "initrd", "kernel"):
-            delete(pool, f"base-{key}.{part}")
+            delete(pool, f"base-{key}.{part}", owner)
 
     def base_paths(self, host: libvirt.virConnect, key: str) -> BasePaths:
         """The paths of a base's files, whether or not they exist."""
