@@ -1,9 +1,12 @@
 """Servers that have just been told a command, whichever it is, and where they arrive."""
 
+from contextlib import suppress
+
 from tests.cloud import Cloud
 from vpsd.audit import Audit
 from vpsd.backups import marks
 from vpsd.core.money import MICROS
+from vpsd.errors import Unusable
 from vpsd.hosts.models import HostState
 from vpsd.lifecycle import Command, Status
 
@@ -88,7 +91,7 @@ def _calls(cloud: Cloud) -> int:
 
 
 async def delete(cloud: Cloud, server: int) -> None:
-    """Delete a server and its backups, for good."""
+    """Delete a server and its backups, for good, and what the host had to be sent for it."""
     await cloud.have_balance(1000 * MICROS)
     await cloud.ask("DELETE", f"/api/v1/servers/{server}/?now=1")
     await cloud.settle()
@@ -97,6 +100,10 @@ async def delete(cloud: Cloud, server: int) -> None:
         assert (await cloud.ask("DELETE", f"/api/v1/backups/{backup['id']}/")).status_code == 204
     await cloud.backup_scheduler().schedule()
     assert cloud.target.objects() == []
+    for host in cloud.simulators:
+        for key in (await host.volumes()).bases:
+            with suppress(Unusable):  # another server's disk stands on it
+                await host.delete_base(key)
 
 
 _STOPS = {Command.STOP: Status.STOPPED, Command.HARD_STOP: Status.STOPPED, Command.SUSPEND: Status.SUSPENDED}

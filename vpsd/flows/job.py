@@ -170,7 +170,8 @@ class Job:
         async def fetch(progress: Progress) -> Image:
             with waiting_for(f"the image of {system.name}, which cannot be had now"):
                 image = await self.runtime.images.ensure(system, lambda part, text: progress(part * 0.7, text))
-            await self._have_base(image, lambda part, text: progress(0.7 + part * 0.3, text))
+            hypervisor, place = self.runtime.hypervisor, self.runtime.place
+            await self.have_base(image, lambda part, text: progress(0.7 + part * 0.3, text), hypervisor, place)
             return image
 
         image = await self.watched(fetch)
@@ -180,20 +181,19 @@ class Job:
         await self._keep_schema(system)
         return image
 
-    async def has_base(self, key: str) -> bool:
-        """Whether an image is complete on the host, and nobody sends or removes it now."""
+    async def has_base(self, key: str, hypervisor: Hypervisor | None = None, place: str | None = None) -> bool:
+        """Whether an image is complete on the host, or another one, and nobody sends or removes it there now."""
         async with self.runtime.read() as ctx:
-            if await base_images.is_claimed(ctx, self.runtime.place, key):
+            if await base_images.is_claimed(ctx, place or self.runtime.place, key):
                 return False
-        return await self.runtime.hypervisor.has_base(key)
+        return await (hypervisor or self.runtime.hypervisor).has_base(key)
 
-    async def _have_base(self, image: Image, progress: Progress) -> None:
-        """Have an image on the host; where another operation sends it there, or to the pool, that is waited for."""
-        place = self.runtime.place
-        while not await self.has_base(image.key):
+    async def have_base(self, image: Image, progress: Progress, hypervisor: Hypervisor, place: str) -> None:
+        """Have an image on a host; where another operation sends it there, or to the pool, that is waited for."""
+        while not await self.has_base(image.key, hypervisor, place):
             async with base_images.claimed(self.runtime, place, image.key, lease=self.lease) as has_it:
                 if has_it:
-                    await self.runtime.hypervisor.ensure_base(image, progress)
+                    await hypervisor.ensure_base(image, progress)
                     return
             progress(0.0, "waiting for the image, which is sent to the host for another server")
             await self.pause()

@@ -16,7 +16,7 @@ from vpsd.flows.job import Job
 from vpsd.flows.steps import await_boot, power_on, seed_of, shut_down, spec_of
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Host, HostState
-from vpsd.hypervisor.moving import DiskLayout, MoveProgress, Side, runs_at
+from vpsd.hypervisor.moving import DiskLayout, MoveProgress, Side, leave_behind, runs_at, share_pool
 from vpsd.hypervisor.protocol import Guest, GuestPaused, Hypervisor, Image, PowerState, Progress
 from vpsd.lifecycle import Status
 from vpsd.network import addresses
@@ -99,14 +99,15 @@ async def clear_target(job: Job) -> None:
     if job.server.previous_boot is not None:
         raise Unusable.plain("A restore of the server is not confirmed yet. Start it first.")
     guest, volumes = await target.guest(job.name), await target.hypervisor.volumes()
-    left = disks_of(job.server, job.name, volumes.disks)
+    # In a pool that both see, the disks there are those that it runs from.
+    left = set() if share_pool(source.hypervisor, target.hypervisor) else disks_of(job.server, job.name, volumes.disks)
     if guest is not None and guest.power in (PowerState.RUNNING, PowerState.PAUSED):
         raise Unusable(_BOTH_RUN)
     if guest is not None or left:
         # Elsewise it may be the same machine under another address, and all that there is of the server.
         if job.server.previous_host_id != target.host.id or job.disk not in await _disks(source):
             raise Unusable(f"{target.host.name} has something of the server: look with vpsd check what that is.")
-        await target.hypervisor.remove(job.name, left)
+        await leave_behind(target.hypervisor, source.hypervisor, job.name, left)
     if job.server.previous_host_id == target.host.id:
         async with job.write() as ctx:
             await updates.forget_previous_host(ctx, job.server.id, target.host.id)
@@ -202,7 +203,7 @@ async def _have_bases(job: Job, target: _End, layout: DiskLayout) -> None:
                 image = await job.runtime.images.ensure(system, lambda part, text: progress(part * 0.7, text))
             if image.key != key:
                 raise Unusable(f"The image {key}, which its disk stands on, is not on this machine any more.")
-            await target.hypervisor.ensure_base(image, progress)
+            await job.have_base(image, progress, target.hypervisor, target.host.place)
 
         await job.watched(send)
 
@@ -307,7 +308,7 @@ async def _remove_left(job: Job, source: _End, target: _End) -> None:
         raise Unusable(_BOTH_RUN)
     if job.disk in disks and await target.hypervisor.disk_layout(job.disk) is None:
         raise Unusable(f"{target.host.name} has not got the server's disk: what {source.host.name} has is kept.")
-    await source.hypervisor.remove(job.name, disks)
+    await leave_behind(source.hypervisor, target.hypervisor, job.name, disks)
 
 
 async def await_moved(job: Job) -> None:
@@ -357,7 +358,7 @@ async def _clear_arrival(job: Job, source: _End, target: _End, seen: _Seen) -> N
         return
     if job.disk in arrived and not source.is_off and await source.hypervisor.disk_layout(job.disk) is None:
         raise Unusable(f"{source.host.name} has not got the server's disk: what {target.host.name} has is kept.")
-    await target.hypervisor.remove(job.name, arrived)
+    await leave_behind(target.hypervisor, source.hypervisor, job.name, arrived)
 
 
 async def _power_on_again(job: Job, source: _End, seen: _Seen) -> None:
