@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vpsd.cli.hosts import CannotBeUsed, Name
+from vpsd.cli.host_checks import CannotBeUsed
+from vpsd.cli.hosts import Name
 from vpsd.cli.output import print_json, print_rows, progress_shown
 from vpsd.cli.run import Json, run_async, transactions
 from vpsd.core.context import OPERATOR, Transactions
