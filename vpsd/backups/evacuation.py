@@ -70,7 +70,7 @@ async def evacuate(ctx: Ctx, server_id: int, host: Host) -> Evacuated:
     if server.placement_group_id is not None:
         apart_from = await groups.hosts_of(ctx, server.placement_group_id)
     try:
-        to = await find_room(ctx, plan, server.location, apart_from or frozenset())
+        to = await find_room(ctx, plan, server.location, apart_from or frozenset(), leaving=host.id)
     except Unavailable as error:
         return stays(str(error))
     assert to is not None

@@ -23,7 +23,11 @@ _FREE = or_(
     _c.lease_until_ms > bindparam("longest_ms"),  # by a clock that was ahead
 )
 
-_RENEW = Statement(update(hosts).where(_MINE, _LIVE, _PRESENT).returning(hosts), ("lease_until_ms",), into=Host)
+# Several hosts are locked in the order of their ids, by everybody: who moves a server locks two (`hosts.service.lock`).
+_mine = select(_c.id).where(_MINE).order_by(_c.id).with_for_update(key_share=True)
+_RENEW = Statement(
+    update(hosts).where(_c.id.in_(_mine.where(_LIVE, _PRESENT))).returning(hosts), ("lease_until_ms",), into=Host
+)
 _OTHERS = Statement(
     select(func.count(_c.lease_owner.distinct())).where(_c.lease_owner != bindparam("owner"), _LIVE, _PRESENT), into=int
 )
@@ -36,7 +40,7 @@ _CLAIM = Statement(
     .returning(hosts),
     into=Host,
 )
-_RELEASE = Statement(update(hosts).where(_MINE).values(lease_owner=None, lease_until_ms=None))
+_RELEASE = Statement(update(hosts).where(_c.id.in_(_mine)).values(lease_owner=None, lease_until_ms=None))
 _END_LEASES = Statement(update(hosts).values(lease_owner=None, lease_until_ms=None))
 
 

@@ -21,6 +21,14 @@ _c = hosts.c
 _PRESENT = _c.removed_at_ms.is_(None)
 _IS_LOCAL = _c.uri.is_(None)
 
+# As an UPDATE locks it, in the order of the ids.
+_LOCK = Statement(
+    select(_c.id)
+    .where(or_(_c.id == bindparam("id"), _c.id == bindparam("other_id")))
+    .order_by(_c.id)
+    .with_for_update(key_share=True),
+    into=int,
+)
 _ALL = Statement(select(hosts).where(_PRESENT).order_by(_c.id), into=Host)
 _ROW = Statement(select(hosts).where(_c.id == bindparam("id")), into=Host)
 _BY_NAME = Statement(select(hosts).where(_c.name == bindparam("name"), _PRESENT), into=Host)
@@ -167,6 +175,11 @@ async def row(ctx: Ctx, host_id: int) -> Host:
     found = await ctx.tx.first(_ROW, id=host_id)
     assert found is not None
     return found
+
+
+async def lock(ctx: Ctx, host_id: int, other_id: int) -> None:
+    """Keep two hosts from others until the transaction ends, the lower id first: so no two wait for each other."""
+    await ctx.tx.all(_LOCK, id=host_id, other_id=other_id)
 
 
 async def find_by_name(ctx: Ctx, name: str) -> Host | None:
