@@ -13,7 +13,7 @@ from vpsd.core.context import Ctx
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import hosts as hosts_table
 from vpsd.hosts.placement import RESOURCES, Room
-from vpsd.servers import capacity, updates
+from vpsd.servers import capacity, unplaced, updates
 from vpsd.servers.models import servers
 
 PEOPLE = ("alice", "charlie")
@@ -214,7 +214,7 @@ async def test_servers_of_an_older_vpsd_are_given_to_this_machines_own_host_and_
         await change(tx, servers, server, host_id=None)
         await change(tx, hosts_table, cloud.runtime.host_id, used_servers=0, used_vcpus=0)
     async with cloud.writing() as ctx:
-        await updates.give_to_local_host(ctx)
+        await unplaced.give_to_local_host(ctx)
     assert (await cloud.row(server)).host_id == cloud.runtime.host_id
     assert await Audit(cloud.runtime).run() == []
 

@@ -1,4 +1,4 @@
-"""Who locks several hosts locks them by their ids: so an evacuation and a renewal of leases never wait for each other."""
+"""Several hosts are locked by their ids: so an evacuation and a renewal of leases never wait for each other."""
 
 import asyncio
 

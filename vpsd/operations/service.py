@@ -69,12 +69,6 @@ _ADD = Statement(
     + ("run_at_ms", "deadline_at_ms", "created_at_ms"),
     into=Operation,
 )
-_TAKE_FROM_WORKER = Statement(
-    update(operations)
-    .where(_OF_SERVER, _OPEN)
-    .values(status=OperationStatus.QUEUED, fence=_c.fence + 1, lease_owner=None, lease_until_ms=None),
-    ("run_at_ms",),
-)
 _COUNT_OPEN = Statement(
     select(func.count()).select_from(operations).where(_c.account_id == bindparam("account_id"), _UNFINISHED), into=int
 )
@@ -132,6 +126,19 @@ _longest_deadline = bindparam("now_ms", type_=BigInteger) + case(
     {command.value: literal(minutes * MINUTE_MS, BigInteger) for command, minutes in _MINUTES.items()},
     value=_c.command,
     else_=literal(0, BigInteger),
+)
+_TAKE_FROM_WORKER = Statement(
+    update(operations)
+    .where(_OF_SERVER, _OPEN)
+    .values(
+        status=OperationStatus.QUEUED,
+        fence=_c.fence + 1,
+        lease_owner=None,
+        lease_until_ms=None,
+        attempts=0,
+        deadline_at_ms=case((_c.deadline_at_ms.is_not(None), _longest_deadline)),
+    ),
+    ("run_at_ms",),
 )
 _CUT_LEASES = Statement(
     update(operations).where(_OPEN, _c.lease_until_ms > bindparam("longest_ms")), ("lease_until_ms",)
@@ -229,8 +236,9 @@ async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None =
 
 
 async def take_from_worker(ctx: Ctx, server_id: int) -> None:
-    """Have the open operation of a server begin anew: whoever has it can save nothing any more."""
-    await ctx.tx.run(_TAKE_FROM_WORKER, server_id=server_id, run_at_ms=ctx.now_ms)
+    """Have the open operation of a server begin anew, with all of its time; whoever has it can save nothing more."""
+    await ctx.tx.run(_TAKE_FROM_WORKER, server_id=server_id, run_at_ms=ctx.now_ms, now_ms=ctx.now_ms)
+    await ctx.tx.notify()
 
 
 async def count_open(ctx: Ctx) -> int:

@@ -19,15 +19,14 @@ from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock, Superseded
 from vpsd.flows.table import CLEAN_UP, FLOWS, RECORD_END
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Host, HostHealth
+from vpsd.hosts.models import HostHealth
 from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import ENDS_GUEST, RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.service import CLEAN_UP_STEP, Failure, LostLease
+from vpsd.operations.service import CLEAN_UP_STEP, Failure, Lease, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
-from vpsd.servers.models import Server
 from vpsd.servers.transitions import ended, found, transition
 from vpsd.worker import clock_jumps, waiting
 
@@ -127,7 +126,11 @@ class Runner:
         """
         async with self._runtime.read() as ctx:
             server = await servers.row(ctx, operation.server_id)
-            host = await _host_of(ctx, server)
+            host = None if server.host_id is None else await hosts.row(ctx, server.host_id)
+        if host is None:
+            await self._wait_for_host(operation)
+            return
+        async with self._runtime.read() as ctx:
             job = Job(self._runtime.at(host), host, operation, server, LeaseClock(self._monotonic, since))
             job.together = len(self._tasks) > 1
             job.superseded = await operations.waiting(ctx, operation.id) is not None
@@ -144,6 +147,14 @@ class Runner:
             log.warning("operation %s: another worker has taken it over", operation.id)
         finally:
             await _end({attempt, heartbeat})
+
+    async def _wait_for_host(self, operation: Operation) -> None:
+        """Put it back until its server has a host: `servers.unplaced` finds one, and has it begin anew."""
+        error = Unavailable("no host has room for it, or there is none yet: start `vpsd up`, or add one")
+        run_at_ms = self._runtime.clock.now_ms() + _pause_seconds(operation, _LONGEST_PAUSE_SECONDS) * 1000
+        async with self._write() as ctx:
+            await waiting.tell(ctx, operation, 0, "room on a host")
+            await operations.reschedule(ctx, Lease.of(operation), Failure.of(error), run_at_ms)
 
     async def _attempt(self, job: Job) -> None:
         try:
@@ -306,7 +317,8 @@ class Runner:
         log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, failure.cause)
         async with self._write() as ctx:
             if waits_for is not None:
-                await waiting.tell(ctx, job, waits_for)
+                index, steps = job.step
+                await waiting.tell(ctx, operation, index / steps, waits_for)
             successor = await operations.waiting(ctx, operation.id)
             if successor is None:
                 await operations.reschedule(ctx, job.lease, failure, run_at_ms)
@@ -317,14 +329,6 @@ class Runner:
 
 def _moves_disks(operation: Operation) -> bool:
     return RULES[Command(operation.command)].moves_disks
-
-
-async def _host_of(ctx: Ctx, server: Server) -> Host:
-    """Where a server is; one that an older vpsd has made is on this machine's own host."""
-    host = await hosts.local(ctx) if server.host_id is None else await hosts.row(ctx, server.host_id)
-    if host is None:
-        raise Unavailable("there is no host: start `vpsd up` here, or add one")
-    return host
 
 
 async def _take(job: Job) -> None:
