@@ -54,6 +54,7 @@ NEEDS = {
     "placement_group_list": "servers:read",
     "placement_group_create": "servers:*",
     "placement_group_get": "servers:read",
+    "placement_group_patch": "servers:*",
     "placement_group_delete": "servers:*",
     "plan_list": "servers:read",
     "plan_get": "servers:read",
@@ -116,7 +117,7 @@ async def test_what_belongs_to_another_account_does_not_exist(cloud: Cloud) -> N
     assert key.status_code == 201
     token_id = (await cloud.get("/api/v1/account/me/")).json()["token"]["id"]
     owned = [route for route in ROUTES if "{" in route[1] and "plan_id" not in route[1]]
-    assert len(owned) == 25
+    assert len(owned) == 26
     group_id = (await cloud.post("/api/v1/placement-groups/", {"name": "database"})).json()["id"]
     ids = {"server_id": server_id, "group_id": group_id, "key_id": key.json()["id"], "token_id": token_id}
     ids |= {f"{what}_id": (await cloud.have_copy(server_id, what))["id"] for what in ("backup", "snapshot")}
