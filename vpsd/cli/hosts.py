@@ -19,7 +19,7 @@ from vpsd.core.clock import iso_utc_or_none
 from vpsd.core.context import OPERATOR, Ctx
 from vpsd.errors import Misconfigured, NotFound, VpsdError
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Address, Host, HostHealth, HostState
+from vpsd.hosts.models import Address, Host, HostHealth, HostState, driver_of
 from vpsd.hypervisor.names import server_id_of
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.servers import queries as servers
@@ -79,9 +79,7 @@ async def add(
             await _require_unused(ctx, uri)
         async with opened.write() as ctx:
             instance = await accounts.instance(ctx)
-        driver = _driver(uri)
-        address = Address(driver, uri, pool)
-        hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, address)
+        hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, Address(uri, pool))
         checks, facts, guests = await _check(opened.settings, hypervisor)
         async with opened.read(OPERATOR) as ctx:
             await _require_another_machine(ctx, name, guests)
@@ -90,7 +88,7 @@ async def add(
             told = "; ".join(f"{check.what}: {check.text}" for check in failed)
             raise CannotBeUsed(f"{name} was not added: {told}. Mend that, or add it with --force.")
         async with opened.write(OPERATOR) as ctx:
-            host = await hosts.add_host(ctx, name, driver, uri=uri, pool=pool, location=code)
+            host = await hosts.add_host(ctx, name, driver_of(uri), uri=uri, pool=pool, location=code)
             ratios = {"cpu_ratio": cpu_ratio, "memory_ratio": memory_ratio, "storage_ratio": storage_ratio}
             await hosts.change_host(ctx, host.id, **{key: value for key, value in ratios.items() if value is not None})
             if facts is not None:
@@ -172,7 +170,7 @@ async def set_host(
             changes["location"] = await _location(ctx, location)
         if uri is not None:
             await _require_unused(ctx, uri, by_others_than=host.id)
-            changes["driver"] = _driver(uri)
+            changes["driver"] = driver_of(uri)
         await hosts.change_host(ctx, host.id, **changes)
         host = await hosts.row(ctx, host.id)
         # Raises, and nothing is changed, where no driver can work with that address.
@@ -274,10 +272,6 @@ async def _location(ctx: Ctx, code: str | None) -> str | None:
     if await catalog.find_location(ctx, code) is None:
         raise NotFound("location", code)
     return code
-
-
-def _driver(uri: str) -> str:
-    return "simulator" if uri.startswith("simulator:") else "libvirt"
 
 
 def _require_name(name: str) -> None:
