@@ -34,6 +34,7 @@ _ROW = Statement(select(hosts).where(_c.id == bindparam("id")), into=Host)
 _BY_NAME = Statement(select(hosts).where(_c.name == bindparam("name"), _PRESENT), into=Host)
 _LOCAL = Statement(select(hosts).where(_IS_LOCAL, _PRESENT).order_by(_c.id).limit(1), into=Host)
 _COUNT_LOCAL = Statement(select(func.count()).select_from(hosts).where(_IS_LOCAL), into=int)
+_COUNT_PRESENT = Statement(select(func.count()).select_from(hosts).where(_PRESENT), into=int)
 _COUNT = Statement(select(func.count()).select_from(hosts), into=int)
 _ADD = Statement(
     insert(hosts).returning(hosts), ("name", "driver", "uri", "pool", "location", "created_at_ms"), into=Host
@@ -211,6 +212,11 @@ async def health(ctx: Ctx) -> list[HostHealthRow]:
 async def rooms(ctx: Ctx) -> list[Room]:
     """What placement knows of every host."""
     return await ctx.tx.all(_ROOMS)
+
+
+async def count_present(ctx: Ctx) -> int:
+    """How many hosts there are."""
+    return await ctx.tx.first(_COUNT_PRESENT) or 0
 
 
 async def had_any(ctx: Ctx) -> bool:

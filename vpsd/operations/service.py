@@ -1,5 +1,6 @@
 """Operations: queued in the caller's transaction, leased by a worker, fenced, finished, kept as history."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -8,19 +9,18 @@ from sqlalchemy import (
     ColumnElement,
     and_,
     bindparam,
-    case,
+    column,
     exists,
     func,
     insert,
-    literal,
     or_,
     select,
+    table,
     update,
 )
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
-from vpsd.core.jumps import Jump
 from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import MINUTE_MS
 from vpsd.errors import Busy
@@ -38,7 +38,6 @@ LONGEST_PAUSE_SECONDS = 300  # between two tries
 CLEAN_UP_STEP = "clean_up"  # in place of a step: only the cleaning up is left
 CLEAN_UP_SECONDS = 900  # for the cleaning up behind a failure, whatever time the operation had
 _ENDED_MS = 0  # when a lease ran out that was ended
-_NEVER_MS = 1 << 62
 
 _c = operations.c
 _waiter = operations.alias()
@@ -87,7 +86,18 @@ _LET_BEGIN = Statement(
 )
 
 
-def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
+class Claimed(Operation, frozen=True):
+    """An operation that a worker has leased, and the host that its server is on."""
+
+    at_host: int | None = None
+
+
+_servers = table("servers", column("id"), column("host_id", BigInteger))  # their room lies above this one
+_AT_HOST = select(_servers.c.host_id).where(_servers.c.id == _c.server_id).correlate(operations).scalar_subquery()
+FULL_HOSTS = [f"full_host_{number}" for number in range(8)]
+
+
+def _claim(*which: ColumnElement[bool]) -> Statement[Claimed]:
     due = (
         select(_c.id)
         .where(
@@ -112,42 +122,23 @@ def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
             fence=_c.fence + 1,
             attempts=_c.attempts + 1,
         )
-        .returning(operations),
-        into=Operation,
+        .returning(operations, _AT_HOST.label("at_host")),
+        into=Claimed,
     )
 
 
-_CLAIM_ANY = _claim()
-_CLAIM_QUICK = _claim(
-    or_(_MOVES_NO_DISKS, exists().where(_waiter.c.waits_for == _c.id, _waiter.c.finished_at_ms.is_(None)))
-)
-_MINUTES = {command: rule.minutes for command, rule in RULES.items() if rule.minutes is not None}
-_longest_deadline = bindparam("now_ms", type_=BigInteger) + case(
-    {command.value: literal(minutes * MINUTE_MS, BigInteger) for command, minutes in _MINUTES.items()},
-    value=_c.command,
-    else_=literal(0, BigInteger),
-)
+_QUICK = or_(_MOVES_NO_DISKS, exists().where(_waiter.c.waits_for == _c.id, _waiter.c.finished_at_ms.is_(None)))
+_ELSEWHERE = or_(_AT_HOST.is_(None), and_(*(bindparam(name) != _AT_HOST for name in FULL_HOSTS)))
+_CLAIMS = {
+    (quick, elsewhere): _claim(*([_QUICK] if quick else []), *([_ELSEWHERE] if elsewhere else []))
+    for quick in (False, True)
+    for elsewhere in (False, True)
+}
 _TAKE_FROM_WORKER = Statement(
     update(operations)
-    .where(_OF_SERVER, _OPEN)
-    .values(
-        status=OperationStatus.QUEUED,
-        fence=_c.fence + 1,
-        lease_owner=None,
-        lease_until_ms=None,
-        attempts=0,
-        deadline_at_ms=case((_c.deadline_at_ms.is_not(None), _longest_deadline)),
-    ),
-    ("run_at_ms",),
-)
-_CUT_LEASES = Statement(
-    update(operations).where(_OPEN, _c.lease_until_ms > bindparam("longest_ms")), ("lease_until_ms",)
-)
-_CUT_PAUSES = Statement(update(operations).where(_UNFINISHED, _c.run_at_ms > bindparam("longest_ms")), ("run_at_ms",))
-_RENEW_DEADLINES = Statement(
-    update(operations)
-    .where(_UNFINISHED, or_(_c.deadline_at_ms > bindparam("before_ms"), _c.deadline_at_ms > _longest_deadline))
-    .values(deadline_at_ms=_longest_deadline)
+    .where(_c.id == bindparam("operation_id"))
+    .values(status=OperationStatus.QUEUED, fence=_c.fence + 1, attempts=0, lease_owner=None, lease_until_ms=None),
+    ("run_at_ms", "deadline_at_ms"),
 )
 _END_LEASES = Statement(update(operations).where(_OPEN, _c.lease_owner.is_not(None)), ("lease_until_ms",))
 _RENEW = Statement(update(operations).where(*_LEASED), ("lease_until_ms",))
@@ -237,8 +228,11 @@ async def add(ctx: Ctx, server_id: int, command: Command, argument: int | None =
 
 async def take_from_worker(ctx: Ctx, server_id: int) -> None:
     """Have the open operation of a server begin anew, with all of its time; whoever has it can save nothing more."""
-    await ctx.tx.run(_TAKE_FROM_WORKER, server_id=server_id, run_at_ms=ctx.now_ms, now_ms=ctx.now_ms)
-    await ctx.tx.notify()
+    present = await open_operation(ctx, server_id)
+    if present is not None:
+        deadline_ms = _deadline_ms(ctx, Command(present.command))
+        await ctx.tx.run(_TAKE_FROM_WORKER, operation_id=present.id, run_at_ms=ctx.now_ms, deadline_at_ms=deadline_ms)
+        await ctx.tx.notify()
 
 
 async def count_open(ctx: Ctx) -> int:
@@ -288,38 +282,25 @@ async def last(ctx: Ctx, server_id: int) -> Operation | None:
     return await ctx.tx.first(_LAST, server_id=server_id)
 
 
-async def claim(ctx: Ctx, owner: str, *, quick: bool = False, take_over: bool = True) -> Operation | None:
+async def claim(
+    ctx: Ctx, owner: str, *, quick: bool = False, take_over: bool = True, full_hosts: Sequence[int] = ()
+) -> Claimed | None:
     """Lease the operation that has waited longest; one whose lease ran out is taken over.
 
-    `quick`: none that moves whole disks, unless it is to give way. `take_over` is False while the clock cannot tell
-    whose lease ran out: then only those are taken over that were ended.
+    `quick`: none that moves whole disks, unless it is to give way. `full_hosts`: none of a server on the first eight of
+    these. `take_over` is False while the clock cannot tell whose lease ran out: then only those are taken over that
+    were ended.
     """
     until_ms = ctx.now_ms + LEASE_SECONDS * 1000
-    statement = _CLAIM_QUICK if quick else _CLAIM_ANY
+    hosts = {name: full_hosts[min(index, len(full_hosts) - 1)] for index, name in enumerate(FULL_HOSTS) if full_hosts}
     expired_before_ms = ctx.now_ms if take_over else _ENDED_MS + 1
-    return await ctx.tx.first(
-        statement, now_ms=ctx.now_ms, owner=owner, until_ms=until_ms, expired_before_ms=expired_before_ms
-    )
+    times = {"now_ms": ctx.now_ms, "until_ms": until_ms, "expired_before_ms": expired_before_ms}
+    return await ctx.tx.first(_CLAIMS[quick, bool(full_hosts)], owner=owner, **times, **hosts)
 
 
 async def end_leases(ctx: Ctx) -> None:
     """Let every leased operation be taken over now; only for a process that knows that all others are dead."""
     await ctx.tx.run(_END_LEASES, lease_until_ms=_ENDED_MS)
-
-
-async def set_times_right(ctx: Ctx, jump: Jump | None) -> None:
-    """Have no open operation wait for, or be given up by, a time that the clock was wrong about.
-
-    Whoever had time left when the clock was set gets all of its time anew. Without a jump, at the start of a process:
-    only times that lie further ahead than they can are set right.
-    """
-    now_ms = ctx.now_ms
-    lease_ms = LEASE_SECONDS * 1000
-    await ctx.tx.run(_CUT_LEASES, longest_ms=now_ms + lease_ms, lease_until_ms=now_ms + lease_ms)
-    was_set_back = jump is not None and jump.seconds < 0
-    waits_until_ms = now_ms if was_set_back else now_ms + LONGEST_PAUSE_SECONDS * 1000
-    await ctx.tx.run(_CUT_PAUSES, longest_ms=waits_until_ms, run_at_ms=now_ms)
-    await ctx.tx.run(_RENEW_DEADLINES, now_ms=now_ms, before_ms=_NEVER_MS if jump is None else jump.before_ms)
 
 
 async def renew(ctx: Ctx, lease: Lease) -> Operation | None:

@@ -8,7 +8,7 @@ from vpsd.core.jumps import Jump
 from vpsd.core.units import DAY_MS, HOUR_MS, SECOND_MS
 from vpsd.events import service as events
 from vpsd.network import addresses
-from vpsd.operations import service as operations
+from vpsd.operations import times
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
@@ -46,7 +46,7 @@ async def look_at_start(runtime: Runtime) -> None:
 async def _set_right(runtime: Runtime, jump: Jump | None) -> None:
     # One room after the other: each of them locks its own rows.
     async with runtime.write() as ctx:
-        await operations.set_times_right(ctx, jump)
+        await times.set_times_right(ctx, jump)
     for set_times_right in (addresses.set_times_right, accounts.set_times_right, updates.set_times_right):
         async with runtime.write() as ctx:
             await set_times_right(ctx)
