@@ -1,29 +1,26 @@
 """Hosts: what runs servers."""
 
 import re
-import socket
 from collections.abc import Collection
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import msgspec
 import typer
 
 from vpsd import main
 from vpsd.accounts import service as accounts
 from vpsd.backups import evacuation
 from vpsd.catalog import service as catalog
+from vpsd.cli import host_checks
 from vpsd.cli.output import console, print_json, print_list, print_result, print_rows
 from vpsd.cli.run import Json, reading, run_async, transactions
 from vpsd.core.clock import iso_utc_or_none
 from vpsd.core.context import OPERATOR, Ctx
-from vpsd.errors import Misconfigured, NotFound, VpsdError
+from vpsd.errors import Misconfigured, NotFound
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host, HostHealth, HostState, driver_of
 from vpsd.hypervisor.names import server_id_of
-from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.servers import queries as servers
-from vpsd.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: the machines that run servers.")
 
@@ -43,14 +40,6 @@ class CannotBeUsed(Misconfigured):
     """A host is not as it has to be."""
 
 
-class Check(msgspec.Struct, frozen=True):
-    """What was found out of a host before it was added."""
-
-    what: str
-    ok: bool
-    text: str
-
-
 @app.command()
 @run_async
 async def add(
@@ -64,7 +53,7 @@ async def add(
     force: Annotated[bool, typer.Option("--force", help="Add it although a check has failed.")] = False,
     json: Json = False,
 ) -> None:
-    """Add a host, once it was seen to be usable: connection, versions, KVM, pool, name.
+    """Add a host, once it was seen to be usable: connection, versions, KVM, pool, clock, name.
 
     Any worker that runs takes it up by itself. Example: `vpsd host add node2 --uri qemu+ssh://root@node2/system
     --location us-west`.
@@ -80,7 +69,7 @@ async def add(
         async with opened.write() as ctx:
             instance = await accounts.instance(ctx)
         hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, Address(uri, pool))
-        checks, facts, guests = await _check(opened.settings, hypervisor)
+        checks, facts, guests = await host_checks.check(opened.settings, opened.clock, hypervisor)
         async with opened.read(OPERATOR) as ctx:
             await _require_another_machine(ctx, name, guests)
         failed = [check for check in checks if not check.ok]
@@ -98,7 +87,7 @@ async def add(
         print_json({**_shown(host), "checks": checks})
         return
     for check in checks:
-        console.print(f"{'ok     ' if check.ok else 'FAILED '} {check.what}: {check.text}", markup=False)
+        console.print(f"{check.verdict:7} {check.what}: {check.text}", markup=False)
     console.print(f"{name} was added, and gets servers from now on.", markup=False)
 
 
@@ -305,38 +294,6 @@ async def _require_another_machine(ctx: Ctx, name: str, guests: Collection[str])
         if server is not None and server.purged_at_ms is None and server.host_id is not None:
             there = (await hosts.row(ctx, server.host_id)).name
             raise CannotBeUsed(f"{name} runs server {server.id}, which is on {there}: they are the same machine.")
-
-
-async def _check(settings: Settings, hypervisor: Hypervisor) -> tuple[list[Check], HostFacts | None, Collection[str]]:
-    """Look at a host as far as can be looked at from here."""
-    checks: list[Check] = []
-    try:
-        try:
-            facts = await hypervisor.facts()
-        except VpsdError as error:
-            return [Check("connection", False, str(error))], None, ()
-        checks.append(Check("connection", True, f"{facts.driver} {facts.version} at {facts.uri}"))
-        emulates = facts.virt_type != "kvm" and facts.driver != "simulator" and settings.virt_type != "qemu"
-        checks.append(Check("guests", not emulates, f"{facts.virt_type} ({facts.virt_reason})"))
-        try:
-            await hypervisor.volumes()
-            checks.append(Check("pool", True, f"{facts.storage_gb or '?'} GB"))
-        except VpsdError as error:
-            checks.append(Check("pool", False, str(error)))
-        if facts.driver != "simulator":
-            checks.append(_check_name(facts.name))
-        return checks, facts, (await hypervisor.guests()).keys()
-    finally:
-        await hypervisor.close()
-
-
-def _check_name(name: str) -> Check:
-    """A host's own name has to resolve: libvirt asks for it at every start, and waits for seconds where it does not."""
-    try:
-        socket.getaddrinfo(name, None)
-    except OSError as error:
-        return Check("name", False, f"{name} does not resolve here ({error}); let it resolve here and on every host")
-    return Check("name", True, f"{name} resolves here; it has to on every host")
 
 
 def _shown(host: Host) -> dict[str, Any]:
