@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import shutil
 import sqlite3
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import asyncpg
 import pytest
 
 from tests.cloud import Cloud
-from tests.postgres import running_postgres
+from tests.postgres import TestDatabase, administer, running_postgres
 from tests.scheduling import pytest_xdist_make_scheduler  # noqa: F401  # how xdist shares the tests out
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
@@ -63,7 +62,7 @@ def postgres_template(postgres: str) -> str:
     """The name of a migrated database to copy."""
 
     async def make() -> None:
-        await _administer(postgres, "CREATE DATABASE template_vpsd")
+        await administer(postgres, "CREATE DATABASE template_vpsd")
         await schema.prepare(postgres.format("template_vpsd"))
 
     asyncio.run(make())
@@ -78,10 +77,12 @@ def offered(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     return catalog.read_file(path)
 
 
-async def _administer(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url.format("postgres"))
-    await connection.execute(statement)
-    await connection.close()
+@pytest.fixture(scope="session")
+def postgres_database(postgres: str, postgres_template: str) -> Iterator[TestDatabase]:
+    """A database for one test after the other."""
+    database = TestDatabase(postgres, postgres_template)
+    yield database
+    database.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -92,12 +93,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
         yield f"sqlite:///{path}"
         return
-    url: str = request.getfixturevalue("postgres")
-    template = request.getfixturevalue("postgres_template")
-    name = f"test_{zlib.crc32(request.node.nodeid.encode()):x}"
-    asyncio.run(_administer(url, f'CREATE DATABASE "{name}" TEMPLATE {template}'))
-    yield url.format(name)
-    asyncio.run(_administer(url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+    database: TestDatabase = request.getfixturevalue("postgres_database")
+    yield database.as_new()
 
 
 @pytest.fixture
