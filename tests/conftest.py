@@ -1,10 +1,11 @@
 """Fixtures: one vpsd per test, on SQLite and on PostgreSQL."""
 
 import asyncio
-import contextlib
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import asyncpg
@@ -19,6 +20,8 @@ from vpsd.core import db
 from vpsd.errors import DatabaseUnavailable
 from vpsd.migrations import schema
 from vpsd.settings import Settings
+
+_MEMORY = Path("/dev/shm")  # where there is one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,13 +88,24 @@ def postgres_database(postgres: str, postgres_template: str) -> Iterator[TestDat
     database.close()
 
 
+@contextmanager
+def in_memory(path: Path) -> Iterator[Path]:
+    """Have what is written to a path, and beside it by SQLite, in memory: no test is about what a disk has kept."""
+    if not _MEMORY.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="vpsd-test-", dir=_MEMORY) as folder:
+        path.symlink_to(Path(folder, path.name))
+        yield path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A migrated, empty database of a test's own; each test that uses one runs on both kinds."""
     if request.param == "sqlite":
-        path = tmp_path / "vpsd.sqlite"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        yield f"sqlite:///{path}"
+        with in_memory(tmp_path / "vpsd.sqlite") as path:
+            shutil.copy(request.getfixturevalue("sqlite_template"), path)
+            yield f"sqlite:///{path}"
         return
     database: TestDatabase = request.getfixturevalue("postgres_database")
     yield database.as_new()
@@ -106,6 +120,6 @@ async def cloud(database_url: str, tmp_path: Path, offered: Catalog) -> AsyncIte
     )
     await made.open(offered)
     yield made
-    with contextlib.suppress(DatabaseUnavailable, sqlite3.Error, asyncpg.PostgresError):  # it may have been taken away
+    with suppress(DatabaseUnavailable, sqlite3.Error, asyncpg.PostgresError):  # it may have been taken away
         assert await made.wrong_sums() == []  # whatever a test did
     await made.close()

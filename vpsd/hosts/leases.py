@@ -32,10 +32,17 @@ _OTHERS = Statement(
     select(func.count(_c.lease_owner.distinct())).where(_c.lease_owner != bindparam("owner"), _LIVE, _PRESENT), into=int
 )
 _COUNT = Statement(select(func.count()).select_from(hosts).where(_PRESENT), into=int)
-_free = select(_c.id).where(_PRESENT, _FREE).order_by(_c.id).limit(bindparam("limit")).with_for_update(skip_locked=True)
+_free = (
+    select(_c.id)
+    .where(_PRESENT, _FREE)
+    .order_by(_c.id)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+    .cte("free")  # looked for once; a subquery PostgreSQL may look at anew for each row, and then all are taken
+)
 _CLAIM = Statement(
     update(hosts)
-    .where(_c.id.in_(_free))
+    .where(_c.id.in_(select(_free.c.id)))
     .values(lease_owner=bindparam("owner"), lease_until_ms=bindparam("until_ms"), fence=_c.fence + 1)
     .returning(hosts),
     into=Host,
