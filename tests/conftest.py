@@ -1,18 +1,18 @@
 """Fixtures: one vpsd per test, on SQLite and on PostgreSQL."""
 
 import asyncio
-import contextlib
 import shutil
 import sqlite3
-import zlib
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from tests.cloud import Cloud
-from tests.postgres import running_postgres
+from tests.postgres import TestDatabase, administer, running_postgres
 from tests.scheduling import pytest_xdist_make_scheduler  # noqa: F401  # how xdist shares the tests out
 from vpsd.catalog import service as catalog
 from vpsd.catalog.service import Catalog
@@ -20,6 +20,8 @@ from vpsd.core import db
 from vpsd.errors import DatabaseUnavailable
 from vpsd.migrations import schema
 from vpsd.settings import Settings
+
+_MEMORY = Path("/dev/shm")  # where there is one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,7 +65,7 @@ def postgres_template(postgres: str) -> str:
     """The name of a migrated database to copy."""
 
     async def make() -> None:
-        await _administer(postgres, "CREATE DATABASE template_vpsd")
+        await administer(postgres, "CREATE DATABASE template_vpsd")
         await schema.prepare(postgres.format("template_vpsd"))
 
     asyncio.run(make())
@@ -78,26 +80,35 @@ def offered(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     return catalog.read_file(path)
 
 
-async def _administer(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url.format("postgres"))
-    await connection.execute(statement)
-    await connection.close()
+@pytest.fixture(scope="session")
+def postgres_database(postgres: str, postgres_template: str) -> Iterator[TestDatabase]:
+    """A database for one test after the other."""
+    database = TestDatabase(postgres, postgres_template)
+    yield database
+    database.close()
+
+
+@contextmanager
+def in_memory(path: Path) -> Iterator[Path]:
+    """Have what is written to a path, and beside it by SQLite, in memory: no test is about what a disk has kept."""
+    if not _MEMORY.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="vpsd-test-", dir=_MEMORY) as folder:
+        path.symlink_to(Path(folder, path.name))
+        yield path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A migrated, empty database of a test's own; each test that uses one runs on both kinds."""
     if request.param == "sqlite":
-        path = tmp_path / "vpsd.sqlite"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        yield f"sqlite:///{path}"
+        with in_memory(tmp_path / "vpsd.sqlite") as path:
+            shutil.copy(request.getfixturevalue("sqlite_template"), path)
+            yield f"sqlite:///{path}"
         return
-    url: str = request.getfixturevalue("postgres")
-    template = request.getfixturevalue("postgres_template")
-    name = f"test_{zlib.crc32(request.node.nodeid.encode()):x}"
-    asyncio.run(_administer(url, f'CREATE DATABASE "{name}" TEMPLATE {template}'))
-    yield url.format(name)
-    asyncio.run(_administer(url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+    database: TestDatabase = request.getfixturevalue("postgres_database")
+    yield database.as_new()
 
 
 @pytest.fixture
@@ -109,6 +120,6 @@ async def cloud(database_url: str, tmp_path: Path, offered: Catalog) -> AsyncIte
     )
     await made.open(offered)
     yield made
-    with contextlib.suppress(DatabaseUnavailable, sqlite3.Error, asyncpg.PostgresError):  # it may have been taken away
+    with suppress(DatabaseUnavailable, sqlite3.Error, asyncpg.PostgresError):  # it may have been taken away
         assert await made.wrong_sums() == []  # whatever a test did
     await made.close()

@@ -41,7 +41,7 @@ from vpsd.core.units import GIB
 from vpsd.errors import Misconfigured, Unauthenticated
 from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Address
+from vpsd.hosts.models import Address, driver_of
 from vpsd.hypervisor.libvirt import connect
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor
 from vpsd.hypervisor.simulator import Simulator, shared_folder
@@ -223,13 +223,17 @@ def _before_new(settings: Settings, new_cloud: bool) -> None:
         log.warning("%s is of an earlier cloud: it is called %s now", token, folder.set_aside(token).name)
 
 
-def make_hypervisor(settings: Settings, instance: str, clock: Clock, address: Address | None = None) -> Hypervisor:
-    """The driver of a host, None: of this machine's own, as the settings say; it connects when it is first used."""
-    own = Address(settings.hypervisor, None)
-    address = address or own
-    is_own = address.uri is None
-    if (own if is_own else address).driver == "simulator":
-        name = "simulator" if address.uri is None else f"simulator-{urlsplit(address.uri).netloc}"
+_OWN = Address()
+
+
+def make_hypervisor(settings: Settings, instance: str, clock: Clock, address: Address = _OWN) -> Hypervisor:
+    """The driver of a host; it connects when it is first used."""
+    uri, pool = address.uri, None if address.pool is None else Path(address.pool)
+    if uri is None:
+        uri = "simulator:" if settings.hypervisor == "simulator" else settings.libvirt_uri
+        pool = pool or settings.pool_dir
+    if uri is not None and driver_of(uri) == "simulator":
+        name = "-".join(filter(None, ("simulator", urlsplit(uri).netloc)))
         path, seconds = settings.data_dir / f"{name}.journal", settings.simulator_boot_seconds
         shared = shared_folder(settings.data_dir, name, address.shared_pool, address.pool)
         return Simulator(path, clock, seconds, settings.storage_reserve_mb, shared)
@@ -237,12 +241,11 @@ def make_hypervisor(settings: Settings, instance: str, clock: Clock, address: Ad
     # Imported here: it needs libvirt's libraries, and the simulator does not.
     from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 
-    pool = settings.pool_dir if is_own else None
     return LibvirtHypervisor(
         instance,
         settings.data_dir,
-        uri=address.uri or settings.libvirt_uri,
-        pool_path=pool if address.pool is None else Path(address.pool),
+        uri=uri,
+        pool_path=pool,
         virt_type=settings.virt_type,
         storage_reserve_mb=settings.storage_reserve_mb,
         shared_pool=address.shared_pool,

@@ -1,7 +1,7 @@
 """The one composition that API, worker and the operator's commands work with."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -58,6 +58,7 @@ class Serving(msgspec.Struct):
     """How far this process is as one of several that serve."""
 
     is_ending: bool = False  # it was told to end, and answers until nobody asks any more
+    hosts_seen: Any = None  # what /health says of the hosts as long as the database is away
 
 
 class Runtime(Transactions, frozen=True, kw_only=True):

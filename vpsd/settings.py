@@ -56,6 +56,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=16384, description="Largest disk, in GB, of an image that is pulled or imported.")
     ] = 64
     workers: Annotated[int, Meta(ge=1, le=64, description="Worker slots: operations run at once by a process.")] = 4
+    host_workers: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        Meta(description="Worker slots that one host may take of a process; unset: half, or all where it is alone."),
+    ] = None
     boot_timeout_seconds: Annotated[
         int,
         Meta(

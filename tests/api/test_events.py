@@ -50,7 +50,8 @@ CHANGES: dict[str, tuple[Any, str, str, str | None]] = {
     ),
     "ssh_key_delete": (None, "ssh_key.delete", "ssh_key", None),
     "placement_group_create": ({"name": "database"}, "placement_group.create", "placement_group", "database"),
-    "placement_group_delete": (None, "placement_group.delete", "placement_group", "database"),
+    "placement_group_patch": ({"name": "cache"}, "placement_group.change", "placement_group", "name cache"),
+    "placement_group_delete": (None, "placement_group.delete", "placement_group", "placement-group-delete"),
     "token_create": (
         *({"name": "backup", "permissions": ["servers:read"]}, "token.create", "token"),
         "backup: servers:read",
@@ -80,8 +81,9 @@ async def _ready(cloud: Cloud, operation: str) -> dict[str, int]:
         key = await cloud.post("/api/v1/ssh-keys/", {"name": "laptop", "public_key": PUBLIC_KEY}, who="charlie")
         assert key.status_code == 201
         return {"key_id": key.json()["id"]}
-    if operation == "placement_group_delete":
-        made = await cloud.post("/api/v1/placement-groups/", {"name": "database"}, who="charlie")
+    if operation in ("placement_group_patch", "placement_group_delete"):
+        name = operation.replace("_", "-")
+        made = await cloud.post("/api/v1/placement-groups/", {"name": name}, who="charlie")
         return {"group_id": made.json()["id"]}
     if operation == "token_delete":
         made = await cloud.post("/api/v1/account/tokens/", {"name": "n", "permissions": ["*:read"]}, who="charlie")

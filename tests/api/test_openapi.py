@@ -17,7 +17,7 @@ from vpsd.api.http.forms import Form
 from vpsd.api.vps_org.schemas.account import TokenCreate
 from vpsd.api.vps_org.schemas.backups import BackupCreate, CopyLabel, SnapshotCreate
 from vpsd.api.vps_org.schemas.operator import ServerMigrate
-from vpsd.api.vps_org.schemas.placement_groups import PlacementGroupCreate
+from vpsd.api.vps_org.schemas.placement_groups import PlacementGroupCreate, PlacementGroupPatch
 from vpsd.api.vps_org.schemas.server_forms import (
     ServerCreate,
     ServerPatch,
@@ -153,6 +153,7 @@ def test_the_status_codes_are_those_that_can_happen() -> None:
         "placement_group_list": "200 400 401 403 414 429 503",
         "placement_group_create": "201 400 401 403 409 413 415 422 429 503",
         "placement_group_get": "200 400 401 403 404 429 503",
+        "placement_group_patch": "200 400 401 403 404 413 415 429 503",
         "placement_group_delete": "204 400 401 403 404 429 503",
         "plan_list": "200 400 401 403 414 429 503",
         "plan_get": "200 400 401 403 404 429 503",
@@ -203,6 +204,7 @@ def test_the_examples_of_bodies_are_accepted() -> None:
         ("snapshot_create", SnapshotCreate),
         ("ssh_key_create", SshKeyCreate),
         ("placement_group_create", PlacementGroupCreate),
+        ("placement_group_patch", PlacementGroupPatch),
         ("token_create", TokenCreate),
         ("server_migrate", ServerMigrate),
     ]

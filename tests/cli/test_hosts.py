@@ -25,7 +25,7 @@ def test_this_machine_is_a_host_by_itself(command: Command, vpsd: Vpsd) -> None:
 def test_a_host_that_is_added_is_looked_after_by_the_running_worker(command: Command) -> None:
     added = command.json("host", "add", "second", "--uri", "simulator://second", "--location", "us-west")
     assert (added["health"], added["location"]) == ("ok", "us-west")
-    assert [check["what"] for check in added["checks"] if check["ok"]] == ["connection", "guests", "pool"]
+    assert [check["what"] for check in added["checks"] if check["ok"]] == ["connection", "guests", "pool", "clock"]
     until(lambda: host(command, "second")["looked_after_by"], "a worker to take it up")
     command("host", "remove", "second")
 

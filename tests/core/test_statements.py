@@ -30,8 +30,10 @@ ANY_ACCOUNT = {
 LOCKED_BEFORE = (
     "vpsd.backups.commands.",
     "vpsd.operations.service.",
+    "vpsd.operations.times.",
     "vpsd.servers.deletion.",
     "vpsd.servers.transitions.",
+    "vpsd.servers.unplaced.",
     "vpsd.servers.updates.",
 )
 

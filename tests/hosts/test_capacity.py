@@ -2,18 +2,19 @@
 
 import asyncio
 
+import asyncpg
 import msgspec
 import pytest
 
 from tests.api.tables import change
 from tests.billing.books import have_connections
 from tests.cloud import TINY, Cloud
+from tests.servers.test_locks import until_waiting
 from vpsd.audit import Audit
-from vpsd.core.context import Ctx
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import hosts as hosts_table
-from vpsd.hosts.placement import RESOURCES, Room
-from vpsd.servers import capacity, updates
+from vpsd.hosts.placement import RESOURCES
+from vpsd.servers import capacity, unplaced, updates
 from vpsd.servers.models import servers
 
 PEOPLE = ("alice", "charlie")
@@ -214,7 +215,7 @@ async def test_servers_of_an_older_vpsd_are_given_to_this_machines_own_host_and_
         await change(tx, servers, server, host_id=None)
         await change(tx, hosts_table, cloud.runtime.host_id, used_servers=0, used_vcpus=0)
     async with cloud.writing() as ctx:
-        await updates.give_to_local_host(ctx)
+        await unplaced.give_to_local_host(ctx)
     assert (await cloud.row(server)).host_id == cloud.runtime.host_id
     assert await Audit(cloud.runtime).run() == []
 
@@ -279,20 +280,19 @@ async def test_creates_at_once_on_many_hosts_fill_them_to_the_last_mb(cloud: Clo
         assert [room.used_memory_mb for room in await hosts.rooms(ctx)] == [512, 512, 512]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # on SQLite nobody comes between
 @pytest.mark.parametrize("change", [{"removed_at_ms": 1}, {"state": "disabled"}, {"state": "fenced"}])
 async def test_a_host_that_is_given_up_while_it_is_chosen_gets_no_server(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+    cloud: Cloud, database_url: str, change: dict[str, object]
 ) -> None:
-    look = hosts.rooms
-
-    async def look_and_lose(ctx: Ctx) -> list[Room]:
-        seen = await look(ctx)
+    watcher = await asyncpg.connect(database_url)
+    async with cloud.writing() as ctx:
         await hosts.change_host(ctx, cloud.runtime.host_id, **change)
-        return seen
-
-    monkeypatch.setattr(hosts, "rooms", look_and_lose)
-    refused = await cloud.post(SERVERS, NANO)
+        creating = asyncio.create_task(cloud.post(SERVERS, NANO))  # it sees the host as it was, and waits to take room
+        await until_waiting(watcher, 1)
+    refused = await creating
     assert (refused.status_code, refused.json()["code"]) == (503, "out_of_capacity")
+    await watcher.close()
 
 
 async def test_a_host_that_is_given_up_takes_back_what_it_had_handed_out(cloud: Cloud) -> None:

@@ -1,10 +1,16 @@
 """Every host is looked after by one process, and by another soon after that one has died."""
 
+import pytest
+from sqlalchemy import text
+
+from tests.api.tables import change
 from tests.cloud import Cloud
+from vpsd.core.db import Statement
 from vpsd.core.units import SECOND_MS
 from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
 from vpsd.hosts.leases import LEASE_SECONDS
+from vpsd.hosts.models import hosts as hosts_table
 
 
 async def have_hosts(cloud: Cloud, *names: str) -> None:
@@ -39,6 +45,16 @@ async def test_hosts_that_come_later_are_shared(cloud: Cloud) -> None:
     await have_more(cloud, "c", "d")
     assert await keep(cloud, "one") == {"simulator", "c"}
     assert await keep(cloud, "two") == {"b", "d"}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_share_is_no_larger_where_the_database_takes_a_table_for_small(cloud: Cloud) -> None:
+    async with cloud.writing() as ctx:  # from now on it looks for what is free once for each row
+        await ctx.tx.all(Statement(text("ANALYZE hosts")))
+    await have_hosts(cloud, "b", "c", "d")
+    async with cloud.writing() as ctx:
+        await change(ctx.tx, hosts_table, cloud.runtime.host_id, lease_owner="one", lease_until_ms=1 << 60)
+    assert len(await keep(cloud, "two")) == 2  # half of four
 
 
 async def test_who_does_not_renew_loses_its_hosts_and_who_does_keeps_them(cloud: Cloud) -> None:

@@ -21,7 +21,9 @@ from tests.hypervisor.rigs import (
     until,
     until_power,
 )
+from vpsd.core.clock import SystemClock
 from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.clock import difference
 from vpsd.hypervisor.protocol import BootSigns, GuestStats, PortsTaken, PowerState, guest_name
 
 STRANGER = guest_name(INSTANCE, 404)
@@ -45,6 +47,14 @@ async def test_a_guest_goes_its_way(rig: Rig) -> None:
     assert NAME not in await host.guests()
     volumes = await host.volumes()
     assert NAME not in volumes.disks | volumes.seeds
+
+
+async def test_a_host_tells_what_its_clock_says_and_keeps_nothing_of_that(rig: Rig) -> None:
+    found = await difference(rig.hypervisor, SystemClock())
+    assert found is not None
+    assert abs(found.seconds) <= found.give_or_take_seconds + 0.1  # a file system's clock ticks some times in a second
+    volumes = await rig.hypervisor.volumes()
+    assert not volumes.unknown
 
 
 async def test_the_signs_of_a_boot_tell_life_from_its_absence(rig: Rig) -> None:

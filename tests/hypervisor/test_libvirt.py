@@ -25,7 +25,7 @@ from tests.hypervisor.rigs import (
     until,
     until_power,
 )
-from vpsd.errors import Unusable
+from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.libvirt.driver import LibvirtHypervisor
 from vpsd.hypervisor.protocol import PowerState
@@ -44,6 +44,19 @@ async def test_a_restart_of_libvirtd_disturbs_no_guest(real: RealRig) -> None:
     assert (real.qemu_pid(), real.ssh("cat /proc/sys/kernel/random/boot_id").stdout) == (pid, boot_id)
     real.crash()
     await until_power(real, PowerState.CRASHED)
+
+
+async def test_a_host_that_falls_silent_is_noticed_and_its_calls_end(real: RealRig) -> None:
+    await real.hypervisor.guests()
+    pid = daemon.running_pid(real.data)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable, match="keepalive"):  # not because the call's own time is over
+            await real.hypervisor.guests()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert await real.hypervisor.guests() == {}
 
 
 async def test_a_guest_whose_kernel_panics_says_so_on_its_serial_console(real: RealRig) -> None:

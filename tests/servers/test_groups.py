@@ -93,3 +93,30 @@ async def test_creates_at_once_in_a_group_do_not_meet_at_one_host(cloud: Cloud) 
     posts = [cloud.post(SERVERS, {"name": f"db-{number}", **body}) for number in range(4)]
     answers = await asyncio.gather(*posts)
     assert sorted(answer.status_code for answer in answers) == [201, 201, 503, 503]
+
+
+async def test_a_group_is_renamed_to_what_no_other_is_called(cloud: Cloud) -> None:
+    group, other = await have_group(cloud), await have_group(cloud, "cache")
+    renamed = await cloud.ask("PATCH", f"{GROUPS}{group}/", json={"name": "postgres"})
+    assert (renamed.status_code, renamed.json()["name"]) == (200, "postgres")
+    assert (await cloud.get(f"{GROUPS}{group}/")).json() == renamed.json()
+    taken = await cloud.ask("PATCH", f"{GROUPS}{other}/", json={"name": "postgres"})
+    assert (taken.status_code, list(taken.json())) == (400, ["name"])
+    odd = await cloud.ask("PATCH", f"{GROUPS}{other}/", json={"name": "-", "policy": "spread"})
+    assert (odd.status_code, sorted(odd.json())) == (400, ["name", "policy"])
+    assert (await cloud.ask("PATCH", f"{GROUPS}{other}/", json={})).json()["name"] == "cache"
+    strange = await cloud.ask("PATCH", f"{GROUPS}{other}/", json={"name": "mine"}, who="charlie")
+    assert strange.status_code == 404
+
+
+async def test_the_servers_of_a_group_are_listed(cloud: Cloud) -> None:
+    await add_hosts(cloud, "second")
+    group, empty = await have_group(cloud), await have_group(cloud, "cache")
+    inside = [await cloud.create(name, placement_group_id=group) for name in ("db-1", "db-2")]
+    await cloud.create("web")
+    for asked, ids in ((f"{group}", inside), (f"{empty}", []), (f"{group}&q=db-2", inside[1:])):
+        found = (await cloud.get(f"{SERVERS}?placement_group_id={asked}")).json()
+        assert ([one["id"] for one in found["results"]], found["count"]) == (ids, len(ids))
+    for asked, who in (("77", "alice"), ("x", "alice"), (f"{group}", "charlie")):
+        refused = await cloud.get(f"{SERVERS}?placement_group_id={asked}", who=who)
+        assert (refused.status_code, list(refused.json())) == (400, ["placement_group_id"])

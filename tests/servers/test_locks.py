@@ -20,17 +20,17 @@ async def test_who_waits_for_a_resize_to_commit_does_not_miss_the_server(
     async with other.transaction():
         await other.execute("SELECT id FROM servers WHERE id = $1 FOR NO KEY UPDATE", server_id)
         resize = asyncio.create_task(cloud.post(f"{path}resize/", {"plan_id": 2}))
-        await _until_waiting(watcher, 1)
+        await until_waiting(watcher, 1)
         command = cloud.ask("DELETE", path) if asked == "delete" else cloud.post(f"{path}{asked}/")
         second = asyncio.create_task(command)
-        await _until_waiting(watcher, 2)
+        await until_waiting(watcher, 2)
     assert (await resize).status_code == 200
     assert (await second).status_code == {"delete": 204, "start": 200, "backup": 201}[asked]
     await other.close()
     await watcher.close()
 
 
-async def _until_waiting(connection: asyncpg.Connection, count: int) -> None:
+async def until_waiting(connection: asyncpg.Connection, count: int) -> None:
     """Let others work until so many of them wait for a lock."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     for _ in range(10_000):

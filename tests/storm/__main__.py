@@ -77,7 +77,7 @@ def _run_many(folder: Path, seeds: range, jobs: int) -> int:
                 print(f"{done} storms, {done / (time.monotonic() - began):.1f} a second", flush=True)
     print(f"{len(seeds)} storms in {time.monotonic() - began:.0f} s; failed: {failed or 'none'}")
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{(cpu.ru_utime + cpu.ru_stime) / len(seeds):.2f} s of CPU each")
+    print(f"{(cpu.ru_utime + cpu.ru_stime) / len(seeds):.2f} s of CPU each; {cpu.ru_maxrss >> 10} MB at most")
     return bool(failed)
 
 

@@ -66,6 +66,8 @@ class Connection(Simulator):
         if machine.world.is_cut(self._name):
             raise Unavailable(f"{self._name} does not answer.")
         self._owner.check()
+        if not is_quiet and self._owner.term is not None:
+            machine.world.findings.look_at_lease(self._owner.term, f"{machine.name} {name}")
         if not is_quiet and call not in _MAKES:  # stopped here it goes on with what it was about to do, however late
             await machine.point(f"{name} (sent)")
         yield

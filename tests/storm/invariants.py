@@ -70,6 +70,13 @@ class Findings:
         if len(on) > 1:
             self.add(f"{name} runs on {' and '.join(on)}")
 
+    def look_at_lease(self, term: str, call: str) -> None:
+        """Look at each call that a job sends: nobody has taken its operation over by then."""
+        operation_id, fence = map(int, term.split("."))
+        held = self._world.read("SELECT fence FROM operations WHERE id = ?", operation_id)
+        if held > fence:
+            self.add(f"{call} is sent for operation {operation_id} with lease {fence}, and another has lease {held}")
+
     async def look(self) -> None:
         """Look at everything, after the storm."""
         from tests.storm.machine import Machine

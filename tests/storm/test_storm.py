@@ -1,6 +1,7 @@
 """Storms over a whole cloud, each from one seed: nothing is lost, doubled, leaked or stuck, whatever happens to it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ def _storm(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_after_a_storm_everything_is_as_customers_wanted_it(part: int) -> None:
     done = _storm("--first", str(1 + part * _SEEDS), "--seeds", str(_SEEDS), "--jobs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
+    most_mb = re.search(r"(\d+) MB at most", done.stdout)
+    assert most_mb is not None
+    assert int(most_mb[1]) < 250  # some 130; a storm that is kept would take 70 more
 
 
 def test_the_same_seed_tells_the_same_story() -> None:

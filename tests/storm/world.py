@@ -6,6 +6,7 @@ import gc
 import logging
 import random
 import shutil
+import sqlite3
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -126,10 +127,18 @@ class World:
         self.event_faults = 0.0  # the share of events that are lost, late or told twice
         self.slowness = 1.0
         self._started = 0
+        self._reader: sqlite3.Connection | None = None
 
     def tell(self, who: str, what: str) -> None:
         """Go on with the story."""
         self.story.append(f"{self.loop.time() - _BEGAN:10.3f}  {who:<12} {what}")
+
+    def read(self, statement: str, *values: int) -> int:
+        """A number that is committed, read past every process."""
+        if self._reader is None:
+            self._reader = sqlite3.connect(self.path, isolation_level=None)
+        (number,) = self._reader.execute(statement, values).fetchone()
+        return int(number)
 
     # What processes ask of the world around them.
 
@@ -203,6 +212,8 @@ class World:
                 task.get_coro().close()
         self.loop.forget()
         self.machines.clear()
+        if self._reader is not None:
+            self._reader.close()
         gc.enable()
         gc.collect()
         self.loop.close()

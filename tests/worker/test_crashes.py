@@ -8,10 +8,12 @@ import pytest
 
 from tests.cloud import Cloud
 from tests.killed import Killed
-from tests.worker.told import assert_arrived, calls_of, delete, told
+from tests.worker.told import assert_arrived, calls_of, delete, sample, told
 from vpsd.audit import Audit
 from vpsd.lifecycle import Command
 from vpsd.operations.service import LEASE_SECONDS
+
+MOMENTS = ("before_call", "after_call")
 
 
 def kill_at(number: int) -> Callable[[str], None]:
@@ -27,28 +29,44 @@ def kill_at(number: int) -> Callable[[str], None]:
     return call
 
 
-@pytest.mark.parametrize("moment", ["before_call", "after_call"])
+async def kill(cloud: Cloud, command: Command, moment: str, number: int) -> None:
+    """Kill the worker at that call, and see that another one brings the server where it shall be."""
+    server = await told(cloud, command)
+    strike = kill_at(number)
+    cloud.hook(moment, strike)
+    cloud.target.before_call = strike
+    with pytest.raises(Killed):
+        await cloud.work("first")
+    cloud.hook(moment, None)
+    cloud.target.before_call = None
+    assert await cloud.work("second") == 0  # the dead worker's lease still holds
+    cloud.clock.advance(LEASE_SECONDS + 1)
+    await cloud.settle()
+    await assert_arrived(cloud, server, command, f"killed at call {number}")
+    if command is not Command.DELETE:
+        await delete(cloud, server)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("command", list(Command))
 async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leaked(
     cloud: Cloud, command: Command, moment: str
 ) -> None:
     calls = await calls_of(cloud, command)
-    assert calls > 0
-    for number in range(1, calls + 1):
-        server = await told(cloud, command)
-        kill = kill_at(number)
-        cloud.hook(moment, kill)
-        cloud.target.before_call = kill
-        with pytest.raises(Killed):
-            await cloud.work("first")
-        cloud.hook(moment, None)
-        cloud.target.before_call = None
-        assert await cloud.work("second") == 0  # the dead worker's lease still holds
-        cloud.clock.advance(LEASE_SECONDS + 1)
-        await cloud.settle()
-        await assert_arrived(cloud, server, command, f"killed at call {number}")
-        if command is not Command.DELETE:
-            await delete(cloud, server)
+    assert calls
+    for number in range(1, len(calls) + 1):
+        await kill(cloud, command, moment, number)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_nor_does_one_on_postgresql_at_any_kind_of_call_in_any_command(cloud: Cloud, moment: str) -> None:
+    calls = {command: await calls_of(cloud, command) for command in Command}
+    places = sample(calls)
+    assert {command for command, _ in places} == set(Command)
+    for command, index in places[MOMENTS.index(moment) :: len(MOMENTS)]:
+        await kill(cloud, command, moment, index + 1)
 
 
 async def test_a_rebuild_given_up_once_the_old_disk_is_gone_goes_on_with_the_next_start(cloud: Cloud) -> None:

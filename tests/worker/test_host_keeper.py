@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -14,6 +15,7 @@ from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host, HostHealth
 from vpsd.hypervisor.protocol import Hypervisor, PowerState
+from vpsd.hypervisor.simulator import Simulator
 from vpsd.runtime import Hypervisors
 from vpsd.servers import capacity
 from vpsd.servers.models import servers
@@ -165,13 +167,16 @@ async def test_a_server_on_another_machine_claims_no_address_that_leads_nowhere(
     assert await Audit(cloud.runtime).run() == []
 
 
-async def test_a_machine_that_was_added_twice_keeps_its_servers_power(cloud: Cloud) -> None:
-    server = await cloud.have_server()
-    again = await add_host(cloud, "again")
-    cloud.runtime.hypervisors.at(again)
-    cloud.others["again"]._store = cloud.hypervisor._store
+async def test_a_machine_that_was_added_twice_keeps_its_servers_power(cloud: Cloud, tmp_path: Path) -> None:
+    for name in ("second", "again"):
+        cloud.others[name] = Simulator(tmp_path / "one-machine.journal", cloud.clock)
+    second, again = await add_host(cloud, "second"), await add_host(cloud, "again")
+    server = await cloud.create()
+    await move(cloud, server, second)
+    await cloud.work()
+    assert cloud.guest(server) in await cloud.others["again"].guests()
     await cloud.reconciler(again).reconcile()
-    assert (await cloud.hypervisor.guests())[cloud.guest(server)].power is PowerState.RUNNING
+    assert (await cloud.others["second"].guests())[cloud.guest(server)].power is PowerState.RUNNING
 
 
 async def test_what_a_former_keeper_writes_late_is_put_right(cloud: Cloud) -> None:

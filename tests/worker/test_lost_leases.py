@@ -74,7 +74,7 @@ _CASES = [
 async def test_a_call_that_goes_on_when_another_worker_has_done_the_work_changes_nothing(
     cloud: Cloud, moment: str, command: Command
 ) -> None:
-    for number in range(1, await calls_of(cloud, command) + 1):
+    for number in range(1, len(await calls_of(cloud, command)) + 1):
         server = await told(cloud, command)
         worker = Stopped(cloud, server, moment, number)
         await worker.work()

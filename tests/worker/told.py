@@ -1,6 +1,9 @@
 """Servers that have just been told a command, whichever it is, and where they arrive."""
 
+import random
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from tests.cloud import Cloud
 from vpsd.audit import Audit
@@ -9,6 +12,8 @@ from vpsd.core.money import MICROS
 from vpsd.errors import Unusable
 from vpsd.hosts.models import HostState
 from vpsd.lifecycle import Command, Status
+
+K = TypeVar("K")
 
 NOTE = b"what the customer wrote"
 TOLD = {
@@ -73,21 +78,38 @@ async def _suspend(cloud: Cloud) -> None:
     await cloud.biller().bill()
 
 
-async def calls_of(cloud: Cloud, command: Command) -> int:
-    """How many calls to the host and the backups' target a command takes."""
+async def calls_of(cloud: Cloud, command: Command) -> list[str]:
+    """The calls to the host and the backups' target that a command takes."""
     await marks.identify(
         cloud.runtime, cloud.runtime.repository, first_use=True
     )  # what is done once is tried elsewhere
     server = await told(cloud, command)
-    before = _calls(cloud)
-    await cloud.work()
-    calls = _calls(cloud) - before
+    calls = await recorded(cloud, cloud.work())
     await delete(cloud, server)
     return calls
 
 
-def _calls(cloud: Cloud) -> int:
-    return sum(len(host.calls) for host in cloud.simulators) + len(cloud.target.calls)
+async def recorded(cloud: Cloud, work: Awaitable[object]) -> list[str]:
+    """The calls to the host and the backups' target that some work takes."""
+    calls: list[str] = []
+    cloud.hook("before_call", calls.append)
+    cloud.target.before_call = calls.append
+    await work
+    cloud.hook("before_call", None)
+    cloud.target.before_call = None
+    return calls
+
+
+def sample(calls: Mapping[K, Sequence[str]]) -> list[tuple[K, int]]:
+    """Places among the calls of several commands, by a fixed seed: one of each command and of each kind of call."""
+    chance = random.Random(1)
+    of_kind: dict[str, list[tuple[K, int]]] = {}
+    for command, names in calls.items():
+        for index, name in enumerate(names):
+            of_kind.setdefault(name, []).append((command, index))
+    chosen = {chance.choice(places): None for places in of_kind.values()}
+    missing = [command for command in calls if command not in {command for command, _ in chosen}]
+    return [*chosen, *((command, chance.randrange(len(calls[command]))) for command in missing)]
 
 
 async def delete(cloud: Cloud, server: int) -> None:

@@ -1,13 +1,16 @@
 """The application: every section under /api/v1, and /health. `python -m vpsd.api.app` prints its description."""
 
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
 from litestar import Litestar, Router, get
-from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 
 from vpsd.api.http.authentication import PUBLIC, BearerToken, needed
 from vpsd.api.http.errors import LARGEST_BODY_BYTES, handlers
 from vpsd.api.http.forms import NoQuery
-from vpsd.api.http.health import health_of, liveness, readiness_of
+from vpsd.api.http.health import health_routes
 from vpsd.api.http.middleware import Asgi, RequestMiddleware
 from vpsd.api.http.openapi import DEFAULT_SERVER, describe, server_at
 from vpsd.api.http.requests import ApiRequest
@@ -40,25 +43,26 @@ async def openapi(request: ApiRequest) -> bytes:
 
 def make_app(runtime: Runtime) -> Asgi:
     """The application."""
-    return RequestMiddleware(_make_litestar(runtime), runtime)
+    return RequestMiddleware(_routes(), runtime)
 
 
 def openapi_json() -> bytes:
     """The API's description: OpenAPI 3.1."""
-    return describe(_make_litestar(None).routes, DESCRIPTION)
+    return describe(_routes().routes, DESCRIPTION)
 
 
-def _make_litestar(runtime: Runtime | None) -> Litestar:
-    health = health_of(runtime), liveness(), readiness_of(runtime)
+@cache  # it takes long, and what requests work with comes with each of them
+def _routes() -> Litestar:
+    return make_routes([*health_routes, Router("/api/v1", route_handlers=[*_SECTIONS, openapi])])
+
+
+def make_routes(route_handlers: Sequence[Any]) -> Litestar:
+    """Routes behind authentication, for any number of applications; raises TypeError where one forgot what it needs."""
     app = Litestar(
-        route_handlers=[
-            *health,
-            Router("/api/v1", route_handlers=[*_SECTIONS, openapi]),
-        ],
+        route_handlers=route_handlers,
         request_class=ApiRequest,
         middleware=[DefineMiddleware(BearerToken, exclude_from_auth_key="public")],
         exception_handlers=handlers(text),
-        state=State({"runtime": runtime}),
         request_max_body_size=LARGEST_BODY_BYTES,
         openapi_config=None,
         logging_config=None,

@@ -77,7 +77,8 @@ async def evacuate(ctx: Ctx, server_id: int, host: Host) -> Evacuated:
     if server.placement_group_id is not None:
         apart_from = await groups.hosts_of(ctx, server.placement_group_id)
     try:
-        to = await find_room(ctx, plan, server.location, apart_from or frozenset(), shared_pool)
+        apart = apart_from or frozenset()
+        to = await find_room(ctx, plan, server.location, apart, shared_pool=shared_pool, leaving=host.id)
     except Unavailable as error:
         where = "" if shared_pool is None else f"its disk is safe in the pool {shared_pool}, but at the other hosts: "
         return stays(f"{where}{error}")

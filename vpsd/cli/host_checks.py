@@ -9,9 +9,11 @@ import msgspec
 
 from vpsd import main
 from vpsd.accounts import service as accounts
+from vpsd.core.clock import Clock
 from vpsd.core.context import Ctx, Transactions
 from vpsd.errors import Misconfigured, VpsdError
 from vpsd.hosts import service as hosts
+from vpsd.hypervisor.clock import difference
 from vpsd.hypervisor.names import disk_name, guest_of, server_id_of
 from vpsd.hypervisor.protocol import HostFacts, Hypervisor, Volumes
 from vpsd.servers import queries as servers
@@ -30,6 +32,12 @@ class Check(msgspec.Struct, frozen=True):
     what: str
     ok: bool
     text: str
+    warning: bool = False  # it may be added as it is, and should be mended
+
+    @property
+    def verdict(self) -> str:
+        """In a word, for people."""
+        return "FAILED" if not self.ok else "WARNING" if self.warning else "ok"
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -61,7 +69,7 @@ async def require_unused(ctx: Ctx, uri: str, by_others_than: int | None = None) 
         raise CannotBeUsed(f"The host {same!r} has the address {uri} already.")
 
 
-async def check_host(settings: Settings, hypervisor: Hypervisor) -> Seen:
+async def check_host(settings: Settings, clock: Clock, hypervisor: Hypervisor) -> Seen:
     """Look at a host as far as can be looked at from here."""
     checks: list[Check] = []
     volumes = Volumes(frozenset(), frozenset(), frozenset())
@@ -75,11 +83,22 @@ async def check_host(settings: Settings, hypervisor: Hypervisor) -> Seen:
     try:
         volumes = await hypervisor.volumes()
         checks.append(Check("pool", True, f"{facts.storage_gb or '?'} GB"))
+        checks.append(await _check_clock(hypervisor, clock))
     except VpsdError as error:
         checks.append(Check("pool", False, str(error)))
     if facts.driver != "simulator":
         checks.append(_check_name(facts.name))
     return Seen(checks, facts, frozenset(await hypervisor.guests()), volumes)
+
+
+async def _check_clock(hypervisor: Hypervisor, clock: Clock) -> Check:
+    """A host's clock is seen by the time that a new file in its pool has."""
+    found = await difference(hypervisor, clock)
+    if found is None:
+        return Check("clock", True, "it cannot be seen from here")
+    how_far = f"{abs(found.seconds):.1f} s {'ahead of' if found.seconds > 0 else 'behind'} this machine's"
+    text = f"{how_far}, give or take {found.give_or_take_seconds:.1f} s"
+    return Check("clock", True, f"{text}; set it right, by NTP" if found.is_far else text, warning=found.is_far)
 
 
 def _check_name(name: str) -> Check:

@@ -25,7 +25,7 @@ from vpsd.core.clock import iso_utc_or_none
 from vpsd.core.context import OPERATOR, Ctx, Transactions
 from vpsd.errors import NotFound
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Address, Host, HostHealth, HostState
+from vpsd.hosts.models import Address, Host, HostHealth, HostState, driver_of
 from vpsd.operations.moves import open_moves
 from vpsd.servers import queries as servers
 
@@ -60,7 +60,7 @@ async def add(
     force: Annotated[bool, typer.Option("--force", help="Add it although a check has failed.")] = False,
     json: Json = False,
 ) -> None:
-    """Add a host, once it was seen to be usable: connection, versions, KVM, pool, name.
+    """Add a host, once it was seen to be usable: connection, versions, KVM, pool, clock, name.
 
     Any worker that runs takes it up by itself. Example: `vpsd host add node2 --uri qemu+ssh://root@node2/system
     --location us-west`.
@@ -76,11 +76,10 @@ async def add(
             await require_unused(ctx, uri)
         async with opened.write() as ctx:
             instance = await accounts.instance(ctx)
-        driver = _driver(uri)
-        address = Address(driver, uri, pool, shared)
+        address = Address(uri, pool, shared)
         hypervisor = main.make_hypervisor(opened.settings, instance, opened.clock, address)
         try:
-            seen = await check_host(opened.settings, hypervisor)
+            seen = await check_host(opened.settings, opened.clock, hypervisor)
             checks, facts = seen.checks, seen.facts
             async with opened.read(OPERATOR) as ctx:
                 await require_another_machine(ctx, name, seen.guests)
@@ -95,7 +94,9 @@ async def add(
             told = "; ".join(f"{check.what}: {check.text}" for check in failed)
             raise CannotBeUsed(f"{name} was not added: {told}. Mend that, or add it with --force.")
         async with opened.write(OPERATOR) as ctx:
-            host = await hosts.add_host(ctx, name, driver, uri=uri, pool=pool, shared_pool=shared, location=code)
+            host = await hosts.add_host(
+                ctx, name, driver_of(uri), uri=uri, pool=pool, shared_pool=shared, location=code
+            )
             ratios = {"cpu_ratio": cpu_ratio, "memory_ratio": memory_ratio, "storage_ratio": storage_ratio}
             await hosts.change_host(ctx, host.id, **{key: value for key, value in ratios.items() if value is not None})
             if facts is not None:
@@ -105,7 +106,7 @@ async def add(
         print_json({**_shown(host), "checks": checks})
         return
     for check in checks:
-        console.print(f"{'ok     ' if check.ok else 'FAILED '} {check.what}: {check.text}", markup=False)
+        console.print(f"{check.verdict:7} {check.what}: {check.text}", markup=False)
     console.print(f"{name} was added, and gets servers from now on.", markup=False)
 
 
@@ -194,7 +195,7 @@ async def _set(opened: Transactions, name: str, location: str | None, changes: d
             changes["location"] = await _location(ctx, location)
         if (uri := changes.get("uri")) is not None:
             await require_unused(ctx, uri, by_others_than=host.id)
-            changes["driver"] = _driver(uri)
+            changes["driver"] = driver_of(uri)
         if host.shared_pool is not None and changes.get("shared_pool", host.shared_pool) != host.shared_pool:
             raise CannotBeUsed(
                 f"{name} is in the pool {host.shared_pool}: to leave it, remove the host and add it anew."
@@ -317,10 +318,6 @@ def _require_folder(pool: str | None, shared: str | None) -> None:
         _require_name(shared)
         if pool is None:
             raise CannotBeUsed(f"Say with --pool which folder the pool {shared} is on this host.")
-
-
-def _driver(uri: str) -> str:
-    return "simulator" if uri.startswith("simulator:") else "libvirt"
 
 
 def _require_name(name: str) -> None:

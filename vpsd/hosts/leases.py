@@ -23,20 +23,31 @@ _FREE = or_(
     _c.lease_until_ms > bindparam("longest_ms"),  # by a clock that was ahead
 )
 
-_RENEW = Statement(update(hosts).where(_MINE, _LIVE, _PRESENT).returning(hosts), ("lease_until_ms",), into=Host)
+# Several hosts are locked in the order of their ids, by everybody: who moves a server locks two (`hosts.service.lock`).
+_mine = select(_c.id).where(_MINE).order_by(_c.id).with_for_update(key_share=True)
+_RENEW = Statement(
+    update(hosts).where(_c.id.in_(_mine.where(_LIVE, _PRESENT))).returning(hosts), ("lease_until_ms",), into=Host
+)
 _OTHERS = Statement(
     select(func.count(_c.lease_owner.distinct())).where(_c.lease_owner != bindparam("owner"), _LIVE, _PRESENT), into=int
 )
 _COUNT = Statement(select(func.count()).select_from(hosts).where(_PRESENT), into=int)
-_free = select(_c.id).where(_PRESENT, _FREE).order_by(_c.id).limit(bindparam("limit")).with_for_update(skip_locked=True)
+_free = (
+    select(_c.id)
+    .where(_PRESENT, _FREE)
+    .order_by(_c.id)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+    .cte("free")  # looked for once; a subquery PostgreSQL may look at anew for each row, and then all are taken
+)
 _CLAIM = Statement(
     update(hosts)
-    .where(_c.id.in_(_free))
+    .where(_c.id.in_(select(_free.c.id)))
     .values(lease_owner=bindparam("owner"), lease_until_ms=bindparam("until_ms"), fence=_c.fence + 1)
     .returning(hosts),
     into=Host,
 )
-_RELEASE = Statement(update(hosts).where(_MINE).values(lease_owner=None, lease_until_ms=None))
+_RELEASE = Statement(update(hosts).where(_c.id.in_(_mine)).values(lease_owner=None, lease_until_ms=None))
 _END_LEASES = Statement(update(hosts).values(lease_owner=None, lease_until_ms=None))
 
 

@@ -85,12 +85,16 @@ base_images = Table(  # what is known of base images where they lie
 
 
 class Address(msgspec.Struct, frozen=True):
-    """How a host is reached, and where its disks are."""
+    """How a host is reached, and where its disks are; None: as the settings say of this machine's own."""
 
-    driver: str
-    uri: str | None  # None: this machine's own, as the settings say
+    uri: str | None = None
     pool: str | None = None
     shared_pool: str | None = None  # what the pool is called that it shares with other hosts
+
+
+def driver_of(uri: str) -> str:
+    """Which driver speaks to a host at that address."""
+    return "simulator" if uri.startswith("simulator:") else "libvirt"
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -139,5 +143,4 @@ class Host(msgspec.Struct, frozen=True):
     @property
     def address(self) -> Address:
         """How it is reached."""
-        # Which driver this machine's own host has the settings say: what the row says of it comes from there.
-        return Address("own" if self.uri is None else self.driver, self.uri, self.pool, self.shared_pool)
+        return Address(self.uri, self.pool, self.shared_pool)

@@ -23,11 +23,20 @@ _c = hosts.c
 _PRESENT = _c.removed_at_ms.is_(None)
 _IS_LOCAL = _c.uri.is_(None)
 
+# As an UPDATE locks it, in the order of the ids.
+_LOCK = Statement(
+    select(_c.id)
+    .where(or_(_c.id == bindparam("id"), _c.id == bindparam("other_id")))
+    .order_by(_c.id)
+    .with_for_update(key_share=True),
+    into=int,
+)
 _ALL = Statement(select(hosts).where(_PRESENT).order_by(_c.id), into=Host)
 _ROW = Statement(select(hosts).where(_c.id == bindparam("id")), into=Host)
 _BY_NAME = Statement(select(hosts).where(_c.name == bindparam("name"), _PRESENT), into=Host)
 _LOCAL = Statement(select(hosts).where(_IS_LOCAL, _PRESENT).order_by(_c.id).limit(1), into=Host)
 _COUNT_LOCAL = Statement(select(func.count()).select_from(hosts).where(_IS_LOCAL), into=int)
+_COUNT_PRESENT = Statement(select(func.count()).select_from(hosts).where(_PRESENT), into=int)
 _COUNT = Statement(select(func.count()).select_from(hosts), into=int)
 _ADD = Statement(
     insert(hosts).returning(hosts),
@@ -189,6 +198,11 @@ async def row(ctx: Ctx, host_id: int) -> Host:
     return found
 
 
+async def lock(ctx: Ctx, host_id: int, other_id: int) -> None:
+    """Keep two hosts from others until the transaction ends, the lower id first: so no two wait for each other."""
+    await ctx.tx.all(_LOCK, id=host_id, other_id=other_id)
+
+
 async def find_by_name(ctx: Ctx, name: str) -> Host | None:
     """The host of that name, if there is one."""
     return await ctx.tx.first(_BY_NAME, name=name)
@@ -227,6 +241,11 @@ async def rooms(ctx: Ctx) -> list[Room]:
 
 def _in_pool(room: Room, used_gb: int) -> Room:
     return msgspec.structs.replace(room, used_storage_gb=used_gb)
+
+
+async def count_present(ctx: Ctx) -> int:
+    """How many hosts there are."""
+    return await ctx.tx.first(_COUNT_PRESENT) or 0
 
 
 async def had_any(ctx: Ctx) -> bool:

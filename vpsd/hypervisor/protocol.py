@@ -21,6 +21,7 @@ import msgspec
 
 from vpsd.core.units import GIB
 from vpsd.errors import Unavailable, Unusable
+from vpsd.hypervisor.clock import HasClock
 from vpsd.hypervisor.moving import Movable
 from vpsd.hypervisor.names import disk_name as disk_name
 from vpsd.hypervisor.names import guest_name as guest_name
@@ -236,7 +237,7 @@ Progress = Callable[[float, str], None]
 """Called with a fraction from 0 to 1 and a description of the current step."""
 
 
-class Hypervisor(Movable, Protocol):
+class Hypervisor(Movable, HasClock, Protocol):
     """One host that runs guests. Guest names are `vpsd-<instance>-<server id>`."""
 
     @property

@@ -1,17 +1,21 @@
 """Operations: queued in the caller's transaction, leased by a worker, fenced, finished, kept as history."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     and_,
     bindparam,
+    column,
     exists,
     func,
     insert,
     or_,
     select,
+    table,
     update,
 )
 
@@ -72,12 +76,6 @@ _ADD = Statement(
     + ("progress", "attempts", "fence", "run_at_ms", "deadline_at_ms", "created_at_ms"),
     into=Operation,
 )
-_TAKE_FROM_WORKER = Statement(
-    update(operations)
-    .where(_OF_SERVER, _OPEN)
-    .values(status=OperationStatus.QUEUED, fence=_c.fence + 1, lease_owner=None, lease_until_ms=None),
-    ("run_at_ms",),
-)
 _COUNT_OPEN = Statement(
     select(func.count()).select_from(operations).where(_c.account_id == bindparam("account_id"), _UNFINISHED), into=int
 )
@@ -96,7 +94,18 @@ _LET_BEGIN = Statement(
 )
 
 
-def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
+class Claimed(Operation, frozen=True):
+    """An operation that a worker has leased, and the host that its server is on."""
+
+    at_host: int | None = None
+
+
+_servers = table("servers", column("id"), column("host_id", BigInteger))  # their room lies above this one
+_AT_HOST = select(_servers.c.host_id).where(_servers.c.id == _c.server_id).correlate(operations).scalar_subquery()
+FULL_HOSTS = [f"full_host_{number}" for number in range(8)]
+
+
+def _claim(*which: ColumnElement[bool]) -> Statement[Claimed]:
     due = (
         select(_c.id)
         .where(
@@ -122,14 +131,23 @@ def _claim(*which: ColumnElement[bool]) -> Statement[Operation]:
             fence=_c.fence + 1,
             attempts=_c.attempts + 1,
         )
-        .returning(operations),
-        into=Operation,
+        .returning(operations, _AT_HOST.label("at_host")),
+        into=Claimed,
     )
 
 
-_CLAIM_ANY = _claim()
-_CLAIM_QUICK = _claim(
-    or_(_MOVES_NO_DISKS, exists().where(_waiter.c.waits_for == _c.id, _waiter.c.finished_at_ms.is_(None)))
+_QUICK = or_(_MOVES_NO_DISKS, exists().where(_waiter.c.waits_for == _c.id, _waiter.c.finished_at_ms.is_(None)))
+_ELSEWHERE = or_(_AT_HOST.is_(None), and_(*(bindparam(name) != _AT_HOST for name in FULL_HOSTS)))
+_CLAIMS = {
+    (quick, elsewhere): _claim(*([_QUICK] if quick else []), *([_ELSEWHERE] if elsewhere else []))
+    for quick in (False, True)
+    for elsewhere in (False, True)
+}
+_TAKE_FROM_WORKER = Statement(
+    update(operations)
+    .where(_c.id == bindparam("operation_id"))
+    .values(status=OperationStatus.QUEUED, fence=_c.fence + 1, attempts=0, lease_owner=None, lease_until_ms=None),
+    ("run_at_ms", "deadline_at_ms"),
 )
 _END_LEASES = Statement(update(operations).where(_OPEN, _c.lease_owner.is_not(None)), ("lease_until_ms",))
 _RENEW = Statement(update(operations).where(*_LEASED), ("lease_until_ms",))
@@ -228,8 +246,12 @@ async def add(
 
 
 async def take_from_worker(ctx: Ctx, server_id: int) -> None:
-    """Have the open operation of a server begin anew: whoever has it can save nothing any more."""
-    await ctx.tx.run(_TAKE_FROM_WORKER, server_id=server_id, run_at_ms=ctx.now_ms)
+    """Have the open operation of a server begin anew, with all of its time; whoever has it can save nothing more."""
+    present = await open_operation(ctx, server_id)
+    if present is not None:
+        deadline_ms = _deadline_ms(ctx, Command(present.command))
+        await ctx.tx.run(_TAKE_FROM_WORKER, operation_id=present.id, run_at_ms=ctx.now_ms, deadline_at_ms=deadline_ms)
+        await ctx.tx.notify()
 
 
 async def count_open(ctx: Ctx) -> int:
@@ -287,23 +309,21 @@ async def last(ctx: Ctx, server_id: int) -> Operation | None:
     return await ctx.tx.first(_LAST, server_id=server_id)
 
 
-async def claim(ctx: Ctx, owner: str, *, quick: bool = False, take_over: bool = True) -> Operation | None:
+async def claim(
+    ctx: Ctx, owner: str, *, quick: bool = False, take_over: bool = True, full_hosts: Sequence[int] = ()
+) -> Claimed | None:
     """Lease the operation that has waited longest; one whose lease ran out is taken over.
 
-    `quick`: none that moves whole disks, unless it is to give way. `take_over` is False while the clock cannot tell
-    whose lease ran out: then only those are taken over that were ended.
+    `quick`: none that moves whole disks, unless it is to give way. `full_hosts`: none of a server on the first eight of
+    these. `take_over` is False while the clock cannot tell whose lease ran out: then only those are taken over that
+    were ended.
     """
     until_ms = ctx.now_ms + LEASE_SECONDS * 1000
-    statement = _CLAIM_QUICK if quick else _CLAIM_ANY
+    hosts = {name: full_hosts[min(index, len(full_hosts) - 1)] for index, name in enumerate(FULL_HOSTS) if full_hosts}
     expired_before_ms = ctx.now_ms if take_over else _ENDED_MS + 1
-    return await ctx.tx.first(
-        statement,
-        now_ms=ctx.now_ms,
-        owner=owner,
-        until_ms=until_ms,
-        expired_before_ms=expired_before_ms,
-        most_moves=ctx.settings.moves_per_host,
-    )
+    times = {"now_ms": ctx.now_ms, "until_ms": until_ms, "expired_before_ms": expired_before_ms}
+    statement, most = _CLAIMS[quick, bool(full_hosts)], ctx.settings.moves_per_host
+    return await ctx.tx.first(statement, owner=owner, most_moves=most, **times, **hosts)
 
 
 async def end_leases(ctx: Ctx) -> None:

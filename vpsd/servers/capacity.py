@@ -82,16 +82,19 @@ async def find_room(
     plan: Plan,
     location: str | None,
     apart_from: frozenset[int] = frozenset(),
+    *,
     shared_pool: str | None = None,
+    leaving: int | None = None,
 ) -> int | None:
     """Have room for another server of a plan; the id of the host that has it now, None before the first worker.
 
-    `shared_pool`: only at hosts of that pool.
+    `shared_pool`: only at hosts of that pool. `leaving`: the host that it leaves in the same transaction; both are
+    locked then, in the order that all keep.
 
     Raises `NoCapacity` or `NoHostThere` where waiting does not help; `StorageFull`, `HostsUnreachable` or `RoomTaken`
     where it does.
     """
-    for _ in range(_TRIES):
+    for _ in range(_TRIES if leaving is None else 1):  # another host might be out of order
         rooms = await hosts.rooms(ctx)
         if not rooms and not await hosts.had_any(ctx):
             return None
@@ -101,6 +104,8 @@ async def find_room(
         found = place(rooms, Wish(plan, location, own, apart_from), ctx.settings)
         if not isinstance(found, Room):
             raise refused(found, plan, location)
+        if leaving is not None:
+            await hosts.lock(ctx, leaving, found.id)
         if await _take(ctx, found, plan, None):
             return found.id
     raise RoomTaken

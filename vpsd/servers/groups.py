@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import and_, bindparam, delete, func, insert, select, union_all
+from sqlalchemy import and_, bindparam, delete, func, insert, select, union_all, update
 
 from vpsd.accounts import service as accounts
 from vpsd.core.context import Ctx
@@ -61,6 +61,7 @@ _ADD = Statement(
     insert(placement_groups).returning(*_COLUMNS), ("uuid", "account_id", "name", "policy", "created_at_ms"), into=_Row
 )
 _TOTAL = Statement(select(func.count()).select_from(placement_groups).where(_OWN), into=int)
+_RENAME = Statement(update(placement_groups).where(_OWN, _g.id == bindparam("id")), ("name",))
 _DELETE = Statement(delete(placement_groups).where(_OWN, _g.id == bindparam("id")))
 _OF_GROUP = (_s.placement_group_id == bindparam("id"), _s.purged_at_ms.is_(None))
 _HOSTS = Statement(  # and those that its servers are on their way to
@@ -79,6 +80,12 @@ class NewPlacementGroup(msgspec.Struct, frozen=True):
 
     name: str | UnsetType = UNSET
     policy: str = Policy.SPREAD
+
+
+class GroupChanges(msgspec.Struct, frozen=True):
+    """What shall be different about a group; what is unset stays."""
+
+    name: str | UnsetType = UNSET
 
 
 class GroupTaken(Fault, frozen=True):
@@ -109,9 +116,14 @@ async def list_groups(ctx: Ctx, page: Page) -> Part[PlacementGroup]:
     return await _LIST.read(ctx, page)
 
 
+async def find(ctx: Ctx, group_id: int) -> PlacementGroup | None:
+    """A group of the account."""
+    return await ctx.tx.first(_ONE, account_id=ctx.account_id, id=group_id)
+
+
 async def get(ctx: Ctx, group_id: int) -> PlacementGroup:
     """A group of the account; raises `NotFound`."""
-    found = await ctx.tx.first(_ONE, account_id=ctx.account_id, id=group_id)
+    found = await find(ctx, group_id)
     if found is None:
         raise NotFound("placement group", group_id)
     return found
@@ -132,6 +144,20 @@ async def add(ctx: Ctx, new: NewPlacementGroup, faults: Faults) -> PlacementGrou
     assert row is not None
     await events.record(ctx, "placement_group.create", "placement_group", row.id, row.name)
     return PlacementGroup(**msgspec.structs.asdict(row), servers=0)
+
+
+async def change(ctx: Ctx, group_id: int, wanted: GroupChanges, faults: Faults) -> PlacementGroup:
+    """Change what is set; raises `Invalid` or `NotFound`."""
+    faults.check()
+    group = await get(ctx, group_id)
+    if wanted.name is UNSET:
+        return group
+    try:
+        await ctx.tx.run(_RENAME, account_id=ctx.account_id, id=group_id, name=wanted.name)
+    except UniqueViolation:
+        raise Invalid({"name": [GroupTaken(wanted.name)]}) from None
+    await events.record(ctx, "placement_group.change", "placement_group", group_id, f"name {wanted.name}")
+    return await get(ctx, group_id)
 
 
 async def delete_group(ctx: Ctx, group_id: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select, tuple_
 
 from vpsd.catalog import service as catalog
 from vpsd.core.context import Ctx
@@ -16,6 +16,8 @@ from vpsd.core.faults import Faults
 from vpsd.core.pages import ForeignCursor, Page, Part, Position
 from vpsd.core.tables import alphabetical, alphabetical_key, total
 from vpsd.lifecycle import Status
+from vpsd.servers import groups
+from vpsd.servers.faults import UnknownPlacementGroup
 from vpsd.servers.models import server_counts, servers
 from vpsd.servers.queries import OWN, SUMMARY, WITH_CATALOG, ListedServer, unknown_location
 from vpsd.servers.tags import HAS_TAG, TAG_LIKE, key_and_value
@@ -28,6 +30,7 @@ class ServerFilter(msgspec.Struct, frozen=True):
 
     status: Sequence[Status] | UnsetType = UNSET
     location: str | UnsetType = UNSET
+    placement_group_id: int | UnsetType = UNSET
     tag: str | UnsetType = UNSET
     name: str | UnsetType = UNSET
     q: str | UnsetType = UNSET
@@ -66,6 +69,7 @@ def _filters(columns: Any) -> dict[str, ColumnElement[bool]]:
 _FILTERS_OF_COUNTS = _filters(_counts)
 _FILTERS = {
     **_filters(_c),
+    "placement_group_id": and_(_c.placement_group_id == bindparam("placement_group_id"), _c.purged_at_ms.is_(None)),
     "tag": HAS_TAG,
     "name": _c.name == bindparam("name"),
     "q": or_(
@@ -116,6 +120,9 @@ async def list_servers(ctx: Ctx, wanted: ServerFilter, sort: str, page: Page, fa
         faults.add("cursor", ForeignCursor())
     if wanted.location is not UNSET and await catalog.find_location(ctx, wanted.location) is None:
         faults.add("location", await unknown_location(ctx, wanted.location))
+    group_id = wanted.placement_group_id
+    if group_id is not UNSET and await groups.find(ctx, group_id) is None:
+        faults.add("placement_group_id", UnknownPlacementGroup(group_id))
     faults.check()
     values = _filter_values(wanted)
     filters = tuple(
@@ -133,7 +140,7 @@ async def list_servers(ctx: Ctx, wanted: ServerFilter, sort: str, page: Page, fa
 
 
 def _filter_values(wanted: ServerFilter) -> dict[str, Any]:
-    values: dict[str, Any] = {"location": wanted.location, "name": wanted.name}
+    values: dict[str, Any] = {name: getattr(wanted, name) for name in ("location", "placement_group_id", "name")}
     if wanted.status is not UNSET:
         values |= dict.fromkeys(_STATUS_NAMES, wanted.status[0])
         values |= dict(zip(_STATUS_NAMES, dict.fromkeys(wanted.status), strict=False))  # each once, and so all

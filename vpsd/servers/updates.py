@@ -10,8 +10,7 @@ from vpsd.catalog import service as catalog
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.events import service as events
-from vpsd.hosts import service as hosts
-from vpsd.servers.capacity import give_back, recount
+from vpsd.servers.capacity import give_back
 from vpsd.servers.guest_report import Report
 from vpsd.servers.models import BootSource, LockedServer, servers
 from vpsd.servers.user_data import UserDataStatus
@@ -74,9 +73,6 @@ _SET_DISCARDED = Statement(
     ("os_id", "base", "kernel_cmdline", "firmware", "disk", "previous_boot", "source_backup_id", "provisioned_at_ms")
     + ("user_data_status", "user_data_error", "ssh_host_keys"),
 )
-_GIVE_TO_HOST = Statement(
-    update(servers).where(servers.c.host_id.is_(None), servers.c.purged_at_ms.is_(None)), ("host_id",)
-)
 _FORGET_PREVIOUS = Statement(
     _ONE.where(servers.c.previous_host_id == bindparam("host_id")).values(previous_host_id=None)
 )
@@ -88,13 +84,6 @@ _SET_BOOTED = Statement(
         provisioned_at_ms=func.coalesce(servers.c.provisioned_at_ms, bindparam("now_ms")),
     )
 )
-
-
-async def give_to_local_host(ctx: Ctx) -> None:
-    """Have servers without a host on this machine's own: an older vpsd, of which there was one only, has made them."""
-    local = await hosts.local(ctx)
-    if local is not None and await ctx.tx.run(_GIVE_TO_HOST, host_id=local.id):
-        await recount(ctx, local.id)
 
 
 async def set_suspended_from(ctx: Ctx, server_id: int, status: str) -> None:

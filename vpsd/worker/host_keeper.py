@@ -11,14 +11,14 @@ import msgspec
 
 from vpsd.core.clock import every
 from vpsd.core.ending import end_all
-from vpsd.errors import DatabaseUnavailable, Misconfigured
+from vpsd.errors import DatabaseUnavailable, Misconfigured, Unavailable
 from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host
 from vpsd.hosts.status import HostStatus
 from vpsd.hypervisor.protocol import HostFacts
 from vpsd.runtime import Runtime
-from vpsd.servers import updates
+from vpsd.servers import unplaced
 from vpsd.worker.boot_watcher import BootWatcher
 from vpsd.worker.drainer import Drainer
 from vpsd.worker.guest_reader import GuestReader
@@ -80,7 +80,6 @@ class HostKeeper:
         try:
             async with self._runtime.write() as ctx:
                 found = await leases.keep(ctx, self._owner)
-                await updates.give_to_local_host(ctx)
         except DatabaseUnavailable:
             if asked_at >= self._until:  # somebody else may have them by now
                 await self.end()
@@ -92,6 +91,7 @@ class HostKeeper:
         for host in found:
             if host.id not in self._kept:
                 self._kept[host.id] = _Kept(host.address, await self._begin(host))
+        await place_servers(self._runtime)
 
     async def _begin(self, host: Host) -> list[asyncio.Task[None]]:
         try:
@@ -124,3 +124,18 @@ class HostKeeper:
         await end_all([task for host_id in host_ids for task in self._kept[host_id].tasks])
         for host_id in host_ids:
             del self._kept[host_id]
+
+
+async def place_servers(runtime: Runtime) -> None:
+    """Give hosts to servers that were asked for before there was one."""
+    async with runtime.read() as ctx:
+        waiting = await unplaced.list_unplaced(ctx)
+    if waiting:
+        async with runtime.write() as ctx:
+            await unplaced.give_to_local_host(ctx)
+    for server_id in waiting:
+        try:
+            async with runtime.write() as ctx:
+                await unplaced.place(ctx, server_id)
+        except Unavailable as error:
+            log.debug("server %s waits for a host: %s", server_id, error)

@@ -9,8 +9,10 @@ still have under way on the host is told from what the next one does by `Owner` 
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
@@ -19,15 +21,14 @@ from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock, Superseded
 from vpsd.flows.table import CLEAN_UP, CLEANS_UP_FIRST, FLOWS, LEAVES_NOTHING, LOOK_THEMSELVES, RECORD_END
 from vpsd.hosts import service as hosts
-from vpsd.hosts.models import Host, HostHealth
+from vpsd.hosts.models import HostHealth
 from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import ENDS_GUEST, RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.service import CLEAN_UP_STEP, Failure, LostLease
+from vpsd.operations.service import CLEAN_UP_STEP, Claimed, Failure, Lease, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
-from vpsd.servers.models import Server
 from vpsd.servers.transitions import ended, found, transition
 from vpsd.worker import clock_jumps, waiting
 
@@ -57,6 +58,7 @@ class Runner:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving: set[asyncio.Task[None]] = set()  # those of them that move whole disks
+        self._slots: Counter[int | None] = Counter()  # how many of them are at a host
         runtime.database.on_operation(self._wake.set)
 
     async def run(self) -> None:
@@ -74,9 +76,14 @@ class Runner:
                 for tasks in (self._tasks, *([self._moving] if _moves_disks(operation) else [])):
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
-                task.add_done_callback(lambda _: self._wake.set())
+                self._slots[operation.at_host] += 1
+                task.add_done_callback(partial(self._done, operation))
             if len(claimed) < free:
                 return
+
+    def _done(self, operation: Claimed, _: object) -> None:
+        self._slots[operation.at_host] -= 1
+        self._wake.set()
 
     async def run_once(self) -> bool:
         """Take one operation as far as it goes now; False when none is due."""
@@ -91,23 +98,33 @@ class Runner:
         claimed, since = await self._claim_several(1)
         return (claimed[0], since) if claimed else None
 
-    async def _claim_several(self, most: int) -> tuple[list[Operation], float]:
+    async def _claim_several(self, most: int) -> tuple[list[Claimed], float]:
         """Operations that are due, as many as there are at most, and when their leases were asked for."""
         await clock_jumps.look(self._runtime)
         # By a clock that was just set leases seem to have run out whose workers live: they renew them first.
         take_over = not self._runtime.jumps.within(operations.LEASE_SECONDS)
         # Backups may take hours, and a night has many: they never take the last worker slots from who wants to start.
         most_moving = max(1, self._runtime.settings.workers // 2)
-        claimed: list[Operation] = []
+        claimed: list[Claimed] = []
         since = self._monotonic()
         async with self._write() as ctx:
             while len(claimed) < most:
                 quick = len(self._moving) + sum(map(_moves_disks, claimed)) >= most_moving
-                operation = await operations.claim(ctx, self._owner, quick=quick, take_over=take_over)
+                full = await self._full_hosts(ctx, claimed)
+                operation = await operations.claim(ctx, self._owner, quick=quick, take_over=take_over, full_hosts=full)
                 if operation is None:
                     break
                 claimed.append(operation)
         return claimed, since
+
+    async def _full_hosts(self, ctx: Ctx, beside: list[Claimed]) -> list[int]:
+        """The hosts that have all the slots that one may have: one that hangs must leave some to the others."""
+        settings = self._runtime.settings
+        most = settings.host_workers or -(-settings.workers // 2)
+        slots = self._slots + Counter(operation.at_host for operation in beside)
+        full = [host_id for host_id, taken in slots.most_common() if taken >= most and host_id is not None]
+        is_alone = bool(full) and settings.host_workers is None and await hosts.count_present(ctx) == 1
+        return [] if is_alone else full
 
     def _write(self) -> AbstractAsyncContextManager[Ctx]:
         return self._runtime.write(together=len(self._tasks) > 1)
@@ -127,7 +144,11 @@ class Runner:
         """
         async with self._runtime.read() as ctx:
             server = await servers.row(ctx, operation.server_id)
-            host = await _host_of(ctx, server)
+            host = None if server.host_id is None else await hosts.row(ctx, server.host_id)
+        if host is None:
+            await self._wait_for_host(operation)
+            return
+        async with self._runtime.read() as ctx:
             job = Job(self._runtime.at(host), host, operation, server, LeaseClock(self._monotonic, since))
             job.together = len(self._tasks) > 1
             job.superseded = await operations.waiting(ctx, operation.id) is not None
@@ -144,6 +165,14 @@ class Runner:
             log.warning("operation %s: another worker has taken it over", operation.id)
         finally:
             await _end({attempt, heartbeat})
+
+    async def _wait_for_host(self, operation: Operation) -> None:
+        """Put it back until its server has a host: `servers.unplaced` finds one, and has it begin anew."""
+        error = Unavailable("no host has room for it, or there is none yet: start `vpsd up`, or add one")
+        run_at_ms = self._runtime.clock.now_ms() + _pause_seconds(operation, _LONGEST_PAUSE_SECONDS) * 1000
+        async with self._write() as ctx:
+            await waiting.tell(ctx, operation, 0, "room on a host")
+            await operations.reschedule(ctx, Lease.of(operation), Failure.of(error), run_at_ms)
 
     async def _attempt(self, job: Job) -> None:
         try:
@@ -314,7 +343,8 @@ class Runner:
         log.warning("operation %s: tried again in %s s: %s", operation.id, pause_seconds, failure.cause)
         async with self._write() as ctx:
             if waits_for is not None:
-                await waiting.tell(ctx, job, waits_for)
+                index, steps = job.step
+                await waiting.tell(ctx, operation, index / steps, waits_for)
             successor = await operations.waiting(ctx, operation.id)
             if successor is None:
                 await operations.reschedule(ctx, job.lease, failure, run_at_ms)
@@ -324,14 +354,6 @@ class Runner:
 
 def _moves_disks(operation: Operation) -> bool:
     return RULES[Command(operation.command)].moves_disks
-
-
-async def _host_of(ctx: Ctx, server: Server) -> Host:
-    """Where a server is; one that an older vpsd has made is on this machine's own host."""
-    host = await hosts.local(ctx) if server.host_id is None else await hosts.row(ctx, server.host_id)
-    if host is None:
-        raise Unavailable("there is no host: start `vpsd up` here, or add one")
-    return host
 
 
 async def _take(job: Job) -> None:

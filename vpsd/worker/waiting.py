@@ -4,19 +4,20 @@ from vpsd.core.context import Ctx
 from vpsd.flows.job import Job
 from vpsd.lifecycle import RULES, Command
 from vpsd.operations import service as operations
+from vpsd.operations.models import Operation
+from vpsd.operations.service import Lease
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
 
 _WAITS = "Waiting for "
 
 
-async def tell(ctx: Ctx, job: Job, waits_for: str) -> None:
+async def tell(ctx: Ctx, operation: Operation, progress: float, waits_for: str) -> None:
     """Say it, until the step that waits is done; whatever else there is to say of the server stays."""
     text = f"{_WAITS}{waits_for}. It is tried again by itself."
-    server = await servers.lock(ctx, job.server.id)  # before the operation, as requests do
-    index, steps = job.step
-    await operations.report(ctx, job.lease, index / steps, text)
-    is_under_way = server.status == RULES[Command(job.operation.command)].working
+    server = await servers.lock(ctx, operation.server_id)  # before the operation, as requests do
+    await operations.report(ctx, Lease.of(operation), progress, text)
+    is_under_way = server.status == RULES[Command(operation.command)].working
     if is_under_way and (server.status_detail is None or _is_said(server.status_detail)):
         await updates.set_status_detail(ctx, server.id, text)
 

@@ -11,7 +11,6 @@ from vpsd.accounts import tokens
 from vpsd.accounts.permissions import KNOWN
 from vpsd.api.http.context import RequestContext
 from vpsd.errors import DatabaseUnavailable, Forbidden, TooMany, Unauthenticated
-from vpsd.runtime import Runtime
 
 EVERYBODY = "any"  # what a route needs that any valid token may use
 PUBLIC = "public"  # and one that asks for no token
@@ -45,10 +44,9 @@ class BearerToken(AbstractAuthenticationMiddleware):
         if need != EVERYBODY and not caller.may(need):
             raise LacksPermission(need)
         if login.record_use:
-            runtime: Runtime = connection.app.state.runtime
             # A database that can only be read is no reason to refuse a read; the next request tries again.
             with suppress(DatabaseUnavailable):
-                async with runtime.write(caller, wait_seconds=_RECORD_USE_SECONDS) as ctx:
+                async with context.runtime.write(caller, wait_seconds=_RECORD_USE_SECONDS) as ctx:
                     await tokens.record_use(ctx, caller.token_id)
         return AuthenticationResult(caller, None)
 

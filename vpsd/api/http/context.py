@@ -48,6 +48,7 @@ class RateLimits(msgspec.Struct, frozen=True):
 class RequestContext(msgspec.Struct):
     """What the layers of one request tell each other."""
 
+    runtime: Runtime
     limits: RateLimits
     address: str
     network: str  # what of the address limits count by

@@ -8,7 +8,6 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from litestar import Response
-from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta
 
 from vpsd import __version__
@@ -16,9 +15,8 @@ from vpsd.accounts import service as accounts
 from vpsd.api.http.authentication import PUBLIC
 from vpsd.api.http.routes import get
 from vpsd.api.http.schemas import named, one_of
-from vpsd.backups.targets import TargetState, TargetStatus
+from vpsd.backups.targets import TargetState
 from vpsd.core.context import Ctx
-from vpsd.core.outages import DatabaseStatus
 from vpsd.core.units import MIB
 from vpsd.errors import DatabaseUnavailable
 from vpsd.hosts import service as hosts
@@ -134,106 +132,90 @@ class Readiness(msgspec.Struct):
     ]
 
 
-def liveness() -> HTTPRouteHandler:
-    """The route for whoever restarts processes that hang."""
-
-    @get(
-        f"{HEALTH}/live",
-        "health_live",
-        "Liveness",
-        tags=["Service"],
-        needs=PUBLIC,
-        lenient=True,
-        without_database=lambda: Response(Liveness("alive")),
-        asks_database=False,
+def _report(runtime: Runtime) -> Response[Health]:
+    target, database = runtime.repository.status, runtime.database.status
+    full = _is_full(runtime.settings.data_dir)
+    hypervisor: HypervisorHealth = runtime.serving.hosts_seen or HypervisorHealth("connecting", None, None, None)
+    answers = hypervisor.status != "unavailable" and database.problem is None
+    is_well = hypervisor.status != "degraded" and hypervisor.storage in (None, "ok") and not full
+    well = is_well and target.status not in ("missing", "unavailable")
+    answer = Health(
+        "ok" if answers and well else "degraded",
+        __version__,
+        DatabaseHealth(database.problem.value if database.problem else "ok"),
+        DataFolderHealth("full" if full else "ok"),
+        hypervisor,
+        BackupsHealth(target.status),
+        _clock(runtime),
     )
-    async def live(_: Ctx) -> Liveness:
-        """Whether the process runs; nothing else is asked, so that a restart is no answer to what it does not help."""
-        raise AssertionError("answered without a transaction")
-
-    return live
+    return Response(answer, status_code=200 if answers else 503)
 
 
-def readiness_of(runtime: Runtime | None) -> HTTPRouteHandler:
-    """The route for balancers."""
+@get(
+    HEALTH,
+    "health",
+    "Health",
+    tags=["Service"],
+    needs=PUBLIC,
+    further={503: "The database or the host does not answer, or the database takes no changes"},
+    lenient=True,  # monitoring adds what it likes to defeat caches
+    without_database=_report,
+    wait_seconds=PROBE_SECONDS,
+)
+async def health(ctx: Ctx, runtime: Runtime) -> Response[Health]:
+    """Whether vpsd can do its work; 503 while its database or its host does not answer, or changes are refused.
 
-    def away() -> Response[Readiness]:
-        return Response(Readiness("database"), status_code=503)
-
-    @get(
-        f"{HEALTH}/ready",
-        "health_ready",
-        "Readiness",
-        tags=["Service"],
-        needs=PUBLIC,
-        further={503: "Send requests to another process: this one ends, or its database does not answer"},
-        lenient=True,
-        without_database=away,
-        wait_seconds=PROBE_SECONDS,
-    )
-    async def ready(ctx: Ctx) -> Response[Readiness]:
-        """Whether requests shall be sent here; 503 from the moment on in which the process is told to end.
-
-        For VPSD_DRAIN_SECONDS it goes on answering all the same: by then a balancer has looked.
-        """
-        if runtime is not None and runtime.serving.is_ending:
-            return Response(Readiness("ending"), status_code=503)
-        await accounts.instance(ctx)
-        return Response(Readiness("ready"))
-
-    return ready
+    While the storage of the host is low, full or failing, the disk of the data folder is full, or backups cannot be
+    made, it is `degraded` and answers 200: requests are served.
+    """
+    await accounts.instance(ctx)
+    runtime.serving.hosts_seen = _hypervisor(await hosts.health(ctx), ctx.now_ms)
+    # On a full disk what is small may still fit into what SQLite has: that proves nothing.
+    if not _is_full(runtime.settings.data_dir) and runtime.database.status.take_probe():
+        with suppress(DatabaseUnavailable):
+            async with runtime.write(wait_seconds=PROBE_SECONDS) as probe:
+                await accounts.try_to_write(probe)
+    return _report(runtime)
 
 
-def health_of(runtime: Runtime | None) -> HTTPRouteHandler:
-    """The route that tells how vpsd, its database, this host and the backups' target are."""
-    target = runtime.repository.status if runtime else TargetStatus()
-    database = runtime.database.status if runtime else DatabaseStatus()
-    folder = runtime.settings.data_dir if runtime else Path()
-    seen = [HypervisorHealth("connecting", None, None, None)]  # as long as the database is away, what it said last
+@get(
+    f"{HEALTH}/live",
+    "health_live",
+    "Liveness",
+    tags=["Service"],
+    needs=PUBLIC,
+    lenient=True,
+    without_database=lambda _: Response(Liveness("alive")),
+    asks_database=False,
+)
+async def live(_: Ctx) -> Liveness:
+    """Whether the process runs; nothing else is asked, so that a restart is no answer to what it does not help."""
+    raise AssertionError("answered without a transaction")
 
-    def report() -> Response[Health]:
-        full, hypervisor = _is_full(folder), seen[0]
-        answers = hypervisor.status != "unavailable" and database.problem is None
-        is_well = hypervisor.status != "degraded" and hypervisor.storage in (None, "ok") and not full
-        well = is_well and target.status not in ("missing", "unavailable")
-        answer = Health(
-            "ok" if answers and well else "degraded",
-            __version__,
-            DatabaseHealth(database.problem.value if database.problem else "ok"),
-            DataFolderHealth("full" if full else "ok"),
-            hypervisor,
-            BackupsHealth(target.status),
-            _clock(runtime),
-        )
-        return Response(answer, status_code=200 if answers else 503)
 
-    @get(
-        HEALTH,
-        "health",
-        "Health",
-        tags=["Service"],
-        needs=PUBLIC,
-        further={503: "The database or the host does not answer, or the database takes no changes"},
-        lenient=True,  # monitoring adds what it likes to defeat caches
-        without_database=report,
-        wait_seconds=PROBE_SECONDS,
-    )
-    async def health(ctx: Ctx) -> Response[Health]:
-        """Whether vpsd can do its work; 503 while its database or its host does not answer, or changes are refused.
+@get(
+    f"{HEALTH}/ready",
+    "health_ready",
+    "Readiness",
+    tags=["Service"],
+    needs=PUBLIC,
+    further={503: "Send requests to another process: this one ends, or its database does not answer"},
+    lenient=True,
+    without_database=lambda _: Response(Readiness("database"), status_code=503),
+    wait_seconds=PROBE_SECONDS,
+)
+async def ready(ctx: Ctx, runtime: Runtime) -> Response[Readiness]:
+    """Whether requests shall be sent here; 503 from the moment on in which the process is told to end.
 
-        While the storage of the host is low, full or failing, the disk of the data folder is full, or backups cannot be
-        made, it is `degraded` and answers 200: requests are served.
-        """
-        await accounts.instance(ctx)
-        seen[0] = _hypervisor(await hosts.health(ctx), ctx.now_ms)
-        # On a full disk what is small may still fit into what SQLite has: that proves nothing.
-        if runtime is not None and not _is_full(folder) and database.take_probe():
-            with suppress(DatabaseUnavailable):
-                async with runtime.write(wait_seconds=PROBE_SECONDS) as probe:
-                    await accounts.try_to_write(probe)
-        return report()
+    For VPSD_DRAIN_SECONDS it goes on answering all the same: by then a balancer has looked.
+    """
+    if runtime.serving.is_ending:
+        return Response(Readiness("ending"), status_code=503)
+    await accounts.instance(ctx)
+    return Response(Readiness("ready"))
 
-    return health
+
+health_routes = (health, live, ready)
 
 
 def _hypervisor(found: Sequence[HostHealthRow], now_ms: int) -> HypervisorHealth:
@@ -270,8 +252,7 @@ def _is_full(folder: Path) -> bool:
     return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize < _FULL_BYTES
 
 
-def _clock(runtime: Runtime | None) -> ClockHealth:
-    if runtime is not None:
-        runtime.jumps.look()  # where no worker does
-    seconds = None if runtime is None else runtime.jumps.told_seconds
+def _clock(runtime: Runtime) -> ClockHealth:
+    runtime.jumps.look()  # where no worker does
+    seconds = runtime.jumps.told_seconds
     return ClockHealth("ok" if seconds is None else "set", seconds)

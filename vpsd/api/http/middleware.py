@@ -63,7 +63,9 @@ class RequestMiddleware:
         request_id = sent.decode() if _SANE_ID.fullmatch(sent) else self._runtime.ids.uuid()
         sender = self._senders.of(scope)
         headers = {"X-Request-ID": request_id, **self._cors.headers(scope)}
-        context = RequestContext(self._limits, sender.address, sender.network, sender.base, request_id, headers)
+        context = RequestContext(
+            self._runtime, self._limits, sender.address, sender.network, sender.base, request_id, headers
+        )
         scope = {**scope, "path": sender.path, "vpsd": context}
         status, began_to_answer = 500, False
         began = time.perf_counter()

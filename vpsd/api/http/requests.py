@@ -32,8 +32,8 @@ class ApiRequest(Request[Caller, Any, State]):
 
     @property
     def runtime(self) -> Runtime:
-        """What the application was made for."""
-        runtime: Runtime = self.app.state.runtime
+        """What the application that answers was made for."""
+        runtime: Runtime = self.scope["vpsd"].runtime  # type: ignore[typeddict-item]
         return runtime
 
     @property

@@ -1,8 +1,8 @@
 """Routes: what a handler is given, and in which transaction it runs.
 
 A handler is a function of a `Ctx`, of the ids in its path, and of what its signature names beside them: `form` is the
-body, `query` the query. It returns what is answered. A GET reads; everything else runs in a transaction of its own, a
-POST once for each Idempotency-Key.
+body, `query` the query, `runtime` what the process works with. It returns what is answered. A GET reads; everything
+else runs in a transaction of its own, a POST once for each Idempotency-Key.
 """
 
 import inspect
@@ -26,6 +26,7 @@ from vpsd.api.http.requests import ApiRequest
 from vpsd.core.context import Actor, Ctx, Transactions
 from vpsd.core.db import WAIT_SECONDS
 from vpsd.errors import DatabaseUnavailable, VpsdError
+from vpsd.runtime import Runtime
 
 Preview: TypeAlias = Callable[[Ctx, Any], Awaitable[Any]]
 Before: TypeAlias = Callable[[Transactions, Actor, Any], Awaitable[None]]
@@ -70,7 +71,7 @@ class Route:
         lenient: bool = False,
         headers: Mapping[str, str] | None = None,
         further: Mapping[int, str] | None = None,
-        without_database: Callable[[], Response[Any]] | None = None,
+        without_database: Callable[[Runtime], Response[Any]] | None = None,
         asks_database: bool = True,
         wait_seconds: float = WAIT_SECONDS,
         hints: Mapping[str, Any] | None = None,
@@ -98,7 +99,7 @@ class Route:
         self._asks_database = asks_database  # otherwise it is answered as if there were none
         self._wait_seconds = wait_seconds  # of a GET for the database
         self._function = function
-        self._takes_query = "query" in hints
+        self._takes_query, self._takes_runtime = "query" in hints, "runtime" in hints
         in_query, in_body = self.query.__struct_fields__, self.body.__struct_fields__ if self.body else ()
         # What is known, though not there, and what to do about it.
         not_dry = {} if method == "GET" or "dry_run" in in_query else {"dry_run": NOT_DRY}
@@ -112,13 +113,13 @@ class Route:
         except DatabaseUnavailable:
             if self._without_database is None:
                 raise
-            return self._without_database()
+            return self._without_database(request.runtime)
 
     async def _answer_to(self, request: ApiRequest) -> Response[Any]:
         handler, query = await self._bound(request)
         runtime, actor = request.runtime, request.actor
         if not self._asks_database and self._without_database is not None:
-            return self._without_database()
+            return self._without_database(runtime)
         key = sent_key(request) if self.method == "POST" else None  # a wrong one is refused in a dry run as well
         if self.preview is not None and query.get("dry_run"):
             async with runtime.rolled_back(actor) as ctx:
@@ -138,6 +139,8 @@ class Route:
             raise NotFoundException
         forms: dict[str, Any] = {}
         query = request.query_form(self.query, self._not_in_query)
+        if self._takes_runtime:
+            forms["runtime"] = request.runtime
         if self._takes_query:
             forms["query"] = query
         elif not self.lenient:

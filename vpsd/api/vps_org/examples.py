@@ -242,6 +242,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "ssh_key_create": {"name": "laptop", "public_key": _KEY},
     "placement_group_create": {"name": "database"},
+    "placement_group_patch": {"name": "database"},
     "token_create": {"name": "backup-script", "permissions": ["servers:read"], "expires_in_days": 90},
     "server_migrate": {"host": "node2"},
 }
@@ -282,6 +283,7 @@ ANSWERS: dict[str, Any] = {
     "placement_group_list": _page(placement_groups.PlacementGroupList, _GROUP),
     "placement_group_create": _GROUP,
     "placement_group_get": _GROUP,
+    "placement_group_patch": _GROUP,
     "plan_list": _page(catalog.PlanList, _PLAN),
     "plan_get": _PLAN,
     "operating_system_list": _page(

@@ -11,8 +11,10 @@ import libvirt
 from vpsd.errors import Unavailable
 from vpsd.hypervisor.libvirt.failures import translate
 
-_KEEPALIVE_SECONDS = 5
-_KEEPALIVE_MISSES = 4  # a host that is silent for 20 s is gone, and calls that wait for it fail
+# A host that is silent for 15 s (libvirt waits once more) is gone, and calls that wait for it fail: before their own
+# time is over, so that their threads are free again.
+_KEEPALIVE_SECONDS = 3
+_KEEPALIVE_MISSES = 4
 _OPEN_WAIT_SECONDS = 60.0  # for another thread that is connecting
 
 _log = logging.getLogger(__name__)

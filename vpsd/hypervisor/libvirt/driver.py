@@ -14,6 +14,7 @@ from vpsd.hypervisor.libvirt.domain_xml import build
 from vpsd.hypervisor.libvirt.host import versions
 from vpsd.hypervisor.libvirt.migrating import Migrating
 from vpsd.hypervisor.libvirt.transfer import transfer_seconds
+from vpsd.hypervisor.libvirt.volumes import clock_ms
 from vpsd.hypervisor.protocol import (
     BlockMap,
     BootSigns,
@@ -60,6 +61,12 @@ class LibvirtHypervisor(Migrating):
             )
 
         return await self._host.call(ask, "describe itself", QUICK_SECONDS)
+
+    async def clock_ms(self) -> int | None:
+        """What the host's clock says: the time of a file that is made in the pool for this, and deleted."""
+        return await self._host.call(
+            lambda host: clock_ms(self._pool.open(host)), "tell what the time is", QUICK_SECONDS
+        )
 
     async def guests(self) -> Mapping[str, Guest]:
         """All guests of this vpsd by name, in one round trip."""

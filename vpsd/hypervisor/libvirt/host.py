@@ -1,5 +1,6 @@
 """Runs blocking libvirt calls against one host, with a time limit and one retry after a lost connection."""
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ T = TypeVar("T")
 _THREADS = 8
 _CONNECT_SECONDS = 60.0  # extra time without a connection: a daemon's first look at QEMU is slow
 _CLOSE_SECONDS = 20.0
+_AT_ONCE_SECONDS = 5.0
 
 
 class LibvirtHost:
@@ -24,16 +26,19 @@ class LibvirtHost:
         self._threads = Threads(_THREADS)
 
     async def call(self, work: Callable[[libvirt.virConnect], T], action: str, limit_seconds: float) -> T:
-        """Call `work` with the open connection; once more if the connection broke, as in a restart of libvirtd.
+        """Call `work` with the open connection; once more if the connection broke at once, as in a restart of libvirtd.
+
+        One that broke later was silent for long: asking anew would only hold another thread.
 
         `action` completes "The host could not …" in errors.
         """
 
         def run() -> T:
+            began = time.monotonic()
             try:
                 return work(self._connection.get())
             except libvirt.libvirtError as error:
-                if not self._connection.is_lost():
+                if not self._connection.is_lost() or time.monotonic() - began > _AT_ONCE_SECONDS:
                     raise translate(error, action) from error
             try:
                 return work(self._connection.get())

@@ -2,7 +2,9 @@
 
 import contextlib
 import threading
+import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -187,3 +189,17 @@ def volume_xml(name: str, capacity_bytes: int, format: str, backing: str | None 
         Xml.SubElement(store, "path").text = backing
         Xml.SubElement(store, "format", type="qcow2")
     return Xml.tostring(root, encoding="unicode")
+
+
+def clock_ms(pool: libvirt.virStoragePool) -> int | None:
+    """What the clock of the pool's machine says, in milliseconds since 1970, as the time of a file that is made now.
+
+    None for a pool whose volumes have no times. https://libvirt.org/formatstorage.html, `timestamps`
+    """
+    name = f"clock-{uuid.uuid4()}"
+    volume = pool.createXML(volume_xml(name, 1, "raw"), 0)
+    try:
+        seconds = Xml.fromstring(volume.XMLDesc(0)).findtext("target/timestamps/mtime")  # noqa: S314
+        return None if seconds is None else int(Decimal(seconds) * 1000)
+    finally:
+        delete(pool, name)

@@ -43,6 +43,7 @@ class Calls(Controls):
         self.shared_pool = None if pool is None else pool.name
         self.boot_seconds = boot_seconds
         self.delay_seconds = 0.0  # of every call
+        self.clock_ahead_seconds = 0.0  # of ours
         self.is_here = True  # the host is this machine, as far as anybody can tell
         self.broken = False  # the host does not answer
         self.ignores_acpi = False  # guests do not react to the power button

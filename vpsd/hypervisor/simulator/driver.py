@@ -71,6 +71,10 @@ class Simulator(Moves):
                 storage_free_mb=self.storage.free_mb,
             )
 
+    async def clock_ms(self) -> int:
+        async with self._call("clock_ms"):
+            return self._clock.now_ms() + round(self.clock_ahead_seconds * 1000)
+
     async def guests(self) -> Mapping[str, Guest]:
         async with self._call("guests"):
             return {name: _guest(name, guest) for name, guest in sorted(self._store.current().guests.items())}

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from vpsd.api.http.forms import Listing
 from vpsd.api.http.schemas import named
@@ -19,6 +19,12 @@ class PlacementGroupCreate(msgspec.Struct, forbid_unknown_fields=True):
 
     name: Name
     policy: Annotated[GroupPolicy, Meta(extra={"message": "Give spread: no two servers on one host."})] = Policy.SPREAD
+
+
+class PlacementGroupPatch(msgspec.Struct, forbid_unknown_fields=True):
+    """What shall change; what is not sent stays."""
+
+    name: Name | UnsetType = UNSET
 
 
 class PlacementGroupView(msgspec.Struct):

@@ -86,6 +86,10 @@ class ServerQuery(PageQuery):
     location: Annotated[
         str | UnsetType, Meta(description="Only servers at this location code, from /api/v1/locations/")
     ] = UNSET
+    placement_group_id: Annotated[
+        Annotated[int, an_id("/api/v1/placement-groups/", 3)] | UnsetType,
+        Meta(description="Only servers of this placement group"),
+    ] = UNSET
     tag: Annotated[
         Tag | UnsetType, Meta(description="Only servers with this tag", extra={"message": f"A tag is {_TAG}."})
     ] = UNSET
