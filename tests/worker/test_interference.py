@@ -85,7 +85,7 @@ async def test_a_guest_that_is_meddled_with_at_any_step_leaves_nothing_locked(
 
         cloud.hypervisor.before_call = strike
         await cloud.settle()
-        await cloud.thaw_checker().check()
+        await cloud.thaw_checker().look()
         assert left < 0
         where = f"{meddle.__name__} before call {moment}"
         row = await cloud.row(server)
