@@ -63,9 +63,11 @@ bench: ## Run the benchmarks, as ratios against yardsticks
 	@scripts/install dev
 	@$(PYTHON) -m bench
 
-bench-scale: ## What requests cost with 100 servers and with a million
+bench-scale: ## What requests cost with a million servers, and 1,000 hosts at rest
 	@scripts/install dev
 	@$(PYTHON) -m bench.scale
+	@$(PYTHON) -m bench.rest
+	@$(PYTHON) -m bench.rest --postgres
 
 clean: ## Remove everything installed and built, except servers and data in var/
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,7 +6,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import backups, boot, drain, http, money
+from bench import backups, boot, drain, http, money, rest
 
 _ROOT = Path(__file__).parent.parent
 _BEGIN, _END = "<!-- bench: copied from docs/bench.md, a test compares -->\n", "<!-- /bench -->"
@@ -29,6 +29,7 @@ def table(
     guest: boot.BootFigures,
     copies: backups.BackupFigures,
     drained: list[drain.DrainFigures],
+    resting: list[rest.RestFigures],
 ) -> str:
     """The figures and what they are held against, as Markdown."""
     ours, direct = statistics.median(guest.vpsd_seconds), statistics.median(guest.direct_seconds)
@@ -69,6 +70,15 @@ def table(
             )
             for figures in drained
             if figures.command == "all"
+        ),
+        *(
+            (
+                f"{figures.hosts:,} hosts with {figures.servers:,} simulated servers at rest, {figures.workers} "
+                f"workers on {figures.database}, without figures",
+                f"{figures.cores:.3f} cores",
+                f"at most {rest.AIM_CORES}",
+            )
+            for figures in resting
         ),
         ("memory at rest, connected to libvirt", f"{guest.memory_mb:.0f} MB", "at most 150 MB"),
         ("second start until /health answers", f"{guest.health_seconds:.1f} s", "at most 3 s"),
@@ -115,11 +125,13 @@ def main() -> None:
     token_check_us, metering = money.measure_token_check(), money.measure_metering()
     print("operations: creates, stops and starts of a simulated host …", flush=True)
     drained = drain.measure()
+    print("rest: 1,000 hosts on which nothing happens …", flush=True)
+    resting = rest.measure_both()
     print("guests: five creates and five of QEMU alone, in turn …", flush=True)
     guest = boot.measure()
     print("backups: three full and three incremental ones, and qemu-img of the same disk, in turn …", flush=True)
     copies = backups.measure()
-    text = table(requests, token_check_us, metering, guest, copies, drained)
+    text = table(requests, token_check_us, metering, guest, copies, drained, resting)
     print("\n" + text)
     day = datetime.now(UTC).date().isoformat()
     head = (
@@ -127,8 +139,8 @@ def main() -> None:
     )
     (_ROOT / "docs/bench.md").write_text(head + text, encoding="utf-8")
     readme = _ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
-    _, _, after = rest.partition(_END)
+    before, _, behind = readme.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = behind.partition(_END)
     readme.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}", encoding="utf-8")
     print("written to docs/bench.md and README.md")
 

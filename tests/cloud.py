@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -46,12 +46,14 @@ from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
 from vpsd.operations import service as operations
 from vpsd.runtime import HostRuntime, Hypervisors, Images, Runtime
-from vpsd.servers import moving, queries
+from vpsd.servers import moving, queries, seen
 from vpsd.servers.models import Server, servers
 from vpsd.settings import Settings
 from vpsd.worker.backup_scheduler import BackupScheduler
 from vpsd.worker.biller import Biller
+from vpsd.worker.boot_watcher import BootWatcher
 from vpsd.worker.event_pruner import EventPruner
+from vpsd.worker.followers import Looker
 from vpsd.worker.guest_reader import GuestReader
 from vpsd.worker.reconcile import Reconciler
 from vpsd.worker.runner import Runner
@@ -105,6 +107,21 @@ class WatchedDirectory(Directory):
         """The paths of all files but the target's mark."""
         files = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
         return sorted(path for path in files if path != MARK)
+
+
+L = TypeVar("L", bound=Looker)
+
+
+def _informed(kind: type[L]) -> type[L]:
+    """One that has been told of all servers before each look, as by a reconciler that sweeps."""
+
+    class Informed(kind):  # type: ignore[misc, valid-type]
+        async def look(self) -> None:
+            async with self._runtime.read() as ctx:
+                self.notice(await seen.page(ctx, self._runtime.host_id), everything=True)
+            await super().look()
+
+    return Informed
 
 
 class Cloud:
@@ -290,13 +307,16 @@ class Cloud:
         return EventPruner(self.runtime)
 
     def thaw_checker(self) -> ThawChecker:
-        return ThawChecker(self.runtime)
+        return _informed(ThawChecker)(self.runtime)
+
+    def boot_watcher(self) -> BootWatcher:
+        return _informed(BootWatcher)(self.runtime)
 
     def sampler(self) -> Sampler:
         return Sampler(self.runtime)
 
     def guest_reader(self) -> GuestReader:
-        return GuestReader(self.runtime)
+        return _informed(GuestReader)(self.runtime)
 
     async def work(self, owner: str = "worker") -> int:
         """Do every operation that is due now; how many times one was taken up."""

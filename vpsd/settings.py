@@ -74,6 +74,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout_seconds: Annotated[
         int, Meta(ge=1, le=3600, description="How long a graceful stop may take before power is cut.")
     ] = 90
+    sweep_seconds: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=3600,
+            description="Every server of a host is compared with its guest at least so often; what the host reports is "
+            "seen to at once.",
+        ),
+    ] = 60
     simulator_boot_seconds: Annotated[
         float, Meta(ge=0, le=600, description="How long a simulated guest takes to answer.")
     ] = 0.5

@@ -31,10 +31,37 @@ async def keep(cloud: Cloud, owner: str) -> set[str]:
         return {host.name for host in await leases.keep(ctx, owner)}
 
 
-async def test_the_first_process_looks_after_all(cloud: Cloud) -> None:
+async def test_the_first_process_looks_after_all_and_one_that_joins_is_given_its_share(cloud: Cloud) -> None:
     await have_hosts(cloud, "b", "c")
     assert await keep(cloud, "one") == {"simulator", "b", "c"}
-    assert await keep(cloud, "two") == set()
+    assert await keep(cloud, "two") == {"c"}
+    assert await keep(cloud, "one") == {"simulator", "b"}
+    for _ in range(2):  # and nothing more goes to and fro
+        assert await keep(cloud, "two") == {"c"}
+        assert await keep(cloud, "one") == {"simulator", "b"}
+
+
+@pytest.mark.parametrize(("count", "expected"), [(9, [3, 3, 3]), (8, [2, 3, 3]), (4, [1, 1, 2]), (2, [0, 1, 1])])
+async def test_hosts_are_shared_between_three_processes_whoever_came_first(
+    cloud: Cloud, count: int, expected: list[int]
+) -> None:
+    await have_hosts(cloud, *(f"host-{number}" for number in range(1, count)))
+    owners = ("one", "two", "three")
+    for owner in owners:
+        await keep(cloud, owner)
+    for _ in range(3):
+        found = {owner: await keep(cloud, owner) for owner in owners}
+    assert sorted(map(len, found.values())) == expected
+    assert len(set().union(*found.values())) == count  # nobody has what another one has
+
+
+async def test_the_share_of_a_process_that_ends_goes_to_the_others(cloud: Cloud) -> None:
+    await have_hosts(cloud, "b", "c", "d")
+    for owner in ("one", "two", "one"):
+        await keep(cloud, owner)
+    async with cloud.writing() as ctx:
+        await leases.release(ctx, "one")
+    assert await keep(cloud, "two") == {"simulator", "b", "c", "d"}
 
 
 async def test_hosts_that_come_later_are_shared(cloud: Cloud) -> None:
@@ -58,15 +85,15 @@ async def test_a_share_is_no_larger_where_the_database_takes_a_table_for_small(c
 
 
 async def test_who_does_not_renew_loses_its_hosts_and_who_does_keeps_them(cloud: Cloud) -> None:
-    await have_hosts(cloud, "b")
+    await have_hosts(cloud)
     await keep(cloud, "one")
     cloud.clock.advance(LEASE_SECONDS - 1)
     assert await keep(cloud, "two") == set()
-    assert await keep(cloud, "one") == {"simulator", "b"}
+    assert await keep(cloud, "one") == {"simulator"}
     cloud.clock.advance(LEASE_SECONDS - 1)
     assert await keep(cloud, "two") == set()
     cloud.clock.advance(2)
-    assert await keep(cloud, "two") == {"simulator", "b"}
+    assert await keep(cloud, "two") == {"simulator"}
     assert await keep(cloud, "one") == set()  # it comes back, and has them no more
 
 

@@ -80,12 +80,18 @@ class Connection(Simulator):
         facts = await super().facts()
         return msgspec.structs.replace(facts, name=self._name, cpus=CPUS, memory_mb=MEMORY_MB, storage_gb=STORAGE_GB)
 
-    def watch(self, changed: Callable[[str], None], rebooted: Callable[[str], None] | None = None) -> None:
+    def watch(
+        self,
+        changed: Callable[[str], None],
+        rebooted: Callable[[str], None] | None = None,
+        missed: Callable[[], None] | None = None,
+    ) -> None:
         """Hear what happens, as far as the storm lets one."""
         deliver = self._machine.deliver
         super().watch(
             lambda name: deliver(self._name, changed, name),
             None if rebooted is None else lambda name: deliver(self._name, rebooted, name),
+            missed,
         )
 
     async def close(self) -> None:

@@ -84,7 +84,10 @@ class Findings:
         runtime = Machine(self._world, "observer").runtime
         self._world.cut.clear()
         await Biller(runtime).bill()
+        was_left = any("could not clean up behind it" in line for line in self._world.story)  # of a host that was away
         for found in await Audit(runtime).run():
+            if found.kind == "copy" and was_left:
+                continue  # the log tells of it, and `vpsd check --fix` removes it
             self.add(f"vpsd check: {found.kind} {found.name}: {found.text}")
         async with runtime.read() as ctx:
             for book in await verify(ctx, servers.lives):

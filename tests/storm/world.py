@@ -35,6 +35,7 @@ from vpsd.settings import Settings
 
 _BEGAN = 1000.0
 _LONGEST_CALM_SECONDS = 3 * 3600
+_LOOK_SECONDS = 20
 
 
 class Clock:
@@ -263,9 +264,9 @@ class World:
         self.tell("-", "calm")
         runtime = Machine(self, "observer").runtime
         until = self.loop.time() + _LONGEST_CALM_SECONDS
-        quiet = 0
-        while quiet < 2 and self.loop.time() < until:
-            await asyncio.sleep(20)
+        quiet, enough = 0, 1 + -(-self.settings.sweep_seconds // _LOOK_SECONDS)  # what nobody was told of is found, too
+        while quiet < enough and self.loop.time() < until:
+            await asyncio.sleep(_LOOK_SECONDS)
             async with runtime.read() as ctx:
                 rests = all(row.status in AT_REST for row in await servers.present(ctx))
                 quiet = quiet + 1 if rests and not await operations.busy_servers(ctx) else 0

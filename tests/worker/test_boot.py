@@ -10,7 +10,6 @@ from tests.cloud import Cloud
 from vpsd.hypervisor.protocol import PowerState
 from vpsd.lifecycle import Status
 from vpsd.servers import updates
-from vpsd.worker.boot_watcher import BootWatcher
 
 PANIC = "[    1.5] \x1b[31mKernel panic - not syncing: Attempted to kill init!\x1b[0m\r\n[    1.6] Call Trace:\r\n"
 SHELL = "You are in emergency mode. After logging in, type journalctl -xb\r\nPress Enter for maintenance\r\n"
@@ -202,7 +201,7 @@ async def test_a_slow_guest_loses_its_note_when_it_is_up(cloud: Cloud, server: i
     cloud.hypervisor.boot_seconds = 500
     await cloud.post(f"/api/v1/servers/{server}/reboot/")
     await cloud.work()
-    watcher = BootWatcher(cloud.runtime)
+    watcher = cloud.boot_watcher()
     await watcher.look()
     assert (await shown(cloud, server))["status_detail"] is not None
     cloud.clock.advance(300)
@@ -216,7 +215,7 @@ async def test_a_slow_guest_loses_its_note_when_it_is_up(cloud: Cloud, server: i
 async def test_what_others_say_of_a_server_is_not_taken_back(cloud: Cloud, server: int) -> None:
     async with cloud.writing() as ctx:
         await updates.set_status_detail(ctx, server, "The host is full.")
-    await BootWatcher(cloud.runtime).look()
+    await cloud.boot_watcher().look()
     assert (await shown(cloud, server))["status_detail"] == "The host is full."
 
 
@@ -257,7 +256,7 @@ async def test_a_newer_note_is_not_taken_back_for_an_older_look(cloud: Cloud, se
                 await updates.set_status_detail(ctx, server, "The guest did not answer, twice.")
 
     cloud.hypervisor.before_call = say_more
-    await BootWatcher(cloud.runtime).look()
+    await cloud.boot_watcher().look()
     assert (await shown(cloud, server))["status_detail"] == "The guest did not answer, twice."
 
 

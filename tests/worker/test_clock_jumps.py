@@ -1,6 +1,5 @@
 """The clock is set, or the machine sleeps: nothing is stuck, lost, given up or done twice because of it."""
 
-import asyncio
 import logging
 import random
 from itertools import pairwise
@@ -182,7 +181,7 @@ async def test_what_happens_on_the_host_is_noticed_whatever_the_clock_was_set_to
 
 async def test_a_reboot_is_told_of_although_one_by_a_clock_that_was_ahead_was_told_of_before(cloud: Cloud) -> None:
     server, reconciler = await cloud.have_server(), cloud.reconciler()
-    reconciler.watch(asyncio.Event())
+    reconciler.watch()
     for seconds in (0, -HOUR):
         cloud.clock.jump(seconds)
         cloud.hypervisor.reboots(cloud.guest(server))
@@ -223,10 +222,10 @@ async def test_a_guest_is_asked_for_its_keys_although_the_clock_was_set_back(clo
     asked: list[str] = []
     cloud.hypervisor.guest_run = lambda name, _argv, _stdin: asked.append(name)
     reader = cloud.guest_reader()
-    await reader.read()
+    await reader.look()
     cloud.clock.jump(-HOUR)
     cloud.clock.advance(3)
-    await reader.read()
+    await reader.look()
     assert len(asked) == 2
 
 

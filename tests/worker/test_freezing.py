@@ -86,12 +86,12 @@ async def test_an_agent_that_dies_after_it_froze_is_told_of_and_waited_for(cloud
     assert second["consistency_detail"] == (
         f"Not frozen: the server was not seen to write since it was frozen for backup {lost['id']}."
     )
-    await cloud.thaw_checker().check()
+    await cloud.thaw_checker().look()
     assert await _detail(cloud, server) == detail
     assert (await _actions(cloud)).count("server.frozen") == 1
 
     cloud.hypervisor.agent_dies_frozen = False
-    await cloud.thaw_checker().check()
+    await cloud.thaw_checker().look()
     await _is_released(cloud, server)
     assert (await _actions(cloud))[0] == "server.thawed"
     assert (await cloud.have_copy(server))["consistent"]
@@ -114,7 +114,7 @@ async def test_a_guest_that_is_thawed_and_does_not_write_is_told_of(cloud: Cloud
     assert detail is not None
     assert detail.startswith(f"Frozen for backup {backup['id']}: it has not written since.")
     cloud.hypervisor.never_writes = False
-    await cloud.thaw_checker().check()
+    await cloud.thaw_checker().look()
     await _is_released(cloud, server)
 
 
@@ -149,7 +149,7 @@ async def test_a_server_that_is_powered_off_is_not_frozen_any_more(cloud: Cloud)
     cloud.hypervisor.agent_dies_frozen = True
     await cloud.have_copy(server)
     cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
-    await cloud.thaw_checker().check()
+    await cloud.thaw_checker().look()
     row = await cloud.row(server)
     assert (row.unthawed_backup_id, row.status_detail) == (None, None)
 
@@ -187,6 +187,6 @@ async def test_a_backup_that_fails_while_the_guest_is_frozen_leaves_nobody_in_th
 
     cloud.hypervisor.before_call = vanish
     await cloud.settle()
-    await cloud.thaw_checker().check()
+    await cloud.thaw_checker().look()
     row = await cloud.row(server)
     assert (row.unthawed_backup_id is None) == (row.status_detail is None)

@@ -14,13 +14,13 @@ from vpsd.errors import Misconfigured
 from vpsd.hosts import leases
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import Address, Host, HostHealth
+from vpsd.hosts.models import hosts as hosts_table
 from vpsd.hypervisor.protocol import Hypervisor, PowerState
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.runtime import Hypervisors
 from vpsd.servers import capacity
 from vpsd.servers.models import servers
 from vpsd.worker.host_keeper import HostKeeper
-from vpsd.worker.host_watcher import HostWatcher
 
 
 async def add_host(cloud: Cloud, name: str) -> Host:
@@ -179,11 +179,45 @@ async def test_a_machine_that_was_added_twice_keeps_its_servers_power(cloud: Clo
     assert (await cloud.others["second"].guests())[cloud.guest(server)].power is PowerState.RUNNING
 
 
+async def all_known(keeper: HostKeeper) -> None:
+    """Wait until the process has heard from every host that it looks after, and has put that down."""
+    async with asyncio.timeout(30):
+        while any(kept.status.status is not HostHealth.OK for kept in keeper._kept.values()):
+            await asyncio.sleep(0)
+
+
 async def test_what_a_former_keeper_writes_late_is_put_right(cloud: Cloud) -> None:
-    watcher = HostWatcher(cloud.runtime, lambda _: None, lambda _: None)
-    await watcher.look()
+    host_id = cloud.runtime.host_id
     async with cloud.writing() as ctx:
-        await hosts.record_unreachable(ctx, cloud.runtime.host_id, "it was cut off")
-    cloud.clock.advance(61)
-    await watcher.look()
-    assert await health(cloud, cloud.runtime.host_id) == ("ok", None)
+        await leases.end_all(ctx)
+    async with keeping(cloud, []) as keeper:
+        await keeper.keep()
+        await all_known(keeper)
+        async with cloud.writing() as ctx:
+            await hosts.record_unreachable(ctx, host_id, "it was cut off")
+        await keeper.keep()
+        assert await health(cloud, host_id) == ("ok", None)
+
+
+async def test_a_host_that_answers_is_put_down_once_a_minute_with_all_others(cloud: Cloud) -> None:
+    second = await add_host(cloud, "second")
+    both = (cloud.runtime.host_id, second.id)
+    async with cloud.writing() as ctx:
+        await leases.end_all(ctx)
+    async with keeping(cloud, []) as keeper:
+        await keeper.keep()
+        await all_known(keeper)
+        for task in [task for kept in keeper._kept.values() for task in kept.tasks]:
+            task.cancel()  # nothing has the time pass any more
+        async with cloud.writing() as ctx:
+            for host_id in both:
+                await change(ctx.tx, hosts_table, host_id, seen_at_ms=cloud.clock.now_ms())
+        for passed, is_put_down in ((59, False), (1, True)):
+            cloud.clock.advance(passed)
+            async with cloud.writing() as ctx:  # time went by while it was renewed every 5 s
+                for host_id in both:
+                    await change(ctx.tx, hosts_table, host_id, lease_until_ms=cloud.clock.now_ms())
+            await keeper.keep()
+            async with cloud.reading() as ctx:
+                seen = {(await hosts.row(ctx, host_id)).seen_at_ms == cloud.clock.now_ms() for host_id in both}
+            assert seen == {is_put_down}

@@ -86,7 +86,7 @@ async def _meddle(cloud: Cloud, ask: Ask, meddle: Meddle, moment: int) -> None:
 
     cloud.hypervisor.before_call = strike
     await cloud.settle()
-    await cloud.thaw_checker().check()
+    await cloud.thaw_checker().look()
     assert left < 0
     where = f"{meddle.__name__} before call {moment}"
     row = await cloud.row(server)

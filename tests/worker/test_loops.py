@@ -10,16 +10,11 @@ import pytest
 
 from tests.cloud import Cloud
 from vpsd import worker
-from vpsd.worker.boot_watcher import BootWatcher
 from vpsd.worker.host_watcher import HostWatcher
 
 
 def _host_watcher(cloud: Cloud) -> HostWatcher:
     return HostWatcher(cloud.runtime, lambda _: None, lambda _: None)
-
-
-def _boot_watcher(cloud: Cloud) -> BootWatcher:
-    return BootWatcher(cloud.runtime)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +29,7 @@ def _boot_watcher(cloud: Cloud) -> BootWatcher:
         Cloud.sampler,
         Cloud.guest_reader,
         _host_watcher,
-        _boot_watcher,
+        Cloud.boot_watcher,
     ],
 )
 async def test_a_loop_sleeps_by_the_clock_and_outlives_a_host_that_is_away(

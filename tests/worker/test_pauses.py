@@ -6,10 +6,11 @@ import pytest
 
 from tests.cloud import Cloud
 from vpsd.audit import Audit
+from vpsd.hosts import service as hosts
 from vpsd.hypervisor.protocol import PauseReason, PowerState
 from vpsd.lifecycle import Status
 from vpsd.operations import service as operations
-from vpsd.servers import queries
+from vpsd.servers import seen
 from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.pauses import Pauses
 
@@ -108,9 +109,9 @@ async def test_several_workers_tell_it_once(cloud: Cloud) -> None:
     server = await cloud.have_server()
     await pause(cloud, server, PauseReason.IO_ERROR)
     async with cloud.reading() as ctx:
-        seen = await queries.present(ctx)
+        rows = await seen.page(ctx, cloud.runtime.host_id)
     for _ in range(3):  # who looked at the same moment
-        await Pauses(cloud.runtime).look(seen, await cloud.hypervisor.guests())
+        await Pauses(cloud.runtime).look(rows, await cloud.hypervisor.guests(), everything=True)
     assert len(await events(cloud)) == 1
 
 
@@ -332,3 +333,26 @@ async def test_one_that_is_paused_in_the_last_moment_of_a_wait_is_not_cut(
     assert await power(cloud, server) is PowerState.PAUSED
     assert "power_off" not in cloud.hypervisor.calls
     assert (await cloud.operations(server))[-1]["error"] == PauseReason.IO_ERROR.text
+
+
+async def test_while_one_is_looked_at_the_others_stay_paused_as_far_as_is_known(cloud: Cloud) -> None:
+    paused, another = [await cloud.have_server(name) for name in ("paused", "another")]
+    reconciler = cloud.reconciler()
+    await pause(cloud, paused, PauseReason.IO_ERROR)
+    await reconciler.reconcile()
+    reconciler.look_at(another)
+    await reconciler.look()
+    assert cloud.runtime.host.pauses == {PauseReason.IO_ERROR}
+
+
+async def test_free_space_that_hardly_changes_is_not_put_down_at_once(cloud: Cloud) -> None:
+    watcher = HostWatcher(cloud.runtime, lambda _: None, lambda _: None)
+    for free_mb, recorded_mb in ((50_000, 50_000), (49_500, 50_000), (48_900, 48_900), (10_000, 10_000)):
+        cloud.hypervisor.storage.free_mb = free_mb
+        await watcher.look()
+        async with cloud.reading() as ctx:
+            assert (await hosts.row(ctx, cloud.runtime.host_id)).storage_free_mb == recorded_mb
+    cloud.hypervisor.storage.free_mb = 10_240  # past the reserve: less than a gigabyte more
+    await watcher.look()
+    async with cloud.reading() as ctx:
+        assert (await hosts.row(ctx, cloud.runtime.host_id)).storage_free_mb == 10_240

@@ -1,7 +1,5 @@
 """The world wins: what happens on the host by itself reaches the rows."""
 
-import asyncio
-
 import msgspec
 import pytest
 
@@ -11,6 +9,7 @@ from vpsd.hypervisor.protocol import PowerState
 from vpsd.hypervisor.simulator import Simulator
 from vpsd.lifecycle import AT_REST, Command, Status
 from vpsd.operations import service as operations
+from vpsd.servers import seen
 from vpsd.worker.reconcile import CORRECTIONS
 
 
@@ -29,7 +28,7 @@ async def test_a_guest_that_reboots_itself_is_told_of_once_and_a_reboot_that_was
     server = await cloud.have_server()
     reconcilers = [cloud.reconciler() for _ in range(2)]
     for reconciler in reconcilers:  # of two workers, which hear the same
-        reconciler.watch(asyncio.Event())
+        reconciler.watch()
     cloud.hypervisor.reboots(cloud.guest(server))
     for reconciler in reconcilers:
         await reconciler.reconcile()
@@ -161,10 +160,12 @@ async def test_a_look_that_is_older_than_the_row_says_nothing(cloud: Cloud) -> N
 async def test_an_operation_that_began_since_the_look_is_left_its_server(cloud: Cloud) -> None:
     server = await cloud.have_server()
     cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
-    seen, guest = await cloud.row(server), await cloud.hypervisor.guest(cloud.guest(server))
+    guest = await cloud.hypervisor.guest(cloud.guest(server))
     async with cloud.writing() as ctx:
+        before = await seen.one(ctx, cloud.runtime.host_id, server)
         await operations.add(ctx, server, Command.CONFIGURE)
-    await cloud.reconciler().correct(seen, guest)
+    assert before is not None
+    assert not await cloud.reconciler().correct(before, guest)
     assert await cloud.status(server) == "active"
 
 

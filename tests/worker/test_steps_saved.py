@@ -91,6 +91,7 @@ class Counted(Away):
 
 
 async def test_a_create_takes_no_more_than_thirteen_transactions(cloud: Cloud) -> None:
+    await cloud.have_server("first")  # with it the host gets the image
     await cloud.create()
     counted = Counted(cloud.database)
     runner = Runner(msgspec.structs.replace(cloud.runtime, database=counted), "worker", tick=never_ticks)

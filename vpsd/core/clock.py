@@ -75,9 +75,15 @@ def lies_ahead(at_ms: int, now_ms: int, most_ms: int) -> bool:
 
 
 async def every(
-    clock: Clock, seconds: float, work: Callable[[], Awaitable[object]], *, wake: asyncio.Event | None = None
+    clock: Clock,
+    seconds: float | Callable[[], float],
+    work: Callable[[], Awaitable[object]],
+    *,
+    wake: asyncio.Event | None = None,
 ) -> None:
     """Repeat some work with pauses of `seconds` until told to end; `wake` ends a pause as soon as it is set.
+
+    A function is asked for the seconds after each time.
 
     Failures are logged, and do not end the loop. A host that stays unavailable is logged once;
     a database says so itself, once for everybody (`vpsd.core.outages`).
@@ -96,8 +102,12 @@ async def every(
                 log.warning("%s has to wait: %s", work.__qualname__, error)
             unavailable = True
         except Exception:
-            log.exception("%s failed; it is tried again in %s s", work.__qualname__, seconds)
-        await _pause(clock, seconds, wake)
+            log.exception("%s failed; it is tried again in %s s", work.__qualname__, _seconds(seconds))
+        await _pause(clock, _seconds(seconds), wake)
+
+
+def _seconds(seconds: float | Callable[[], float]) -> float:
+    return seconds() if callable(seconds) else seconds
 
 
 async def _pause(clock: Clock, seconds: float, wake: asyncio.Event | None) -> None:

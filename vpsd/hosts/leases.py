@@ -4,7 +4,8 @@ Two that look after the same host for a moment do no harm: what they write is co
 keeps a host from being asked by everybody, and a dead one from stalling more than the task that is its own.
 """
 
-from sqlalchemy import bindparam, func, or_, select, update
+import msgspec
+from sqlalchemy import CTE, bindparam, func, or_, select, update
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
@@ -12,6 +13,14 @@ from vpsd.core.units import SECOND_MS
 from vpsd.hosts.models import Host, hosts
 
 LEASE_SECONDS = 15
+
+
+class _Other(msgspec.Struct, frozen=True):
+    """Another process, and how many hosts it looks after."""
+
+    owner: str
+    hosts: int
+
 
 _c = hosts.c
 _PRESENT = _c.removed_at_ms.is_(None)
@@ -28,8 +37,13 @@ _mine = select(_c.id).where(_MINE).order_by(_c.id).with_for_update(key_share=Tru
 _RENEW = Statement(
     update(hosts).where(_c.id.in_(_mine.where(_LIVE, _PRESENT))).returning(hosts), ("lease_until_ms",), into=Host
 )
+_hosts = func.count().label("hosts")
 _OTHERS = Statement(
-    select(func.count(_c.lease_owner.distinct())).where(_c.lease_owner != bindparam("owner"), _LIVE, _PRESENT), into=int
+    select(_c.lease_owner.label("owner"), _hosts)
+    .where(_c.lease_owner != bindparam("owner"), _LIVE, _PRESENT)
+    .group_by(_c.lease_owner)
+    .order_by(_hosts.desc(), _c.lease_owner),
+    into=_Other,
 )
 _COUNT = Statement(select(func.count()).select_from(hosts).where(_PRESENT), into=int)
 _free = (
@@ -40,26 +54,44 @@ _free = (
     .with_for_update(skip_locked=True)
     .cte("free")  # looked for once; a subquery PostgreSQL may look at anew for each row, and then all are taken
 )
-_CLAIM = Statement(
-    update(hosts)
-    .where(_c.id.in_(select(_free.c.id)))
-    .values(lease_owner=bindparam("owner"), lease_until_ms=bindparam("until_ms"), fence=_c.fence + 1)
-    .returning(hosts),
-    into=Host,
+_spare = (
+    select(_c.id)
+    .where(_PRESENT, _LIVE, _c.lease_owner == bindparam("other"))
+    .order_by(_c.id.desc())
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+    .cte("spare")
 )
+
+
+def _have(which: CTE) -> Statement[Host]:
+    lease = {"lease_owner": bindparam("owner"), "lease_until_ms": bindparam("until_ms"), "fence": _c.fence + 1}
+    return Statement(update(hosts).where(_c.id.in_(select(which.c.id))).values(lease).returning(hosts), into=Host)
+
+
+_CLAIM, _TAKE = _have(_free), _have(_spare)
 _RELEASE = Statement(update(hosts).where(_c.id.in_(_mine)).values(lease_owner=None, lease_until_ms=None))
 _END_LEASES = Statement(update(hosts).values(lease_owner=None, lease_until_ms=None))
 
 
 async def keep(ctx: Ctx, owner: str) -> list[Host]:
-    """The hosts that this process looks after: those that it had, and its share of those that nobody has now."""
+    """The hosts that this process looks after: those that it had, and its share of those that nobody has now.
+
+    One that has fewer than its share takes what others have beyond theirs: a process that joins is given its part. They
+    notice when they renew; a host that two look after until then comes to no harm.
+    """
     until_ms = ctx.now_ms + LEASE_SECONDS * SECOND_MS
     kept = await ctx.tx.all(_RENEW, owner=owner, now_ms=ctx.now_ms, lease_until_ms=until_ms)
-    processes = 1 + (await ctx.tx.first(_OTHERS, owner=owner, now_ms=ctx.now_ms) or 0)
-    share = -(-(await ctx.tx.first(_COUNT) or 0) // processes)
-    if len(kept) < share:
-        values = {"owner": owner, "until_ms": until_ms, "now_ms": ctx.now_ms, "longest_ms": until_ms}
-        kept += await ctx.tx.all(_CLAIM, **values, limit=share - len(kept))
+    others = await ctx.tx.all(_OTHERS, owner=owner, now_ms=ctx.now_ms)
+    count, processes = await ctx.tx.first(_COUNT) or 0, 1 + len(others)
+    least, most = count // processes, -(-count // processes)
+    values = {"owner": owner, "until_ms": until_ms, "now_ms": ctx.now_ms}
+    if len(kept) < most:
+        kept += await ctx.tx.all(_CLAIM, **values, longest_ms=until_ms, limit=most - len(kept))
+    for other in others:
+        spare = max(min(other.hosts - share, share - len(kept)) for share in (least, most))
+        if spare > 0:
+            kept += await ctx.tx.all(_TAKE, **values, other=other.owner, limit=spare)
     return kept
 
 

@@ -215,8 +215,23 @@ async def local(ctx: Ctx) -> Host | None:
 
 async def record_facts(ctx: Ctx, host_id: int, facts: HostFacts, storage: str | None) -> None:
     """Store what a host that answers has said of itself, and how its storage is."""
-    values = {name: getattr(facts, name) for name in _FACTS}
-    await ctx.tx.run(_RECORD_FACTS, id=host_id, driver=facts.driver, **values, storage=storage, seen_at_ms=ctx.now_ms)
+    await record_all_facts(ctx, {host_id: (facts, storage)})
+
+
+async def record_all_facts(ctx: Ctx, found: Mapping[int, tuple[HostFacts, str | None]]) -> None:
+    """The same for several hosts, by id."""
+    if found:
+        rows = [
+            {
+                "id": host_id,
+                "driver": facts.driver,
+                "storage": storage,
+                "seen_at_ms": ctx.now_ms,
+                **{name: getattr(facts, name) for name in _FACTS},
+            }
+            for host_id, (facts, storage) in sorted(found.items())
+        ]
+        await ctx.tx.many(_RECORD_FACTS, rows)
 
 
 async def record_unreachable(ctx: Ctx, host_id: int, error: str) -> None:

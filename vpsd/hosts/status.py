@@ -16,6 +16,7 @@ class HostStatus(msgspec.Struct):
     status: HostHealth = HostHealth.CONNECTING
     error: str | None = None
     facts: HostFacts | None = None
+    recorded_facts: HostFacts | None = None  # what the row says
     storage_low: bool = False  # nothing begins that takes more of it
     pauses: frozenset[PauseReason] = frozenset()  # for which servers are paused now
     recorded_storage: StorageState | None = None  # what the row says of it

@@ -387,10 +387,16 @@ class Hypervisor(Movable, HasClock, Protocol):
         ended in time.
         """
 
-    def watch(self, changed: Callable[[str], None], rebooted: Callable[[str], None] | None = None) -> None:
+    def watch(
+        self,
+        changed: Callable[[str], None],
+        rebooted: Callable[[str], None] | None = None,
+        missed: Callable[[], None] | None = None,
+    ) -> None:
         """Call `changed(guest name)` from any thread when the host reports a change; events may be missed.
 
         `rebooted` is called in the same way when a guest was reset without being powered off: nothing here does that.
+        `missed` is called where it is known that events may have been: the host was connected to anew.
         """
 
     async def close(self) -> None:

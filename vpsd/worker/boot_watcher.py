@@ -2,41 +2,39 @@
 
 import logging
 
-from vpsd.core.clock import every
 from vpsd.errors import Unavailable, Unusable
 from vpsd.flows.boot import is_boot_note
 from vpsd.hypervisor.protocol import guest_name
 from vpsd.lifecycle import Status
-from vpsd.runtime import HostRuntime
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
 from vpsd.servers.models import ServerRow
+from vpsd.servers.seen import SeenServer
+from vpsd.worker.followers import Looker
 
 log = logging.getLogger(__name__)
 
-_PERIOD_SECONDS = 15.0  # less than a probe of ports is kept for
 
-
-class BootWatcher:
+class BootWatcher(Looker):
     """Takes what was said of a boot back, once it is over."""
 
-    def __init__(self, runtime: HostRuntime) -> None:
-        self._runtime = runtime
-
-    async def run(self) -> None:
-        """Work until cancelled."""
-        await every(self._runtime.clock, _PERIOD_SECONDS, self.look)
+    period_seconds = 15.0  # less than a probe of ports is kept for
 
     async def look(self) -> None:
-        """Look once at every server with such a note."""
-        async with self._runtime.read() as ctx:
-            noted = [server for server in await servers.present(ctx, self._runtime.host_id) if _is_silent(server)]
-        for server in noted:
+        for server_id in sorted(self._noticed):
+            async with self._runtime.read() as ctx:
+                server = await self._row(ctx, server_id)
+            if server is None or not _is_silent(server):
+                self._noticed.discard(server_id)
+                continue
             try:
                 if await self._is_up(server.id):
                     await self._forget(server)
             except (Unavailable, Unusable) as error:
                 log.debug("server %s could not be looked at: %s", server.id, error)
+
+    def _concerns(self, server: SeenServer) -> bool:
+        return _is_silent(server)
 
     async def _is_up(self, server_id: int) -> bool:
         hypervisor, name = self._runtime.hypervisor, guest_name(self._runtime.instance, server_id)
@@ -51,5 +49,5 @@ class BootWatcher:
                 await updates.set_status_detail(ctx, server.id, None)
 
 
-def _is_silent(server: ServerRow) -> bool:
+def _is_silent(server: ServerRow | SeenServer) -> bool:
     return server.status == Status.ACTIVE and is_boot_note(server.status_detail)

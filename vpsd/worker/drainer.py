@@ -17,6 +17,7 @@ from vpsd.servers import draining, moving
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 2.0
+_IDLE_SECONDS = 10.0  # between two looks whether it is drained by now
 _AGAIN_SECONDS = 60.0  # until a server is tried again for which there was no room anywhere
 
 
@@ -25,11 +26,12 @@ class Drainer:
 
     def __init__(self, runtime: HostRuntime) -> None:
         self._runtime = runtime
+        self._pause_seconds = _IDLE_SECONDS
         self._not_before: dict[int, float] = {}  # by server, when it is tried again
 
     async def run(self) -> None:
         """Work until cancelled."""
-        await every(self._runtime.clock, _PERIOD_SECONDS, self.look)
+        await every(self._runtime.clock, lambda: self._pause_seconds, self.look)
 
     async def look(self) -> None:
         """Have as many servers on their way as may be at once."""
@@ -38,7 +40,9 @@ class Drainer:
             host = await hosts.row(ctx, self._runtime.host_id)
             if host.draining_since_ms is None or host.health == HostHealth.UNREACHABLE:
                 self._not_before.clear()
+                self._pause_seconds = _IDLE_SECONDS
                 return
+            self._pause_seconds = _PERIOD_SECONDS
             places, waiting = await draining.next_to_go(ctx, host)
         for server_id in waiting:
             if places and self._not_before.get(server_id, now) <= now:

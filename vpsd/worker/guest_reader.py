@@ -5,10 +5,10 @@ A server's user data is judged once. Its SSH host keys are read after every chan
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import msgspec
 
-from vpsd.core.clock import every
 from vpsd.core.units import HOUR_MS, SECOND_MS
 from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
 from vpsd.hypervisor.protocol import guest_name
@@ -18,11 +18,12 @@ from vpsd.servers import guest_report, updates
 from vpsd.servers import queries as servers
 from vpsd.servers.guest_report import Report
 from vpsd.servers.models import Server
+from vpsd.servers.seen import SeenServer
 from vpsd.servers.user_data import UserDataStatus
+from vpsd.worker.followers import Looker
 
 log = logging.getLogger(__name__)
 
-_PERIOD_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _AT_ONCE = 2  # a guest that does not answer occupies a connection to the host meanwhile
 _GIVE_UP_MS = HOUR_MS  # after the last change of the server: by then user data has ended, or never says so
@@ -38,44 +39,81 @@ class _Asked(msgspec.Struct):
     has_answered: bool = False
 
 
-class GuestReader:
+class GuestReader(Looker):
     """Asks every running guest until it has said what there is to know, less and less often."""
 
+    period_seconds = 2.0
+
     def __init__(self, runtime: HostRuntime) -> None:
-        self._runtime = runtime
+        super().__init__(runtime)
         self._asked: dict[int, _Asked] = {}
 
-    async def run(self) -> None:
-        """Work until cancelled."""
-        await every(self._runtime.clock, _PERIOD_SECONDS, self.read)
+    def notice(self, seen: Sequence[SeenServer], *, everything: bool) -> None:
+        for server in seen:
+            asked = self._asked.get(server.id)
+            if asked is not None and asked.updated_at_ms != server.updated_at_ms:  # asked anew, and at once
+                del self._asked[server.id]
+                self._noticed.discard(server.id)
+        super().notice(seen, everything=everything)
+        if everything:
+            old_ms = self._runtime.clock.now_ms() - _GIVE_UP_MS
+            self._asked = {  # of what is older nobody asks again
+                server_id: asked
+                for server_id, asked in self._asked.items()
+                if server_id in self._noticed or asked.updated_at_ms > old_ms
+            }
 
-    async def read(self) -> None:
+    def _concerns(self, server: SeenServer) -> bool:
+        if server.deleted_at_ms is not None or server.status not in (Status.ACTIVE, Status.STOPPED):
+            return False
+        if server.user_data_status == UserDataStatus.RUNNING:
+            return True
+        asked = self._asked.get(server.id)
+        has_answered = asked is not None and asked.has_answered and asked.updated_at_ms == server.updated_at_ms
+        is_new = server.updated_at_ms > self._runtime.clock.now_ms() - _GIVE_UP_MS
+        return server.status == Status.ACTIVE and is_new and not has_answered
+
+    def _pause_seconds(self) -> float:
+        now, longest = self._runtime.clock.monotonic(), super()._pause_seconds()
+        if not self._noticed:
+            return longest
+        next_at = min((self._asked[one].next_at if one in self._asked else now) for one in self._noticed)
+        return max(self.period_seconds, min(next_at - now, _LONGEST_PAUSE_SECONDS))
+
+    async def look(self) -> None:
         """Ask every guest that is due."""
-        async with self._runtime.read() as ctx:
-            present = [
-                server for server in await servers.present(ctx, self._runtime.host_id) if server.deleted_at_ms is None
-            ]
-        self._asked = {server.id: self._asked[server.id] for server in present if server.id in self._asked}
         slots = asyncio.Semaphore(_AT_ONCE)
 
-        async def look(server: Server) -> None:
+        async def look(server_id: int) -> None:
             async with slots:
-                await self._look(server)
+                await self._look(server_id)
 
-        await asyncio.gather(*map(look, present))
+        now = self._runtime.clock.monotonic()
+        due = [one for one in sorted(self._noticed) if one not in self._asked or self._asked[one].next_at <= now]
+        await asyncio.gather(*map(look, due))
 
-    async def _look(self, server: Server) -> None:
+    async def _look(self, server_id: int) -> None:
         try:
+            async with self._runtime.read() as ctx:
+                server = await self._row(ctx, server_id)
+            if server is None:
+                return
+            waits = server.user_data_status == UserDataStatus.RUNNING
             if server.status == Status.ACTIVE:
                 await self._ask(server)
-            elif server.status == Status.STOPPED and server.user_data_status == UserDataStatus.RUNNING:
+            elif server.status == Status.STOPPED and waits:
                 await self._save(server, Report([], UserDataStatus.UNKNOWN, "The guest went off before it said how."))
+                waits = False
+            asked = self._asked.get(server_id)
+            has_answered = asked is None or asked.has_answered or server.status != Status.ACTIVE
+            if has_answered and not waits:
+                self._noticed.discard(server_id)
         except (Unavailable, Unusable) as error:
-            log.debug("server %s could not be asked: %s", server.id, error)
+            log.debug("server %s could not be asked: %s", server_id, error)
         except DatabaseUnavailable:
             raise
         except Exception:
-            log.exception("server %s could not be asked; the others are", server.id)
+            log.exception("server %s could not be asked; the others are", server_id)
 
     async def _ask(self, server: Server) -> None:
         now = self._runtime.clock.monotonic()

@@ -17,18 +17,24 @@ from vpsd.servers import creation
 log = logging.getLogger(__name__)
 
 _PERIOD_SECONDS = 5.0
-_RECORD_SECONDS = 60.0
+_STORAGE_MB = 1024  # by which free space has changed that is put down at once; `HostKeeper` puts down the rest
 
 
 class HostWatcher:
     """Asks the host now and then what it is, and says what is new."""
 
-    def __init__(self, runtime: HostRuntime, say: Callable[[str], None], greet: Callable[[HostFacts], None]) -> None:
-        """`greet` is called once, as soon as the host is known."""
+    def __init__(
+        self,
+        runtime: HostRuntime,
+        say: Callable[[str], None],
+        greet: Callable[[HostFacts], None],
+        is_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`greet` is called once, as soon as the host is known; `is_back` whenever it answers again."""
         self._runtime = runtime
         self._say = say
         self._greet: Callable[[HostFacts], None] | None = greet
-        self._record_at = 0.0
+        self._is_back = is_back
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -56,17 +62,16 @@ class HostWatcher:
         if host.status is not HostHealth.OK:
             await self._raise_ids()
         self._tell_storage(facts)
-        grown = {"storage_gb": facts.storage_gb, "storage_free_mb": facts.storage_free_mb}
-        is_new = host.facts is None or msgspec.structs.replace(host.facts, **grown) != facts
+        is_new = host.recorded_facts is None or _is_other(host.recorded_facts, facts)
         is_new_storage = host.recorded_storage != host.storage or host.facts is None
-        # Now and then also what is not new: whoever looked after the host before may have written later.
-        is_due = self._runtime.clock.monotonic() >= self._record_at
-        if host.status is not HostHealth.OK or host.facts != facts or is_new_storage or is_due:
-            storage = "ok" if host.storage is None else host.storage  # known from now on
+        was_away, host.facts = host.status is not HostHealth.OK, facts
+        if was_away or is_new or is_new_storage or _free_space_differs(host.recorded_facts, facts):
+            storage = host.storage or "ok"
             async with self._runtime.write() as ctx:
                 await hosts.record_facts(ctx, self._runtime.host_id, facts, storage)
-            self._record_at = self._runtime.clock.monotonic() + _RECORD_SECONDS
-            host.status, host.error, host.facts, host.recorded_storage = HostHealth.OK, None, facts, storage
+            host.status, host.error, host.recorded_facts, host.recorded_storage = HostHealth.OK, None, facts, storage
+        if was_away:
+            self._is_back()
         if is_new:
             self._say(f"hypervisor: {facts.driver} {facts.version} at {facts.uri}")
             self._say(f"guests: {facts.virt_type} ({facts.virt_reason})")
@@ -97,3 +102,14 @@ class HostWatcher:
             log.error("storage: %s", hosts.storage_low_text(free_mb, reserve_mb))
         elif was_low and not host.storage_low:
             log.warning("storage: there is room again")
+
+
+def _is_other(one: HostFacts, facts: HostFacts) -> bool:
+    """Whether anything but its storage differs."""
+    return msgspec.structs.replace(one, storage_gb=facts.storage_gb, storage_free_mb=facts.storage_free_mb) != facts
+
+
+def _free_space_differs(one: HostFacts | None, facts: HostFacts) -> bool:
+    if one is None or one.storage_gb != facts.storage_gb or one.storage_free_mb is None:
+        return one is None or (one.storage_gb, one.storage_free_mb) != (facts.storage_gb, facts.storage_free_mb)
+    return facts.storage_free_mb is None or abs(facts.storage_free_mb - one.storage_free_mb) >= _STORAGE_MB

@@ -16,7 +16,7 @@ from vpsd.lifecycle import Status
 from vpsd.runtime import HostRuntime
 from vpsd.servers import queries as servers
 from vpsd.servers import updates
-from vpsd.servers.models import Server
+from vpsd.servers.seen import SeenServer
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,23 @@ class Pauses:
     def __init__(self, runtime: HostRuntime) -> None:
         self._runtime = runtime
         self._tries: dict[int, _Tries] = {}
+        self._paused: dict[int, PauseReason] = {}  # who was, when it was last looked at
         self._room_at = 0.0  # when to look for room again
 
-    async def look(self, present: Sequence[Server], guests: Mapping[str, Guest]) -> None:
-        """Say what is new of who is paused and who goes on, and resume whoever can."""
+    @property
+    def unsteady(self) -> set[int]:
+        """The servers to look at again soon: those that are paused, or were resumed a moment ago."""
+        return self._paused.keys() | self._tries.keys()
+
+    async def look(self, present: Sequence[SeenServer], guests: Mapping[str, Guest], *, everything: bool) -> None:
+        """Say what is new of who is paused and who goes on, and resume whoever can.
+
+        These are all the servers of the host (`everything`), or some.
+        """
+        ids = {server.id for server in present}
+        if everything:
+            self._tries = {server_id: tries for server_id, tries in self._tries.items() if server_id in ids}
+        kept = {} if everything else {one: reason for one, reason in self._paused.items() if one not in ids}
         paused: dict[int, PauseReason] = {}
         for server in present:
             guest = guests.get(guest_name(self._runtime.instance, server.id))
@@ -57,7 +70,8 @@ class Pauses:
                 await self._tell(server, None, "server.unpaused" if goes_on else None)
             if reason is None and not self._is_unsteady(server.id):
                 self._tries.pop(server.id, None)
-        self._runtime.host.pauses = frozenset(paused.values())
+        self._paused = {**kept, **paused}
+        self._runtime.host.pauses = frozenset(self._paused.values())
         await self._resume(paused)
 
     def _is_unsteady(self, server_id: int) -> bool:
@@ -65,7 +79,7 @@ class Pauses:
         resumed_at = None if tries is None else tries.resumed_at
         return resumed_at is not None and self._runtime.clock.monotonic() - resumed_at < _STEADY_SECONDS
 
-    async def _tell(self, server: Server, detail: str | None, event: str | None) -> None:
+    async def _tell(self, server: SeenServer, detail: str | None, event: str | None) -> None:
         """Write it down, once."""
         if server.status_detail == detail:
             return

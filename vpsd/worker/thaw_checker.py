@@ -2,35 +2,30 @@
 
 import logging
 
-from vpsd.core.clock import every
 from vpsd.errors import DatabaseUnavailable, VpsdError
 from vpsd.flows.freezing import confirm_thawed
 from vpsd.operations import service as operations
-from vpsd.runtime import HostRuntime
-from vpsd.servers import queries as servers
+from vpsd.servers.seen import SeenServer
+from vpsd.worker.followers import Looker
 
 log = logging.getLogger(__name__)
 
-_PERIOD_SECONDS = 30.0
 
-
-class ThawChecker:
+class ThawChecker(Looker):
     """Has them thawed as soon as their agents answer."""
 
-    def __init__(self, runtime: HostRuntime) -> None:
-        self._runtime = runtime
+    period_seconds = 30.0
 
-    async def run(self) -> None:
-        """Work until cancelled."""
-        await every(self._runtime.clock, _PERIOD_SECONDS, self.check)
-
-    async def check(self) -> None:
+    async def look(self) -> None:
         """Look at all of them once; a backup that is under way does so itself."""
-        async with self._runtime.read() as ctx:
-            present = await servers.present(ctx, self._runtime.host_id)
-            busy = await operations.busy_servers(ctx)
-        for server in present:
-            if server.unthawed_backup_id is None or server.deleted_at_ms is not None or server.id in busy:
+        for server_id in sorted(self._noticed):
+            async with self._runtime.read() as ctx:
+                server = await self._row(ctx, server_id)
+                is_busy = await operations.open_operation(ctx, server_id) is not None
+            if server is None or server.unthawed_backup_id is None:
+                self._noticed.discard(server_id)
+                continue
+            if is_busy:
                 continue
             try:
                 await confirm_thawed(self._runtime, server)
@@ -38,3 +33,6 @@ class ThawChecker:
                 raise
             except VpsdError as error:
                 log.debug("server %s could not be looked at: %s", server.id, error)
+
+    def _concerns(self, server: SeenServer) -> bool:
+        return server.unthawed_backup_id is not None and server.deleted_at_ms is None

@@ -1,6 +1,7 @@
 """The connection to a host, on whose behalf it is changed, and what it tells of itself."""
 
 import asyncio
+import contextlib
 import copy
 import re
 from collections.abc import Callable
@@ -62,6 +63,7 @@ class Calls:
         self._networks = Networks()
         self._watchers: list[Callable[[str], None]] = []
         self._reboot_watchers: list[Callable[[str], None]] = []
+        self._missed_watchers: list[Callable[[], None]] = []
         self._uploads: dict[str, asyncio.Lock] = {}
         self._logs = SerialLogs(instance, self._pool)
         self._port_probes = PortProbes()
@@ -91,17 +93,25 @@ class Calls:
 
         return await self._host.call(ask, action, seconds)
 
-    def watch(self, changed: Callable[[str], None], rebooted: Callable[[str], None] | None = None) -> None:
+    def watch(
+        self,
+        changed: Callable[[str], None],
+        rebooted: Callable[[str], None] | None = None,
+        missed: Callable[[], None] | None = None,
+    ) -> None:
         """Call `changed(guest name)` from libvirt's event thread when something happens to a guest."""
         self._watchers.append(changed)
         if rebooted is not None:
             self._reboot_watchers.append(rebooted)
+        if missed is not None:
+            self._missed_watchers.append(missed)
 
     async def close(self) -> None:
         """Disconnect from the host; guests keep running."""
         self._watchers.clear()
         await self._port_probes.close()
         self._reboot_watchers.clear()
+        self._missed_watchers.clear()
         await self._host.close()
 
     def _find_uri(self) -> str:
@@ -110,6 +120,9 @@ class Calls:
     def _on_connect(self) -> None:
         self._networks.clear()
         connect.remember(self._choice, self._data)
+        for missed in tuple(self._missed_watchers):
+            with contextlib.suppress(RuntimeError):  # whoever watches has ended
+                missed()
 
     def _on_change(self, name: str) -> None:
         """In libvirt's event thread."""

@@ -19,6 +19,8 @@ class Controls:
         self._store = store
         self._watchers: list[Callable[[str], None]] = []
         self._reboot_watchers: list[Callable[[str], None]] = []
+        self._missed_watchers: list[Callable[[], None]] = []
+        self.tells = True  # what happens; else its events are lost
         self.storage = storage
 
     @contextmanager
@@ -26,7 +28,7 @@ class Controls:
         with self._store.change() as transaction:
             yield transaction
         for change in transaction.changes:
-            if isinstance(change, PutGuest):
+            if isinstance(change, PutGuest) and self.tells:
                 for changed in self._watchers:
                     changed(change.name)
 
@@ -49,6 +51,11 @@ class Controls:
         self._store.current().guest(name)
         for rebooted in self._reboot_watchers:
             rebooted(name)
+
+    def is_connected_to_anew(self) -> None:
+        """The connection was lost, and with it perhaps events."""
+        for missed in self._missed_watchers:
+            missed()
 
     def vanishes(self, name: str) -> None:
         """Somebody undefines a guest; its volumes stay."""

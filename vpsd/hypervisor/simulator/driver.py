@@ -374,10 +374,17 @@ class Simulator(Moves):
                 return None
             return self.guest_run(name, argv, stdin)
 
-    def watch(self, changed: Callable[[str], None], rebooted: Callable[[str], None] | None = None) -> None:
+    def watch(
+        self,
+        changed: Callable[[str], None],
+        rebooted: Callable[[str], None] | None = None,
+        missed: Callable[[], None] | None = None,
+    ) -> None:
         self._watchers.append(changed)
         if rebooted is not None:
             self._reboot_watchers.append(rebooted)
+        if missed is not None:
+            self._missed_watchers.append(missed)
 
     async def close(self) -> None:
         self._store.close()
