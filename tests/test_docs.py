@@ -39,7 +39,7 @@ def _blocks(paper: str, language: str) -> list[str]:
     [
         *(("README.md", 10), ("docs/money.md", 4), ("docs/permissions.md", 4), ("docs/backups.md", 7)),
         ("docs/images.md", 3),
-        ("docs/hosts.md", 4),
+        ("docs/hosts.md", 5),
         ("docs/state.md", 1),
         ("docs/operate.md", 1),
     ],

@@ -133,5 +133,7 @@ async def test_one_that_has_no_disk_yet_is_made_anywhere(cloud: Cloud, pair: lis
     await burn(cloud, pair[0])
     await only(cloud, "simulator")
     assert (await bring_up_elsewhere(cloud, server, pair[0])).to == "simulator"
-    await cloud.settle()
+    async with cloud.reading() as ctx:
+        local = await hosts.row(ctx, cloud.runtime.host_id)
+    await settle(cloud, local)
     assert await cloud.status(server) == "active"
