@@ -42,7 +42,7 @@ def _is_quick(item: pytest.Item) -> bool:
     fixtures = set(getattr(item, "fixturenames", ()))
     needs = {"postgres", "postgres_template"} & fixtures if callspec is None else set()
     starts_vpsd = "vpsd" in fixtures and not item.nodeid.startswith("tests/cli/")  # those share one
-    return not needs and not starts_vpsd and item.get_closest_marker("guest") is None
+    return not needs and not starts_vpsd and "wheel" not in fixtures and item.get_closest_marker("guest") is None
 
 
 @pytest.fixture(scope="session")

@@ -51,8 +51,9 @@ def environment(**settings: object) -> dict[str, str]:
 class Vpsd:
     """A vpsd that can be started, spoken to, and ended in more ways than one."""
 
-    def __init__(self, *, beside: "Vpsd | None" = None, **settings: object) -> None:
+    def __init__(self, *, beside: "Vpsd | None" = None, program: Path = PROGRAM, **settings: object) -> None:
         """`beside`: another one whose data folder it shares, and who takes that away in the end."""
+        self._program = program
         # short: unix sockets lie below it
         self.data: Path = Path(tempfile.mkdtemp(prefix="vpsd-", dir="/tmp")) if beside is None else beside.data
         self._beside = beside
@@ -71,7 +72,7 @@ class Vpsd:
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [PROGRAM, part], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment
+                [self._program, part], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment
             )
         begun = time.monotonic()
         until(self._answers, "an answer from vpsd", _START_SECONDS)
@@ -215,7 +216,9 @@ class Vpsd:
     def run(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
         """Run an operator's command beside it."""
         return run(
-            *arguments, environment={**self.environment, **environment(**settings)} if settings else self.environment
+            *arguments,
+            environment={**self.environment, **environment(**settings)} if settings else self.environment,
+            program=self._program,
         )
 
     def run_json_with_progress(self, *arguments: str) -> Any:
@@ -231,10 +234,12 @@ class Vpsd:
         return json.loads(done.stdout)
 
 
-def run(*arguments: str, environment: dict[str, str], timeout_seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, environment: dict[str, str], timeout_seconds: float = 120, program: Path = PROGRAM
+) -> subprocess.CompletedProcess[str]:
     """Run the installed command to its end."""
     return subprocess.run(
-        [PROGRAM, *arguments],
+        [program, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -44,6 +44,19 @@ app.add_typer(state.app, name="state")
 app.add_typer(state.db_app, name="db")
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_say_version, help="Show the version."),
+) -> None:
+    """Take what every program takes."""
+
+
 NewCloud = Annotated[
     bool,
     typer.Option("--new-cloud", help="Begin with a new database beside what an earlier cloud has left, which stays."),

@@ -78,7 +78,7 @@ async def check(text: str, schema: str | None, *, has_password: bool, account_id
 
 
 def _judge_apart(task: bytes) -> str | None:
-    program = (sys.executable, "-m", cloud_config.__name__)
+    program = (sys.executable, "-P", "-m", cloud_config.__name__)  # -P: not from the folder it was started in
     try:
         done = subprocess.run(program, input=task, capture_output=True, timeout=_CHECK_SECONDS, check=True)
     except subprocess.TimeoutExpired:

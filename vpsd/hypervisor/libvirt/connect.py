@@ -169,7 +169,8 @@ def require_python_binding() -> None:
     if importlib.util.find_spec("libvirt") is None:
         raise Misconfigured(
             "The Python package libvirt-python is missing. It is compiled: sudo apt-get install gcc pkg-config "
-            "libvirt-dev python3-dev, then `make run` again. Or try vpsd without guests (VPSD_HYPERVISOR=simulator)."
+            "libvirt-dev python3-dev, then `make run` again, or install the extra `vpsd[libvirt]` of the wheel. Or try "
+            "vpsd without guests (VPSD_HYPERVISOR=simulator)."
         )
 
 
