@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tests import postgres
-from tests.hypervisor.two_hosts import Host, Lab
+from tests.hypervisor.two_hosts import Lab
 from tests.running import PROGRAM, Vpsd, until
 from vpsd.hypervisor.libvirt import connect
 
@@ -34,7 +34,7 @@ class Size(msgspec.Struct, frozen=True):
     seconds: float = 240
 
 
-SHORT = Size(apis=1, workers=2, hosts=2, simulated=1, servers_per_host=1, servers=32, customers=2, seconds=0)
+SHORT = Size(apis=1, workers=2, hosts=2, simulated=2, servers_per_host=1, servers=32, customers=2, seconds=0)
 
 
 class Worker:
@@ -102,19 +102,17 @@ class ManyProcesses:
             api.start(well=False, part="api")
         cpu_ratio = self._size.servers_per_host / (os.cpu_count() or 1)
         for number, host in enumerate(self.lab.hosts):
-            self._add(f"real-{number + 1}", host.tls_uri, number, cpu_ratio, host)
-        for number in range(self._size.simulated):
-            self._add(f"simulated-{number + 1}", f"simulator://simulated-{number + 1}", number, 1000.0)
+            options = ["--location", LOCATIONS[number % len(LOCATIONS)], "--pool", str(host.folder / "pool")]
+            self._add(f"real-{number + 1}", host.tls_uri, cpu_ratio, *options)
+        for number in range(self._size.simulated):  # each serves all locations: servers are moved between them
+            name = f"simulated-{number + 1}"
+            self._add(name, f"simulator://{name}", 1000.0, "--memory-ratio", "1000", "--storage-ratio", "1000")
         for worker in self.workers:
             worker.start()
         until(self.is_well, "all hosts", 120)
 
-    def _add(self, name: str, uri: str, number: int, cpu_ratio: float, host: Host | None = None) -> None:
-        arguments = ["--uri", uri, "--location", LOCATIONS[number % len(LOCATIONS)], "--cpu-ratio", f"{cpu_ratio}"]
-        if host is not None:
-            arguments += ["--pool", str(host.folder / "pool")]
-        else:
-            arguments += ["--memory-ratio", "1000", "--storage-ratio", "1000"]
+    def _add(self, name: str, uri: str, cpu_ratio: float, *options: str) -> None:
+        arguments = ["--uri", uri, "--cpu-ratio", f"{cpu_ratio}", *options]
         # by force: guests are emulated here, which a host that is added should not do
         done = self.apis[0].run("host", "add", name, *arguments, "--force")
         assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ class Customer:
         self._http = httpx.Client(timeout=30)
         self._token, self._operator = token, operator
         self.wishes: dict[int, str] = {}  # by server: active | stopped | gone
-        self.refused = 0
+        self.refused = self.moves = 0
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
 
@@ -99,7 +99,8 @@ class Customer:
                     ("stop", "start", "reboot", "migrate", "delete"), weights=(4, 5, 2, 2, 1)
                 )[0]
                 if command == "migrate":
-                    self.ask("POST", f"operator/servers/{server}/migrate/", {"cold": True})
+                    moves = self.ask("POST", f"operator/servers/{server}/migrate/", {"cold": True})
+                    self.moves += moves.status_code == 200
                 else:
                     self.command(server, command)
                 until.wait(self._chance.random() * 0.5)

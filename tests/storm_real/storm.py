@@ -25,12 +25,13 @@ class Outcome(msgspec.Struct, frozen=True):
     found: list[str]
     recoveries: list[tuple[str, float]]
     servers: int
+    moves: int
 
     def __str__(self) -> str:
         seconds = [each for _, each in self.recoveries]
         return (
-            f"{self.servers} servers, {len(seconds)} blows; found: {'; '.join(self.found) or 'nothing'}; "
-            f"recovery {statistics.median(seconds):.1f} s (p50), {max(seconds):.1f} s (max)"
+            f"{self.servers} servers, {self.moves} moves, {len(seconds)} blows; "
+            f"found: {'; '.join(self.found) or 'nothing'}; recovery {statistics.median(seconds):.1f} s (p50), {max(seconds):.1f} s (max)"
         )
 
 
@@ -61,7 +62,7 @@ def storm(folder: Path, seed: int, size: Size) -> Outcome:
                 customer.join()
         found = _look(cloud, [*customers, canary])
         servers = sum(len(customer.wishes) for customer in [*customers, canary])
-        outcome = Outcome(found, weather.recoveries, servers)
+        outcome = Outcome(found, weather.recoveries, servers, sum(customer.moves for customer in customers))
         say(str(outcome))
         return outcome
 

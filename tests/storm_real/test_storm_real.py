@@ -18,3 +18,4 @@ def test_whatever_is_killed_or_cut_off_every_server_is_as_its_customer_wants_it(
     outcome = storm(tmp_path, 1, SHORT)
     assert outcome.found == []
     assert len(outcome.recoveries) == 6
+    assert outcome.moves
