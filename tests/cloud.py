@@ -333,7 +333,8 @@ class Cloud:
             await self.work()
             self.clock.advance(1)
             for host in await self.hosts():
-                await self.reconciler(host).reconcile()
+                if host.state != HostState.FENCED:
+                    await self.reconciler(host).reconcile()
             if not await self.work():
                 async with self.reading() as ctx:
                     if not await operations.busy_servers(ctx):

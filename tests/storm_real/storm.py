@@ -30,8 +30,9 @@ class Outcome(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         seconds = [each for _, each in self.recoveries]
         return (
-            f"{self.servers} servers, {self.moves} moves, {len(seconds)} blows; "
-            f"found: {'; '.join(self.found) or 'nothing'}; recovery {statistics.median(seconds):.1f} s (p50), {max(seconds):.1f} s (max)"
+            f"{self.servers} servers, {self.moves} moves, {len(seconds)} blows; recovery "
+            f"{statistics.median(seconds):.1f} s (p50), {max(seconds):.1f} s (max); found: "
+            f"{'; '.join(self.found) or 'nothing'}"
         )
 
 
