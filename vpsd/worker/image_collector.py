@@ -75,8 +75,9 @@ class ImageCollector:
 
     async def _is_first(self) -> bool:
         """Whether this is the first of the hosts of its pool that answer."""
+        is_alone = self._runtime.hypervisor.shared_pool is None
         async with self._runtime.read() as ctx:
-            known = await hosts.list_hosts(ctx)
+            known = [await hosts.row(ctx, self._runtime.host_id)] if is_alone else await hosts.list_hosts(ctx)
         off = (HostHealth.UNREACHABLE, HostState.FENCED)
         ids = [h.id for h in known if h.place == self._runtime.place and h.health not in off and h.state not in off]
         return self._runtime.host_id == min(ids, default=0)
