@@ -44,6 +44,7 @@ from vpsd.images.simulated import SimulatedImages
 from vpsd.lifecycle import Status
 from vpsd.network import addresses
 from vpsd.network.addresses import Assignment
+from vpsd.operations import history
 from vpsd.operations import service as operations
 from vpsd.runtime import HostRuntime, Hypervisors, Images, Runtime
 from vpsd.servers import moving, queries, seen
@@ -392,7 +393,7 @@ class Cloud:
     async def causes(self, server_id: int) -> list[str | None]:
         """What the operator reads of what went wrong, operation by operation, oldest first."""
         async with self.reading() as ctx:
-            return [operation.cause for operation in await operations.latest(ctx, server_id)][::-1]
+            return [operation.cause for operation in await history.latest(ctx, server_id)][::-1]
 
     async def addresses(self) -> list[Assignment]:
         async with self.reading() as ctx:

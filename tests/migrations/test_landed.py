@@ -14,6 +14,7 @@ from tests.migrations.old import DELETED_MS, HOUR_MS, LANDED, OLD_MS, difference
 from vpsd.core.pages import Page
 from vpsd.errors import Misconfigured
 from vpsd.migrations import HEAD, schema, shape
+from vpsd.operations import history
 from vpsd.operations import service as operations
 
 # Every commit that has changed the migrations until they were frozen, and what later ones made of databases that they
@@ -141,8 +142,8 @@ async def test_a_command_that_was_to_take_over_has_a_row_of_its_own(
     assert (present.command, waiting.command, waiting.status) == ("start", "delete", "queued")
     await cloud.work()
     async with cloud.reading() as ctx:
-        history = (await operations.history(ctx, 2, Page())).rows
-    assert [(operation.command, operation.status) for operation in history] == [
+        found = (await history.history(ctx, 2, Page())).rows
+    assert [(operation.command, operation.status) for operation in found] == [
         ("start", "cancelled"),
         ("delete", "succeeded"),
     ]

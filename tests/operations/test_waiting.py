@@ -6,6 +6,7 @@ from tests.cloud import Cloud
 from vpsd.core.context import Ctx
 from vpsd.core.pages import Page
 from vpsd.lifecycle import Command
+from vpsd.operations import history
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.operations.service import LEASE_SECONDS, Lease, UnderWay
@@ -53,8 +54,8 @@ async def test_a_second_one_takes_the_waiting_ones_place_or_is_refused(cloud: Cl
     assert delete.waits_for == stop.id
     async with cloud.reading() as ctx:
         assert await _ids_waiting(ctx, stop.id) == [delete.id]
-        history = (await operations.history(ctx, server_id, _page())).rows
-    assert [(o.id, o.status) for o in history][-3:] == [
+        found = (await history.history(ctx, server_id, _page())).rows
+    assert [(o.id, o.status) for o in found][-3:] == [
         (stop.id, "running"),
         (hard.id, "cancelled"),
         (delete.id, "queued"),

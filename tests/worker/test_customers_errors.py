@@ -11,7 +11,7 @@ from vpsd.backups.targets import Missing, TargetFull, TargetNotThere
 from vpsd.errors import Misconfigured, Unavailable, Unusable
 from vpsd.hypervisor.protocol import NoSpace, PortsTaken
 from vpsd.images.simulated import SimulatedImages
-from vpsd.operations import service as operations
+from vpsd.operations import history
 
 SERVERS = "/api/v1/servers/"
 # What a driver's text may hold: a path, an address of a host, a program, a URI, a bucket.
@@ -38,7 +38,7 @@ async def check(cloud: Cloud, server: int, caplog: pytest.LogCaptureFixture, in_
     said = await seen_by_customers(cloud, server)
     assert [part for part in PARTS if part in said] == []
     async with cloud.reading() as ctx:
-        causes = [one.cause for one in await operations.latest(ctx, server) if one.cause]
+        causes = [one.cause for one in await history.latest(ctx, server) if one.cause]
     assert any(in_full in cause for cause in causes)
     assert any(in_full in record.getMessage() and "operation" in record.getMessage() for record in caplog.records)
 

@@ -9,7 +9,7 @@ from vpsd.audit import Audit
 from vpsd.hosts import service as hosts
 from vpsd.hypervisor.protocol import PauseReason, PowerState
 from vpsd.lifecycle import Status
-from vpsd.operations import service as operations
+from vpsd.operations import history
 from vpsd.servers import seen
 from vpsd.worker.host_watcher import HostWatcher
 from vpsd.worker.pauses import Pauses
@@ -190,7 +190,7 @@ async def test_what_shall_be_off_is_powered_off_when_its_time_to_shut_down_is_ov
     assert (await power(cloud, server), await cloud.status(server)) == (PowerState.OFF, rests)
     assert cloud.hypervisor.calls.count("power_off") == 1
     async with cloud.reading() as ctx:
-        operation = await operations.last(ctx, server)
+        operation = await history.last(ctx, server)
     assert operation is not None
     assert operation.detail == f"did not shut down by ACPI within 90 s ({reason.text}): powered off"
 

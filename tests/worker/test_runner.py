@@ -203,10 +203,20 @@ async def test_attempts_come_to_an_end_and_the_server_rests_in_error_saying_why(
 
 async def test_a_deadline_ends_an_operation_that_nobody_could_finish(cloud: Cloud) -> None:
     server = await cloud.create()
+    cloud.hypervisor.broken = True
+    await cloud.work()
     cloud.clock.advance(3600 + 1)
+    cloud.hypervisor.broken = False
     await cloud.work()
     assert await cloud.status(server) == "error"
-    assert "Given up" in (await cloud.operations(server))[0]["error"]
+    assert (await cloud.operations(server))[0]["error"].startswith("Given up after 1 attempts: ")
+
+
+async def test_what_was_asked_for_while_no_worker_ran_is_done_however_late(cloud: Cloud) -> None:
+    server = await cloud.create()
+    cloud.clock.advance(24 * 3600)
+    await cloud.work()
+    assert await cloud.status(server) == "active"
 
 
 async def test_an_operation_that_kills_every_worker_is_given_up(cloud: Cloud) -> None:

@@ -10,6 +10,7 @@ from tests.worker.test_lost_leases import Away
 from vpsd.core.db import Tx
 from vpsd.flows.job import Job, LeaseClock
 from vpsd.hosts import service as hosts
+from vpsd.operations import history
 from vpsd.operations import service as operations
 from vpsd.operations.service import LEASE_SECONDS
 from vpsd.worker.runner import Runner
@@ -17,7 +18,7 @@ from vpsd.worker.runner import Runner
 
 async def _step(cloud: Cloud, server: int) -> str | None:
     async with cloud.reading() as ctx:
-        (latest, *_) = await operations.latest(ctx, server)
+        (latest, *_) = await history.latest(ctx, server)
         return latest.step
 
 

@@ -10,7 +10,7 @@ from vpsd.cli.run import Json, reading, run_async, writing
 from vpsd.core.clock import iso_utc, iso_utc_or_none
 from vpsd.core.faults import Faults
 from vpsd.hypervisor.protocol import guest_name
-from vpsd.operations import service as operations
+from vpsd.operations import history
 from vpsd.servers import moving, queries
 
 app = typer.Typer(no_args_is_help=True, help="Servers of all accounts.")
@@ -38,7 +38,7 @@ async def list_operations(
                 "error": one.error,
                 "cause": one.cause,
             }
-            for one in await operations.latest(ctx, server_id)
+            for one in await history.latest(ctx, server_id)
         ]
     columns = ("id", "command", "status", "step", "attempts", "created", "finished", "cause")
     print_list(json, found, columns, f"The server {server_id} has had no operations.")

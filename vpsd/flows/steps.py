@@ -24,6 +24,7 @@ from vpsd.hypervisor.protocol import Forward, Guest, GuestSpec, Image, PortsTake
 from vpsd.images.seed import seed_iso
 from vpsd.lifecycle import ENDS_OFF, RULES, Command, Status
 from vpsd.network import addresses
+from vpsd.operations import history
 from vpsd.operations import service as operations
 from vpsd.operations.models import OperationStatus
 from vpsd.servers import queries as servers
@@ -85,7 +86,7 @@ async def _note_lost_disk(job: Job) -> None:
 
 async def _given_up_rebuild(ctx: Ctx, server_id: int) -> int | None:
     """The system of the rebuild since which the server was never up, if it may have removed the disk."""
-    for operation in await operations.latest(ctx, server_id):
+    for operation in await history.latest(ctx, server_id):
         if operation.command == Command.REBUILD:
             is_over = operation.status in (OperationStatus.FAILED, OperationStatus.CANCELLED)
             may_have_removed = operation.step in (discard_disk.__name__, operations.CLEAN_UP_STEP)

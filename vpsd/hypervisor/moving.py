@@ -88,6 +88,17 @@ async def leave_behind(at: "Hypervisor", other: "Hypervisor", name: str, disks: 
         await at.remove(name, disks)
 
 
+class SharesPool(Protocol):
+    """The part of a hypervisor whose pool other hosts may see."""
+
+    @property
+    def shared_pool(self) -> str | None:
+        """What the pool is called that it shares with other hosts: what lies there is theirs as well. None: its own."""
+
+    async def put_mark(self, mark: str, *, present: bool = True) -> None:
+        """Have an empty volume in the pool, named after eight hex digits, or not: another host of the pool sees it."""
+
+
 class Movable(Protocol):
     """The part of a hypervisor that moves guests."""
 

@@ -22,7 +22,7 @@ import msgspec
 from vpsd.core.units import GIB
 from vpsd.errors import Unavailable, Unusable
 from vpsd.hypervisor.clock import HasClock
-from vpsd.hypervisor.moving import Movable
+from vpsd.hypervisor.moving import Movable, SharesPool
 from vpsd.hypervisor.names import disk_name as disk_name
 from vpsd.hypervisor.names import guest_name as guest_name
 from vpsd.hypervisor.names import guest_of
@@ -237,16 +237,12 @@ Progress = Callable[[float, str], None]
 """Called with a fraction from 0 to 1 and a description of the current step."""
 
 
-class Hypervisor(Movable, HasClock, Protocol):
+class Hypervisor(Movable, SharesPool, HasClock, Protocol):
     """One host that runs guests. Guest names are `vpsd-<instance>-<server id>`."""
 
     @property
     def is_here(self) -> bool:
         """Whether the addresses on which forwarded ports listen are this machine's; elsewhere they mean nothing."""
-
-    @property
-    def shared_pool(self) -> str | None:
-        """What the pool is called that it shares with other hosts: what lies there is theirs as well. None: its own."""
 
     def held_by(self, owner: Owner) -> "Hypervisor":
         """The same host, as one owner may change it."""
@@ -265,9 +261,6 @@ class Hypervisor(Movable, HasClock, Protocol):
 
     async def volumes(self) -> Volumes:
         """The contents of the storage pool of this vpsd."""
-
-    async def put_mark(self, mark: str, *, present: bool = True) -> None:
-        """Have an empty volume in the pool, named after eight hex digits, or not: another host of the pool sees it."""
 
     async def has_base(self, key: str) -> bool:
         """Whether a base volume is complete."""

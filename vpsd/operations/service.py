@@ -9,6 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     and_,
     bindparam,
+    case,
     column,
     exists,
     func,
@@ -21,18 +22,17 @@ from sqlalchemy import (
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, UniqueViolation
-from vpsd.core.pages import Page, PagedList, Part
 from vpsd.core.units import MINUTE_MS
-from vpsd.errors import Busy, NotFound
+from vpsd.errors import Busy
 from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import RULES, Command, supersedes
+from vpsd.operations.deadlines import DEADLINE
 from vpsd.operations.failure import Failure as Failure
 from vpsd.operations.models import Operation, OperationStatus, operations
 from vpsd.operations.moves import MAY_BEGIN
 
 LEASE_SECONDS = 15  # a worker that has not renewed for this long has lost the operation
 WORK_SECONDS = 12  # after which it stops by itself, by its own clock: well before another takes over
-_LATEST_SHOWN = 50
 
 MAX_ATTEMPTS = 20  # of an operation that has a deadline
 LONGEST_PAUSE_SECONDS = 300  # between two tries
@@ -56,20 +56,7 @@ class _OpenServer(msgspec.Struct, frozen=True):
 
 _OPEN_OF = Statement(select(operations).where(_OF_SERVER, _OPEN), into=Operation)
 _WAITING = Statement(select(operations).where(_c.waits_for == bindparam("operation_id"), _UNFINISHED), into=Operation)
-_LATEST = Statement(select(operations).where(_OF_SERVER).order_by(_c.id.desc()).limit(_LATEST_SHOWN), into=Operation)
 _OPEN_SERVERS = Statement(select(_c.server_id, _c.command).where(_OPEN), into=_OpenServer)
-_FIND = Statement(select(operations).where(_c.id == bindparam("operation_id")), into=Operation)
-_HISTORY = PagedList(select(operations).where(_OF_SERVER), _c.id, into=Operation)
-_SINCE = Statement(
-    select(func.count())
-    .select_from(operations)
-    .where(
-        *(_OF_SERVER, _c.command == bindparam("command"), _c.argument.is_(None)),
-        _c.created_at_ms.between(bindparam("since_ms"), bindparam("now_ms")),
-    ),
-    into=int,
-)
-_LAST = Statement(select(operations).where(_OF_SERVER).order_by(_c.id.desc()).limit(1), into=Operation)
 _ADD = Statement(
     insert(operations).values(status=OperationStatus.QUEUED, progress=0.0, attempts=0, fence=0).returning(operations),
     ("uuid", "server_id", "account_id", "command", "argument", "host_id", "allows_cold", "status", "waits_for")
@@ -130,6 +117,10 @@ def _claim(*which: ColumnElement[bool]) -> Statement[Claimed]:
             started_at_ms=func.coalesce(_c.started_at_ms, bindparam("now_ms")),
             fence=_c.fence + 1,
             attempts=_c.attempts + 1,
+            # Its time begins when it is first taken up: what was asked for while no worker ran is tried all the same.
+            deadline_at_ms=case(
+                (and_(_c.attempts == 0, _c.deadline_at_ms.is_not(None)), DEADLINE), else_=_c.deadline_at_ms
+            ),
         )
         .returning(operations, _AT_HOST.label("at_host")),
         into=Claimed,
@@ -278,35 +269,6 @@ async def last_queued(ctx: Ctx, server_id: int) -> Operation | None:
 async def busy_servers(ctx: Ctx) -> dict[int, Command]:
     """Servers with an open operation, and which command that is."""
     return {found.server_id: Command(found.command) for found in await ctx.tx.all(_OPEN_SERVERS)}
-
-
-async def get(ctx: Ctx, operation_id: int) -> Operation:
-    """For the operator: an operation of any account; raises `NotFound`."""
-    found = await ctx.tx.first(_FIND, operation_id=operation_id)
-    if found is None:
-        raise NotFound("operation", operation_id)
-    return found
-
-
-async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
-    """How many operations a server had, and a page of them, oldest first."""
-    return await _HISTORY.read(ctx, page, server_id=server_id)
-
-
-async def latest(ctx: Ctx, server_id: int) -> list[Operation]:
-    """For the operator: the latest operations of a server of any account, newest first."""
-    return await ctx.tx.all(_LATEST, server_id=server_id)
-
-
-async def count_since(ctx: Ctx, server_id: int, command: Command, since_ms: int) -> int:
-    """How often a server was told a command without an argument since a time."""
-    times = {"since_ms": since_ms, "now_ms": ctx.now_ms}
-    return await ctx.tx.first(_SINCE, server_id=server_id, command=command, **times) or 0
-
-
-async def last(ctx: Ctx, server_id: int) -> Operation | None:
-    """What a server was told last."""
-    return await ctx.tx.first(_LAST, server_id=server_id)
 
 
 async def claim(

@@ -1,12 +1,11 @@
 """Times of operations after the clock was set."""
 
-from sqlalchemy import BigInteger, and_, bindparam, case, literal, or_, update
+from sqlalchemy import and_, bindparam, or_, update
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.jumps import Jump
-from vpsd.core.units import MINUTE_MS
-from vpsd.lifecycle import RULES
+from vpsd.operations.deadlines import DEADLINE
 from vpsd.operations.models import operations
 from vpsd.operations.service import LEASE_SECONDS, LONGEST_PAUSE_SECONDS
 
@@ -16,20 +15,14 @@ _c = operations.c
 _UNFINISHED = _c.finished_at_ms.is_(None)
 _OPEN = and_(_UNFINISHED, _c.waits_for.is_(None))
 
-_MINUTES = {command: rule.minutes for command, rule in RULES.items() if rule.minutes is not None}
-_longest_deadline = bindparam("now_ms", type_=BigInteger) + case(
-    {command.value: literal(minutes * MINUTE_MS, BigInteger) for command, minutes in _MINUTES.items()},
-    value=_c.command,
-    else_=literal(0, BigInteger),
-)
 _CUT_LEASES = Statement(
     update(operations).where(_OPEN, _c.lease_until_ms > bindparam("longest_ms")), ("lease_until_ms",)
 )
 _CUT_PAUSES = Statement(update(operations).where(_UNFINISHED, _c.run_at_ms > bindparam("longest_ms")), ("run_at_ms",))
 _RENEW_DEADLINES = Statement(
     update(operations)
-    .where(_UNFINISHED, or_(_c.deadline_at_ms > bindparam("before_ms"), _c.deadline_at_ms > _longest_deadline))
-    .values(deadline_at_ms=_longest_deadline)
+    .where(_UNFINISHED, or_(_c.deadline_at_ms > bindparam("before_ms"), _c.deadline_at_ms > DEADLINE))
+    .values(deadline_at_ms=DEADLINE)
 )
 
 

@@ -22,7 +22,7 @@ from vpsd.hosts.models import hosts as host_table
 from vpsd.hosts.placement import Wish, refusal
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.metrics.models import traffic, usage
-from vpsd.operations import service as operations
+from vpsd.operations import history as operation_history
 from vpsd.operations.models import Operation
 from vpsd.servers.faults import UnknownLocation
 from vpsd.servers.guest_report import HostKey
@@ -242,7 +242,7 @@ async def history(ctx: Ctx, server_id: int, page: Page) -> Part[Operation]:
     """How many operations a server of the account had, and a page of them, oldest first; raises `NotFound`."""
     if await ctx.tx.first(_EXISTS, account_id=ctx.account_id, id=server_id) is None:
         raise NotFound("server", server_id)
-    return await operations.history(ctx, server_id, page)
+    return await operation_history.history(ctx, server_id, page)
 
 
 async def names(ctx: Ctx, ids: Sequence[int]) -> dict[int, str]:

@@ -17,6 +17,7 @@ from vpsd.events import service as events
 from vpsd.hypervisor.names import server_id_of
 from vpsd.hypervisor.protocol import Guest, PowerState, guest_name
 from vpsd.lifecycle import Command, Status
+from vpsd.operations import history
 from vpsd.operations import service as operations
 from vpsd.operations.models import OperationStatus
 from vpsd.runtime import HostRuntime
@@ -247,7 +248,7 @@ class Reconciler:
 
 async def _recover(ctx: Ctx, server: LockedServer, guest: Guest | None) -> None:
     state = "unknown to the host" if guest is None else guest.power.value
-    tried = await operations.count_since(ctx, server.id, Command.RECOVER, ctx.now_ms - HOUR_MS)
+    tried = await history.count_since(ctx, server.id, Command.RECOVER, ctx.now_ms - HOUR_MS)
     restore_id = await _failed_restore(ctx, server)
     if restore_id is not None or tried < _RECOVERIES_AN_HOUR:
         log.warning("server %s is %s, its guest is %s: bringing them together", server.id, server.status, state)
@@ -260,7 +261,7 @@ async def _recover(ctx: Ctx, server: LockedServer, guest: Guest | None) -> None:
 
 async def _failed_restore(ctx: Ctx, server: LockedServer) -> int | None:
     """The restore that came to nothing, where that is why the server is in error: not its guest's fault."""
-    last = await operations.last(ctx, server.id) if server.status == Status.ERROR else None
+    last = await history.last(ctx, server.id) if server.status == Status.ERROR else None
     failed = last is not None and (last.command, last.status) == (Command.RESTORE, OperationStatus.FAILED)
     return last.id if last is not None and failed else None
 

@@ -11,7 +11,7 @@ from vpsd.api.vps_org.schemas.operations import OperationView
 from vpsd.api.vps_org.schemas.operator import ServerMigrate, ServerMigration
 from vpsd.core.context import Ctx
 from vpsd.errors import Busy, Unavailable, WrongStatus
-from vpsd.operations import service as operations
+from vpsd.operations import history
 from vpsd.servers import moving, queries
 
 
@@ -47,7 +47,7 @@ async def migrate(ctx: Ctx, server_id: int, form: Form[ServerMigrate]) -> Server
 @get("/operations/{operation_id:int}/", "operation_get", "Get an operation", needs="operator:*")
 async def get_operation(ctx: Ctx, operation_id: int) -> OperationView:
     """How far an operation of any account has come."""
-    return OperationView.of(await operations.get(ctx, operation_id))
+    return OperationView.of(await history.get(ctx, operation_id))
 
 
 router = Router("/operator", route_handlers=[migrate, get_operation], tags=["Operator"])

@@ -38,7 +38,6 @@ from vpsd.hypervisor.simulator.state import (
     PutDisk,
     PutExport,
     PutGuest,
-    PutMark,
     PutSeed,
     Write,
 )
@@ -96,11 +95,6 @@ class Simulator(Moves):
                 logs=frozenset(self.serial_logs),
                 marks=frozenset(state.marks),
             )
-
-    async def put_mark(self, mark: str, *, present: bool = True) -> None:
-        async with self._call("put_mark"):
-            with self._change() as transaction:
-                transaction.apply(PutMark(mark, present))
 
     async def has_base(self, key: str) -> bool:
         async with self._call("has_base"):

@@ -22,6 +22,7 @@ from vpsd.hypervisor.simulator.state import (
     PutDisk,
     PutExport,
     PutGuest,
+    PutMark,
     PutUser,
     Write,
 )
@@ -82,6 +83,11 @@ class Moves(Calls):
     def known(self, name: str) -> GuestState | None:
         """A guest as it is, whoever looks."""
         return self._store.current().guests.get(name)
+
+    async def put_mark(self, mark: str, *, present: bool = True) -> None:
+        async with self._call("put_mark"):
+            with self._change() as transaction:
+                transaction.apply(PutMark(mark, present))
 
     async def disk_layout(self, disk: str) -> DiskLayout | None:
         async with self._call("disk_layout"):
