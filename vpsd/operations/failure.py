@@ -2,7 +2,9 @@
 
 import msgspec
 
-from vpsd.errors import VpsdError, public_text
+from vpsd.errors import DatabaseUnavailable, VpsdError, public_text
+
+_NO_DATABASE = "The database did not answer."
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -14,6 +16,8 @@ class Failure(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, error: Exception) -> "Failure":
         """From what was raised."""
+        if isinstance(error, DatabaseUnavailable):  # its own text is advice for whoever sent a request
+            return cls(_NO_DATABASE, f"{_NO_DATABASE} {error.reason}")
         return cls(public_text(error), str(error) if isinstance(error, VpsdError) else f"internal error: {error!r}")
 
     def after(self, text: str) -> "Failure":
