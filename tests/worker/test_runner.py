@@ -12,10 +12,13 @@ from tests.cloud import Cloud
 from tests.worker.told import assert_arrived, told
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement, Tx
-from vpsd.errors import Busy, Unavailable, Unusable
+from vpsd.errors import Busy, Misconfigured, Unavailable, Unusable
+from vpsd.hosts.models import Address
+from vpsd.hypervisor.protocol import Hypervisor
 from vpsd.lifecycle import ENDS_GUEST, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.service import LEASE_SECONDS, MAX_ATTEMPTS, Failure, Lease, LostLease
+from vpsd.runtime import Hypervisors
 
 
 async def test_an_operation_that_a_live_worker_has_is_not_taken(cloud: Cloud) -> None:
@@ -453,3 +456,25 @@ async def test_a_used_up_address_pool_is_said_and_waits_for_an_address(cloud: Cl
     await cloud.ask("DELETE", f"/api/v1/servers/{first}/")
     await cloud.settle()
     assert await cloud.status(second) == "active"
+
+
+async def test_a_host_whose_address_cannot_be_used_has_its_servers_wait_until_it_can(
+    cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    def has_no_driver(_: Address) -> Hypervisor:
+        raise Misconfigured("no driver can use that address")
+
+    server = await cloud.create()
+    usable = cloud.runtime
+    cloud.runtime = msgspec.structs.replace(usable, hypervisors=Hypervisors(has_no_driver))
+    await cloud.work()
+    (operation,) = await cloud.operations(server)
+    assert (operation["status"], operation["attempts"]) == ("queued", 1)
+    assert (
+        await cloud.row(server)
+    ).status_detail == "Waiting for its host, which cannot be used now. It is tried again by itself."
+    assert not caplog.records
+    cloud.runtime = usable
+    cloud.clock.advance(60)
+    await cloud.work()
+    assert await cloud.status(server) == "active"

@@ -17,7 +17,7 @@ from functools import partial
 from vpsd.core.clock import every
 from vpsd.core.context import Ctx
 from vpsd.core.ending import end_all, is_ending
-from vpsd.errors import DatabaseUnavailable, Unavailable, Unusable
+from vpsd.errors import DatabaseUnavailable, Misconfigured, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock, Superseded
 from vpsd.flows.table import CLEAN_UP, CLEANS_UP_FIRST, FLOWS, LEAVES_NOTHING, LOOK_THEMSELVES, RECORD_END
 from vpsd.hosts import service as hosts
@@ -26,7 +26,7 @@ from vpsd.hypervisor.owner import TakenOver
 from vpsd.lifecycle import ENDS_GUEST, RULES, Command, Status
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
-from vpsd.operations.service import CLEAN_UP_STEP, Claimed, Failure, Lease, LostLease
+from vpsd.operations.service import CLEAN_UP_STEP, Claimed, Failure, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
 from vpsd.servers.transitions import ended, found, transition
@@ -145,13 +145,18 @@ class Runner:
         async with self._runtime.read() as ctx:
             server = await servers.row(ctx, operation.server_id)
             host = None if server.host_id is None else await hosts.row(ctx, server.host_id)
-        if host is None:
-            await self._wait_for_host(operation)
+            successor = await operations.waiting(ctx, operation.id)
+        try:
+            at_host = None if host is None else self._runtime.at(host)
+        except Misconfigured as error:  # until the operator has given the host another address
+            await self._put_back(operation, str(error), "its host, which cannot be used now")
             return
-        async with self._runtime.read() as ctx:
-            job = Job(self._runtime.at(host), host, operation, server, LeaseClock(self._monotonic, since))
-            job.together = len(self._tasks) > 1
-            job.superseded = await operations.waiting(ctx, operation.id) is not None
+        if host is None or at_host is None:
+            await self._put_back(operation, waiting.NO_HOST, "room on a host")
+            return
+        job = Job(at_host, host, operation, server, LeaseClock(self._monotonic, since))
+        job.together = len(self._tasks) > 1
+        job.superseded = successor is not None
         attempt = asyncio.create_task(self._attempt(job))
         heartbeat = asyncio.create_task(self._keep_lease(job))
         try:
@@ -166,13 +171,10 @@ class Runner:
         finally:
             await _end({attempt, heartbeat})
 
-    async def _wait_for_host(self, operation: Operation) -> None:
-        """Put it back until its server has a host: `servers.unplaced` finds one, and has it begin anew."""
-        error = Unavailable("no host has room for it, or there is none yet: start `vpsd up`, or add one")
+    async def _put_back(self, operation: Operation, why: str, waits_for: str) -> None:
         run_at_ms = self._runtime.clock.now_ms() + _pause_seconds(operation, _LONGEST_PAUSE_SECONDS) * 1000
         async with self._write() as ctx:
-            await waiting.tell(ctx, operation, 0, "room on a host")
-            await operations.reschedule(ctx, Lease.of(operation), Failure.of(error), run_at_ms)
+            await waiting.put_back(ctx, operation, run_at_ms, why, waits_for)
 
     async def _attempt(self, job: Job) -> None:
         try:
