@@ -20,7 +20,6 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import running
 from tests.api.test_access import PUBLIC_KEY
 from tests.balancer import Balancer, Load
 from tests.running import PROGRAM, Vpsd, run, until
@@ -209,13 +208,14 @@ def test_a_host_that_does_not_answer_is_said_and_waited_for(vpsd: Vpsd) -> None:
 
 
 @pytest.fixture
-def talkative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vpsd]:
+def talkative(tmp_path: Path) -> Iterator[Vpsd]:
     """A vpsd, not yet running, that logs all it can to `errors` in the test's folder; what it says is kept apart."""
     script = tmp_path / "vpsd"
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(PROGRAM))} "$@" 2>>{shlex.quote(str(tmp_path / "errors"))}\n')
     script.chmod(0o755)
-    monkeypatch.setattr(running, "PROGRAM", script)
-    made = Vpsd(hypervisor="simulator", simulator_boot_seconds=0.05, log_format="json", log_level="debug")
+    made = Vpsd(
+        program=script, hypervisor="simulator", simulator_boot_seconds=0.05, log_format="json", log_level="debug"
+    )
     yield made
     made.discard()
 

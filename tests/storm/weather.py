@@ -131,6 +131,7 @@ class Weather:
         seconds = self._chance.choice((-7200, -40, -5, 5, 40, 200))
         self._world.tell("clock", f"is set by {seconds} s")
         self._world.clock.ahead_ms += seconds * 1000
+        self._world.clock_set_at = self._world.loop.time()
 
     def _meddle(self) -> None:
         """A guest does something by itself, or somebody on the host does."""

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import math
 import random
 import shutil
 import sqlite3
@@ -101,6 +102,7 @@ class World:
         self.chance = random.Random(seed)
         self.loop = StormLoop(random.Random(seed + 1_000_000_007))
         self.clock = Clock(self.loop)
+        self.clock_set_at = -math.inf  # when, by the loop
         self.ids = Ids(random.Random(seed + 2_000_000_011))
         self.path = folder / "vpsd.sqlite"
         shutil.copy(template, self.path)
