@@ -19,8 +19,10 @@ pytestmark = pytest.mark.guest
 SEED = 7
 # Stopping and starting for another reason: an account's affair (test_credit), and a setting's (test_undelete).
 # The daily backup is a backup, and a move takes a second host (tests/storm_real, tests/hypervisor/test_moving.py).
-_ELSEWHERE = (Command.SUSPEND, Command.RESUME, Command.SOFT_DELETE, Command.UNDELETE, Command.BACKUP_DAILY)
-_ELSEWHERE += (Command.MIGRATE,)
+_ELSEWHERE = {
+    *(Command.SUSPEND, Command.RESUME, Command.SOFT_DELETE, Command.UNDELETE, Command.BACKUP_DAILY),
+    Command.MIGRATE,
+}
 COMMANDS = [command for command in Command if command not in _ELSEWHERE]
 ARRIVES: dict[Command, str] = {
     **dict.fromkeys(COMMANDS, "active"),
