@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,13 @@ class TestDatabase:
         self._runner.close()
 
     async def _make_new(self) -> None:
-        if self._connection is not None and not self._connection.is_closed():
-            await self._connection.execute(_OTHERS)
-            if await self._connection.fetchval(_SHAPE) == self._shape:
-                await self._connection.execute(self._reset)
-                return
-            await self._connection.close()
+        if self._connection is not None:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # it may have been restarted
+                await self._connection.execute(_OTHERS)
+                if await self._connection.fetchval(_SHAPE) == self._shape:
+                    await self._connection.execute(self._reset)
+                    return
+            self._connection.terminate()
         await administer(self._server, f"DROP DATABASE IF EXISTS {self._NAME} WITH (FORCE)")
         await administer(self._server, f"CREATE DATABASE {self._NAME} TEMPLATE {self._template}")
         self._connection = await asyncpg.connect(

@@ -10,6 +10,7 @@ from tests.cloud import Cloud
 from tests.killed import Killed
 from tests.worker.told import assert_arrived, calls_of, delete, sample, told
 from vpsd.audit import Audit
+from vpsd.hosts.models import HostState
 from vpsd.lifecycle import Command
 from vpsd.operations.service import LEASE_SECONDS
 
@@ -62,11 +63,16 @@ async def test_a_worker_killed_at_any_call_leaves_nothing_stuck_and_nothing_leak
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_nor_does_one_on_postgresql_at_any_kind_of_call_in_any_command(cloud: Cloud, moment: str) -> None:
-    calls = {command: await calls_of(cloud, command) for command in Command}
+    await cloud.have_second_host(HostState.DISABLED)
+    calls = {}
+    for command in Command:
+        calls[command] = await calls_of(cloud, command)
+        await cloud.have_second_host(HostState.DISABLED)
     places = sample(calls)
     assert {command for command, _ in places} == set(Command)
     for command, index in places[MOMENTS.index(moment) :: len(MOMENTS)]:
         await kill(cloud, command, moment, index + 1)
+        await cloud.have_second_host(HostState.DISABLED)
 
 
 async def test_a_rebuild_given_up_once_the_old_disk_is_gone_goes_on_with_the_next_start(cloud: Cloud) -> None:

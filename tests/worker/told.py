@@ -14,8 +14,8 @@ from vpsd.hosts.models import HostState
 from vpsd.lifecycle import Command, Status
 
 K = TypeVar("K")
-
 NOTE = b"what the customer wrote"
+
 TOLD = {
     Command.HARD_STOP: ("power", {"action": "hard_stop"}),
     Command.RESIZE: ("resize", {"plan_id": 3}),
@@ -90,7 +90,7 @@ async def calls_of(cloud: Cloud, command: Command) -> list[str]:
 
 
 async def recorded(cloud: Cloud, work: Awaitable[object]) -> list[str]:
-    """The calls to the host and the backups' target that some work takes."""
+    """The calls to the hosts and the backups' target that some work takes."""
     calls: list[str] = []
     cloud.hook("before_call", calls.append)
     cloud.target.before_call = calls.append

@@ -26,7 +26,7 @@ _IS_LOCAL = _c.uri.is_(None)
 # As an UPDATE locks it, in the order of the ids.
 _LOCK = Statement(
     select(_c.id)
-    .where(or_(_c.id == bindparam("id"), _c.id == bindparam("other_id")))
+    .where(or_(_c.id == bindparam("id"), _c.id == bindparam("other_id"), _c.shared_pool == bindparam("shared_pool")))
     .order_by(_c.id)
     .with_for_update(key_share=True),
     into=int,
@@ -107,7 +107,8 @@ def _more(name: str) -> BindParameter[int]:
 
 _of_pool = hosts.alias()
 _LOCK_POOL = Statement(
-    select(_c.id).where(_c.shared_pool == bindparam("shared_pool")).order_by(_c.id).with_for_update(), into=int
+    select(_c.id).where(_c.shared_pool == bindparam("shared_pool")).order_by(_c.id).with_for_update(key_share=True),
+    into=int,
 )
 _POOL_USED = select(total(_of_pool.c.used_storage_gb)).where(_of_pool.c.shared_pool == _c.shared_pool).scalar_subquery()
 _USED = {
@@ -198,9 +199,12 @@ async def row(ctx: Ctx, host_id: int) -> Host:
     return found
 
 
-async def lock(ctx: Ctx, host_id: int, other_id: int) -> None:
-    """Keep two hosts from others until the transaction ends, the lower id first: so no two wait for each other."""
-    await ctx.tx.all(_LOCK, id=host_id, other_id=other_id)
+async def lock(ctx: Ctx, host_id: int, other_id: int, shared_pool: str | None = None) -> None:
+    """Keep two hosts from others until the transaction ends, and those of a shared pool, in which room is to be had.
+
+    The lower id comes first: so no two wait for each other.
+    """
+    await ctx.tx.all(_LOCK, id=host_id, other_id=other_id, shared_pool=shared_pool)
 
 
 async def find_by_name(ctx: Ctx, name: str) -> Host | None:

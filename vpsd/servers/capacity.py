@@ -105,7 +105,7 @@ async def find_room(
         if not isinstance(found, Room):
             raise refused(found, plan, location)
         if leaving is not None:
-            await hosts.lock(ctx, leaving, found.id)
+            await hosts.lock(ctx, leaving, found.id, found.shared_pool)
         if await _take(ctx, found, plan, None):
             return found.id
     raise RoomTaken
