@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from tests.api.tables import rows
 from tests.cloud import Cloud
@@ -478,3 +479,12 @@ async def test_a_host_whose_address_cannot_be_used_has_its_servers_wait_until_it
     cloud.clock.advance(60)
     await cloud.work()
     assert await cloud.status(server) == "active"
+
+
+async def test_a_command_of_a_later_vpsd_is_left_to_it_and_holds_nobody_up(cloud: Cloud) -> None:
+    first, second = await cloud.create("first"), await cloud.create("second")
+    async with cloud.writing() as ctx:
+        await ctx.tx.run(Statement(text(f"UPDATE operations SET command = 'teleport' WHERE server_id = {first}")))
+    await cloud.work()
+    assert await cloud.status(second) == "active"
+    assert [row["status"] for row in await rows(cloud.database, "operations")] == ["queued", "succeeded"]

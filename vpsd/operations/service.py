@@ -14,6 +14,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal_column,
     or_,
     select,
     table,
@@ -92,6 +93,10 @@ _AT_HOST = select(_servers.c.host_id).where(_servers.c.id == _c.server_id).corre
 FULL_HOSTS = [f"full_host_{number}" for number in range(8)]
 
 
+# What a later vpsd was told beside this one is left to it.
+_IS_KNOWN = or_(*(_c.command == literal_column(f"'{command}'") for command in Command))
+
+
 def _claim(*which: ColumnElement[bool]) -> Statement[Claimed]:
     due = (
         select(_c.id)
@@ -100,6 +105,7 @@ def _claim(*which: ColumnElement[bool]) -> Statement[Claimed]:
             _c.run_at_ms <= bindparam("now_ms"),
             or_(_c.lease_until_ms.is_(None), _c.lease_until_ms < bindparam("expired_before_ms")),
             MAY_BEGIN,
+            _IS_KNOWN,
             *which,
         )
         .order_by(_c.run_at_ms, _c.id)
