@@ -4,9 +4,11 @@ They, and who looks after them from here, see each other over a bridge. Everythi
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
+import string
 import subprocess
 import tempfile
 import time
@@ -26,6 +28,7 @@ _SCRIPT = "".join(
     )
 )
 _START_SECONDS = 60.0
+_LETTERS = itertools.cycle(string.ascii_lowercase)
 
 
 def _ip(*arguments: str) -> None:
@@ -152,6 +155,8 @@ class Host:
                 os.kill(pid, signal.SIGKILL)
         if self._daemon is not None:
             self._daemon.wait()
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _ip("link", "del", self._link)
         _ip("netns", "del", self.namespace)
 
 
@@ -160,7 +165,8 @@ class Lab:
 
     def __init__(self, count: int = 2) -> None:
         self._count = count
-        self._bridge = f"vm{os.getpid() % 1_000_000}"
+        # A name of its own: what a namespace held goes some time after it, where a process in it takes long to end.
+        self._bridge = f"vm{os.getpid() % 1_000_000}{next(_LETTERS)}"
         self.folder = Path(tempfile.mkdtemp(prefix="vpsd-m-", dir="/tmp"))
         self.hosts: list[Host] = []
         _certify(self.folder / "pki", "client", "127.0.0.1")
