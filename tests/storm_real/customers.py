@@ -80,6 +80,13 @@ class Customer:
         answer = self.ask("GET", f"servers/{server_id}/")
         return "gone" if answer.status_code == 404 else str(answer.json()["status"])
 
+    def is_at_rest(self, server_id: int, status: str) -> bool:
+        """Whether a server has that status, and nothing is done to it any more."""
+        if self.status(server_id) != status:
+            return False
+        operations = self.ask("GET", f"servers/{server_id}/operations/?page_size=1000").json().get("results", [])
+        return all(operation["finished_at"] for operation in operations)
+
     def begin(self, servers: int, until: threading.Event) -> None:
         """Do this and that in a thread of its own: order servers, and then change them until told to end."""
         self._thread = threading.Thread(target=self._live, args=(servers, until))
