@@ -73,7 +73,7 @@ class ManyProcesses:
         self.url, self.lab, self._size = url, lab, size
         settings: Any = {
             "database_url": url,
-            "address_pool": f"127.79.{os.getpid() % 250}.0/24",
+            "address_pool": f"127.{80 + os.getpid() % 100}.0.0/16",  # addresses of deleted servers rest for minutes
             "workers": 8,
             "virt_type": "qemu",
             "simulator_boot_seconds": 0.2,
