@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import asyncpg
 import msgspec
 import pytest
 from sqlalchemy import Connection
@@ -19,6 +18,7 @@ from tests.api.tables import Dump, dump
 from tests.cloud import TINY, Cloud
 from tests.migrations.old import dump as old_dump
 from tests.migrations.old import fill
+from tests.postgres import administer
 from tests.running import Vpsd, environment, run
 from vpsd import state
 from vpsd.core import db
@@ -44,24 +44,18 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]
         return
     server: str = request.getfixturevalue("postgres")
     name = f"state_{zlib.crc32(request.node.nodeid.encode()):x}"
-    asyncio.run(_administer(server, f'CREATE DATABASE "{name}"'))
+    asyncio.run(administer(server, f'CREATE DATABASE "{name}"'))
     yield Settings(data_dir=folder, hypervisor="simulator", database_url=server.format(name))
-    asyncio.run(_administer(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
+    asyncio.run(administer(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest, postgres: str) -> Iterator[str]:
     """An empty PostgreSQL."""
     name = f"moved_{zlib.crc32(request.node.nodeid.encode()):x}"
-    asyncio.run(_administer(postgres, f'CREATE DATABASE "{name}"'))
+    asyncio.run(administer(postgres, f'CREATE DATABASE "{name}"'))
     yield postgres.format(name)
-    asyncio.run(_administer(postgres, f'DROP DATABASE "{name}" WITH (FORCE)'))
-
-
-async def _administer(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url.format("postgres"))
-    await connection.execute(statement)
-    await connection.close()
+    asyncio.run(administer(postgres, f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
+
+from tests.postgres import administer
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -17,12 +18,6 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         return
     server: str = request.getfixturevalue("postgres")
     name = f"old_{zlib.crc32(request.node.nodeid.encode()):x}"
-    asyncio.run(_administer(server, f'CREATE DATABASE "{name}"'))
+    asyncio.run(administer(server, f'CREATE DATABASE "{name}"'))
     yield server.format(name)
-    asyncio.run(_administer(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
-
-
-async def _administer(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url.format("postgres"))
-    await connection.execute(statement)
-    await connection.close()
+    asyncio.run(administer(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
