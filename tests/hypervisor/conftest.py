@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hypervisor.rigs import NAME, RealRig, Rig, SimulatedRig, silent
+from tests.hypervisor.two_hosts import Lab
 from vpsd.hypervisor.libvirt import daemon
 from vpsd.hypervisor.protocol import Image
 from vpsd.images.recipes import Recipe
@@ -40,6 +41,17 @@ def key(own_data: Path) -> Path:
     path = own_data / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Two real hosts."""
+    made = Lab()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

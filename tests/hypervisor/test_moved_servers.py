@@ -1,7 +1,7 @@
 """A real server is moved between two real hosts, as the operator asks for it over the API."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +118,6 @@ class RealCloud:
             assert set(await driver.guests()) == ({name} if is_here else set())
             assert set(volumes.disks) == ({await self._cloud.disk(self.server)} if is_here else set())
         assert await Audit(self._cloud.runtime).run() == []
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """Two real hosts."""
-    made = Lab()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

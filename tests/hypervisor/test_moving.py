@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -354,17 +354,6 @@ def test_a_guest_is_where_it_runs() -> None:
     assert runs_at(arriving, running) is runs_at(off, running) is runs_at(None, running) is Side.TARGET
     assert runs_at(None, off) is runs_at(off, off) is Side.TARGET
     assert runs_at(None, None) is runs_at(None, arriving) is None
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Two real hosts."""
-    made = Lab()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

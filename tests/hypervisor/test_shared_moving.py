@@ -1,7 +1,7 @@
 """A guest moves between two hosts that see the same folder: nothing is copied, what is left behind touches nothing."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
@@ -76,17 +76,6 @@ async def pair(tmp_path: Path) -> SimulatedShared:
     file = tmp_path / "file"
     file.write_bytes(b"")
     return SimulatedShared(Image("tiny-1", file, 1 << 20, file, file))
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Two real hosts."""
-    made = Lab()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
