@@ -9,7 +9,7 @@ _OPTIONS = {
     "StrictHostKeyChecking": "no",
     "UserKnownHostsFile": "/dev/null",
     "LogLevel": "ERROR",
-    "ConnectTimeout": "60",
+    "ConnectTimeout": "110",
     "NumberOfPasswordPrompts": "1",
 }
 _LIMIT_SECONDS = 120

@@ -61,9 +61,9 @@ def prepare(vpsd: Vpsd, key: Path, key_id: int) -> tuple[dict[Command, int], dic
     servers: dict[Command, int] = {
         command: vpsd.create(f"told-{command.replace('_', '-')}", ssh_key_id=key_id)["id"] for command in wanted
     }
-    boot_ids: dict[Command, str] = {}
-    for command, server in servers.items():
-        boot_ids[command] = Login(vpsd.until_status(server, "active")["ssh"], key=key).boot_id
+    # all are up before anybody logs in: where a dozen boot on few cores, a login may take longer than ssh waits
+    lines = {command: vpsd.until_status(server, "active")["ssh"] for command, server in servers.items()}
+    boot_ids = {command: Login(line, key=key).boot_id for command, line in lines.items()}
     vpsd.until_copied(
         vpsd.post(f"servers/{servers[Command.RESTORE]}/snapshot/", {"label": "to-go-back-to"}), "snapshot"
     )

@@ -157,7 +157,7 @@ class RealRig:
         options = ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         flags = [part for option in options for part in ("-o", option)]
         line = ["ssh", "-i", str(self.key), *flags, f"root@{self.spec.address}", command]
-        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
 
 class RootWithoutLibvirt:

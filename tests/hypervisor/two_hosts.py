@@ -142,7 +142,7 @@ class Host:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run something on it."""
         line = ["ip", "netns", "exec", self.namespace, *command]
-        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
     def _pids(self) -> list[int]:
         found = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
