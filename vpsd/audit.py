@@ -64,7 +64,7 @@ class _Look(msgspec.Struct, frozen=True):
 class _Rows(msgspec.Struct, frozen=True):
     hosts: list[Host]
     servers: dict[int, Server]
-    busy: dict[int, Command]
+    busy: dict[int, str]
     moves: dict[int, tuple[int | None, int | None]]  # by server: the hosts between which it is moved now
     assignments: list[Assignment]
 

@@ -181,6 +181,8 @@ FOUND: Mapping[Status, frozenset[Status]] = {
     _S.ACTIVE: frozenset({_S.STOPPED, _S.ERROR}),
 }
 
+_COMMANDS = frozenset[str](Command)
+
 AT_REST = frozenset(Status) - {rule.working for rule in RULES.values()}
 """Statuses in which nothing is under way."""
 
@@ -198,9 +200,14 @@ def allowed(status: Status) -> list[Command]:
     ]
 
 
-def supersedes(command: Command, open_command: Command) -> bool:
-    """Whether a command may push an open one aside."""
+def supersedes(command: Command, open_command: str) -> bool:
+    """Whether a command may push an open one aside; one of a later vpsd is not pushed."""
     return open_command in RULES[command].supersedes
+
+
+def known(command: str) -> Command | None:
+    """The command of a row; None for one of a later vpsd, which may work on the same database."""
+    return Command(command) if command in _COMMANDS else None
 
 
 def may_begin(command: Command, before: Status, to: Status) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from tests.migrations.old import dump, fill
 from vpsd.errors import Misconfigured
-from vpsd.migrations import HEAD, schema, shape
+from vpsd.migrations import HEAD, rows, schema, shape
 from vpsd.migrations.__main__ import HASHES, hashes, shapes
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +22,19 @@ ROOT = Path(__file__).parents[2]
 def _dump(path: Path) -> list[str]:
     with sqlite3.connect(path) as connection:
         return list(connection.iterdump())
+
+
+def _state(connection: Connection) -> Any:
+    version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return version, shape.describe(connection), dump(connection)
+
+
+def _run(url: str, *statements: str) -> None:
+    def work(connection: Connection) -> None:
+        for statement in statements:
+            connection.execute(text(statement))
+
+    asyncio.run(schema.run(url, work))
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(database_url: str) -> None:
@@ -76,17 +89,40 @@ def test_a_database_at_head_is_left_alone(database_url: str) -> None:
     assert asyncio.run(schema.prepare(database_url)) is None
 
 
-def test_a_later_vpsds_database_is_refused_and_unchanged(database_url: str) -> None:
-    def become_later(connection: Connection) -> None:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+LATER = "UPDATE alembic_version SET version_num = '9999'"
 
-    def version(connection: Connection) -> Any:
-        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
-    asyncio.run(schema.run(database_url, become_later))
-    with pytest.raises(Misconfigured, match="9999"):
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("ALTER TABLE servers RENAME COLUMN hostname TO h", "lacks: servers: column hostname"),
+        ("CREATE UNIQUE INDEX uq_servers_name ON servers (name)", "besides: servers: unique index uq_servers_name"),
+    ],
+)
+def test_a_later_vpsds_database_that_lacks_or_refuses_something_is_refused_and_unchanged(
+    database_url: str, statement: str, said: str
+) -> None:
+    _run(database_url, statement, LATER)
+    before = asyncio.run(schema.run(database_url, _state))
+    with pytest.raises(Misconfigured, match=f"schema 9999.*{said}.*Nothing was changed"):
         asyncio.run(schema.prepare(database_url))
-    assert asyncio.run(schema.run(database_url, version)) == "9999"
+    assert asyncio.run(schema.run(database_url, _state)) == before
+
+
+def test_a_later_vpsds_database_that_only_has_more_is_worked_with_and_kept(database_url: str) -> None:
+    _run(
+        database_url,
+        "CREATE TABLE firewalls (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+        "INSERT INTO firewalls (id, name) VALUES (1, 'web')",
+        "ALTER TABLE servers ADD COLUMN firewall_id INTEGER",
+        "DROP INDEX ix_operations_moves_host",
+        LATER,
+    )
+    before = asyncio.run(schema.run(database_url, _state))
+    assert asyncio.run(schema.prepare(database_url)) is None
+    assert asyncio.run(schema.run(database_url, _state)) == before
+    with pytest.raises(Misconfigured, match="use a later version"):  # a state file of its own would lack what is new
+        asyncio.run(schema.run(database_url, lambda connection: list(rows.dump(connection))))
 
 
 TAMPERED = [
@@ -108,11 +144,6 @@ TAMPERED = [
         r"lacks: traffic: index ix_traffic_unsettled \(month\) where settled_at_ms is null",
     ),
 ]
-
-
-def _state(connection: Connection) -> Any:
-    version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    return version, shape.describe(connection), dump(connection)
 
 
 @pytest.mark.parametrize(("revision", "statements", "said"), TAMPERED)
@@ -148,14 +179,6 @@ OTHERS = {
     ),
 }
 BESIDE = "CREATE TABLE notes (id INTEGER REFERENCES servers (id))"
-
-
-def _run(url: str, *statements: str) -> None:
-    def work(connection: Connection) -> None:
-        for statement in statements:
-            connection.execute(text(statement))
-
-    asyncio.run(schema.run(url, work))
 
 
 def test_tables_of_other_programs_may_stand_beside_and_stay(empty_url: str) -> None:
@@ -201,8 +224,8 @@ def test_the_fifth_schema_comes_to_the_present_one_with_its_rows(empty_url: str)
     assert asyncio.run(schema.prepare(empty_url)) == "0005"
     after = asyncio.run(schema.run(empty_url, dump))
     assert {server.pop("tags") for server in before["servers"]} == {tags}
-    for table, rows in before.items():
-        assert [{name: new[name] for name in old} for old, new in zip(rows, after[table], strict=True)] == rows
+    for table, old_rows in before.items():
+        assert [{name: new[name] for name in old} for old, new in zip(old_rows, after[table], strict=True)] == old_rows
     assert [(tag["account_id"], tag["position"], tag["key"], tag["value"]) for tag in after["server_tags"]] == [
         (server["account_id"], *tag)
         for server in before["servers"]

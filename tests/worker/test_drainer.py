@@ -63,7 +63,7 @@ async def test_all_servers_leave_as_many_at_once_as_the_settings_say(cloud: Clou
 async def stages_of_moves(cloud: Cloud) -> list[int]:
     async with cloud.reading() as ctx:
         busy = await operations.busy_servers(ctx)
-    return [server for server, command in busy.items() if command is Command.MIGRATE]
+    return [server for server, command in busy.items() if command == Command.MIGRATE]
 
 
 async def test_what_could_not_be_moved_stays_with_the_reason_and_is_tried_when_it_is_asked_for_again(

@@ -2,8 +2,10 @@
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from tests.cloud import Cloud
+from vpsd.core.db import Statement
 from vpsd.errors import Unusable
 from vpsd.hypervisor.protocol import PowerState
 from vpsd.hypervisor.simulator import Simulator
@@ -59,6 +61,20 @@ async def test_a_guest_that_died_or_was_paused_runs_again(cloud: Cloud, power: P
     guest = await cloud.hypervisor.guest(cloud.guest(server))
     assert guest is not None
     assert guest.power is PowerState.RUNNING
+
+
+async def test_a_guest_that_died_under_a_command_of_a_later_vpsd_is_left_to_that(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    await cloud.post(f"/api/v1/servers/{server}/backup/")
+    async with cloud.writing() as ctx:
+        teleport = Statement(text("UPDATE operations SET command = 'teleport' WHERE finished_at_ms IS NULL"))
+        await ctx.tx.run(teleport)
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)
+    await cloud.settle()
+    assert [o["command"] for o in await cloud.operations(server)] == ["create", "teleport"]
+    refused = await cloud.post(f"/api/v1/servers/{server}/reboot/")
+    assert refused.json()["code"] == "busy"
+    assert "Another operation (teleport) on this server is under way" in refused.json()["detail"]
 
 
 async def test_a_guest_that_was_undefined_is_defined_anew_on_its_own_disk(cloud: Cloud) -> None:

@@ -22,7 +22,7 @@ from vpsd.hosts import service as hosts
 from vpsd.hosts.models import HostState
 from vpsd.hypervisor.protocol import Forward, Guest, GuestSpec, Image, PortsTaken, PowerState
 from vpsd.images.seed import seed_iso
-from vpsd.lifecycle import ENDS_OFF, RULES, Command, Status
+from vpsd.lifecycle import ENDS_OFF, RULES, Command, Status, known
 from vpsd.network import addresses
 from vpsd.operations import history
 from vpsd.operations import service as operations
@@ -91,7 +91,9 @@ async def _given_up_rebuild(ctx: Ctx, server_id: int) -> int | None:
             is_over = operation.status in (OperationStatus.FAILED, OperationStatus.CANCELLED)
             may_have_removed = operation.step in (discard_disk.__name__, operations.CLEAN_UP_STEP)
             return operation.argument if is_over and may_have_removed else None
-        if operation.status == OperationStatus.SUCCEEDED and RULES[Command(operation.command)].success is Status.ACTIVE:
+        command = known(operation.command)
+        ran = command is not None and RULES[command].success is Status.ACTIVE
+        if ran and operation.status == OperationStatus.SUCCEEDED:
             return None
     return None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import pkgutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from vpsd.core.files import create_private, open_private
 from vpsd.errors import Misconfigured
 from vpsd.migrations import HEAD, heal, shape
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOCK_KEY = 0x76707364  # "vpsd"
@@ -35,8 +37,10 @@ async def prepare(url: str, before_new: Callable[[], None] = _nothing_in_the_way
     That is "nothing", a version, or "an unfinished" one (see `heal`). `before_new` is called before anything is made or
     changed where there is no database yet, or an empty one; what it raises is raised.
 
-    Raises `Misconfigured`, having changed nothing, for a database of another program or of a later vpsd, and for one
-    whose tables differ from what its version says. Tables of other programs beside vpsd's are left alone.
+    A later vpsd's is left as it is where all that it has added does not concern this one, which is how one goes back
+    after an upgrade. Raises `Misconfigured`, having changed nothing, for a database of another program, for a later one
+    that takes away or refuses what this vpsd needs, and for one whose tables differ from what its version says. Tables
+    of other programs beside vpsd's are left alone.
     """
     return await run(url, partial(_prepare, before_new), before_new)
 
@@ -114,10 +118,8 @@ def _prepare(before_new: Callable[[], None], connection: Connection) -> str | No
         before_new()
     else:
         if present not in released:
-            raise Misconfigured(
-                f"the database has schema {present}, which this vpsd does not know: it was written by a later version. "
-                "Nothing was changed; start that version, or restore a backup from before it."
-            )
+            _require_only_added(present, released[HEAD], found)
+            return None
         variants = heal.recognise(released[present], found)
         compare(present, released[present], heal.healed(found, variants))
         if present == HEAD and not variants:
@@ -130,6 +132,18 @@ def _prepare(before_new: Callable[[], None], connection: Connection) -> str | No
         command.upgrade(alembic_config(connection), "head")
     compare(HEAD, released[HEAD], shape.ours(shape.describe(connection)))
     return came_from
+
+
+def _require_only_added(present: str, known: shape.Shape, found: shape.Shape) -> None:
+    """Let this vpsd work with a later one's schema, or refuse it."""
+    hurting = shape.hurts(known, found)
+    if hurting:
+        raise Misconfigured(
+            f"the database has schema {present}, made by a later version, and this vpsd, of schema {HEAD}, cannot work "
+            f"with it: {shape.differences(known, known - hurting | found & hurting)}. "
+            "Nothing was changed; start that version, or restore a backup from before it."
+        )
+    log.warning("the database has schema %s, made by a later version, which adds to %s: working with it", present, HEAD)
 
 
 def version(connection: Connection, found: shape.Shape) -> str | None:

@@ -89,6 +89,19 @@ def ours(found: Shape) -> Shape:
     return frozenset(line for line in found if line.partition(":")[0] in known)
 
 
+def hurts(known: Shape, found: Shape) -> Shape:
+    """What code that knows only `known` would fail at: what is gone, and what its writes would be refused for.
+
+    New tables, indexes and triggers do it no harm, nor do columns that may be left out.
+    """
+    gone = {line for line in known - found if ": index " not in line}
+    present = tables(known)
+    new = {line for line in found - known if line.partition(":")[0] in present}
+    refused = {line for line in new if ": unique" in line or ": refuses" in line}
+    refused |= {line for line in new if ", not null" in line and ", default " not in line}
+    return frozenset(gone | refused)
+
+
 def differences(wanted: Shape, found: Shape) -> str:
     """In words for a person, the first few; nothing when there are none."""
     return "; ".join(

@@ -26,7 +26,7 @@ from vpsd.core.db import Statement, UniqueViolation
 from vpsd.core.units import MINUTE_MS
 from vpsd.errors import Busy
 from vpsd.hypervisor.owner import TakenOver
-from vpsd.lifecycle import RULES, Command, supersedes
+from vpsd.lifecycle import RULES, Command, known, supersedes
 from vpsd.operations.deadlines import DEADLINE
 from vpsd.operations.failure import Failure as Failure
 from vpsd.operations.models import Operation, OperationStatus, operations
@@ -212,7 +212,7 @@ async def add(
     if present is not None:
         successor = await waiting(ctx, present.id)
         last = successor or present
-        if not supersedes(command, Command(last.command)):
+        if not supersedes(command, last.command):
             raise UnderWay(last.command)
         superseded = {"detail": f"superseded by {command}", "now_ms": ctx.now_ms}
         if successor is not None:
@@ -246,7 +246,7 @@ async def take_from_worker(ctx: Ctx, server_id: int) -> None:
     """Have the open operation of a server begin anew, with all of its time; whoever has it can save nothing more."""
     present = await open_operation(ctx, server_id)
     if present is not None:
-        deadline_ms = _deadline_ms(ctx, Command(present.command))
+        deadline_ms = _deadline_ms(ctx, known(present.command))
         await ctx.tx.run(_TAKE_FROM_WORKER, operation_id=present.id, run_at_ms=ctx.now_ms, deadline_at_ms=deadline_ms)
         await ctx.tx.notify()
 
@@ -272,9 +272,9 @@ async def last_queued(ctx: Ctx, server_id: int) -> Operation | None:
     return present and (await waiting(ctx, present.id) or present)
 
 
-async def busy_servers(ctx: Ctx) -> dict[int, Command]:
+async def busy_servers(ctx: Ctx) -> dict[int, str]:
     """Servers with an open operation, and which command that is."""
-    return {found.server_id: Command(found.command) for found in await ctx.tx.all(_OPEN_SERVERS)}
+    return {found.server_id: found.command for found in await ctx.tx.all(_OPEN_SERVERS)}
 
 
 async def claim(
@@ -344,13 +344,13 @@ async def finish(ctx: Ctx, lease: Lease, failure: Failure | None, detail: str | 
 async def hand_over(ctx: Ctx, lease: Lease, successor: Operation) -> None:
     """Close the operation as cancelled and let the one that waits for it begin; raises `LostLease`."""
     await _close(ctx, lease, OperationStatus.CANCELLED, None, f"superseded by {successor.command}")
-    deadline_ms = _deadline_ms(ctx, Command(successor.command))
+    deadline_ms = _deadline_ms(ctx, known(successor.command))
     await ctx.tx.run(_LET_BEGIN, operation_id=successor.id, run_at_ms=ctx.now_ms, deadline_at_ms=deadline_ms)
     await ctx.tx.notify()
 
 
-def _deadline_ms(ctx: Ctx, command: Command) -> int | None:
-    minutes = RULES[command].minutes
+def _deadline_ms(ctx: Ctx, command: Command | None) -> int | None:
+    minutes = None if command is None else RULES[command].minutes
     return None if minutes is None else ctx.now_ms + minutes * MINUTE_MS
 
 

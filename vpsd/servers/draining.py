@@ -49,7 +49,7 @@ async def look(ctx: Ctx, host: Host) -> list[Leaving]:
     for server in await queries.present(ctx, host.id):
         move, under_way = moves.get(server.id), busy.get(server.id)
         stage, progress, why = Stage.WAITS, 0.0, None
-        if under_way is Command.MIGRATE:
+        if under_way == Command.MIGRATE:
             stage, progress = Stage.MOVES, 0.0 if move is None else move.progress
         elif under_way is not None:
             why = f"{under_way} is under way"

@@ -16,7 +16,7 @@ from vpsd.errors import Busy
 from vpsd.events import service as events
 from vpsd.hypervisor.names import server_id_of
 from vpsd.hypervisor.protocol import Guest, PowerState, guest_name
-from vpsd.lifecycle import Command, Status
+from vpsd.lifecycle import Command, Status, known
 from vpsd.operations import history
 from vpsd.operations import service as operations
 from vpsd.operations.models import OperationStatus
@@ -199,7 +199,7 @@ class Reconciler:
             if server.deleted_at_ms is not None:
                 continue
             if _correction(server, guest) is not None or _has_new_hostname(server):
-                may = _may_correct(None if server.under_way is None else Command(server.under_way), server, guest)
+                may = _may_correct(server.under_way, server, guest)
                 if not may or not await self.correct(server, guest):
                     self._look_again(server.id)
         for server_id in self._pauses.unsteady:
@@ -227,7 +227,7 @@ class Reconciler:
                 if (server.updated_at_ms, server.status) != (before.updated_at_ms, before.status):
                     return False
                 present = await operations.open_operation(ctx, server.id)
-                if not _may_correct(None if present is None else Command(present.command), server, guest):
+                if not _may_correct(None if present is None else present.command, server, guest):
                     return False
                 correction = _correction(server, guest)
                 if correction is Correction.STOPPED:
@@ -271,12 +271,15 @@ def _has_died(server: LockedServer | SeenServer, guest: Guest | None) -> bool:
     return server.status == Status.ACTIVE and (guest is None or guest.power is PowerState.CRASHED)
 
 
-def _may_correct(under_way: Command | None, server: LockedServer | SeenServer, guest: Guest | None) -> bool:
+def _may_correct(under_way: str | None, server: LockedServer | SeenServer, guest: Guest | None) -> bool:
     """Whether anything may follow from what was seen beside a command that is under way.
 
-    A guest that died is brought back although its backup is: that gives way. One that is moved is where its move says.
+    A guest that died is brought back although its backup is: that gives way. One that is moved is where its move says,
+    and what a later vpsd was told is left to that.
     """
-    return under_way is None or (under_way is not Command.MIGRATE and _has_died(server, guest))
+    if under_way is None:
+        return True
+    return known(under_way) not in (None, Command.MIGRATE) and _has_died(server, guest)
 
 
 def _correction(server: LockedServer | SeenServer, guest: Guest | None) -> Correction | None:

@@ -1,6 +1,6 @@
 """What goes over the wire about operations."""
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 from msgspec import Meta
@@ -45,7 +45,7 @@ class OperationView(msgspec.Struct):
         return cls(
             operation.id,
             operation.uuid,
-            Command(operation.command),
+            cast("Command", operation.command),  # not `Command(…)`: a later vpsd's goes out as it is
             OperationStatus(operation.status),
             operation.step,
             round(operation.progress, 3),
