@@ -1,7 +1,7 @@
 """`make bench-scale`: what a request costs with few servers and with very many, whoever owns them.
 
-`python -m bench.scale [--servers N]` fills a database for one owner of 100 servers and one of all the others, and
-prints CPU for each kind of request as a ratio to the same with 100 servers in all.
+`python -m bench.scale [--servers N]` fills a database for one owner of 100 servers and one of all the others, with
+a host for each 100 of these, and prints CPU for each kind of request as a ratio to the same with 100 servers in all.
 """
 
 import asyncio
@@ -46,6 +46,13 @@ _SERVERS = Statement(
         "'us-west', 0, printf('127.%d.%d.%d', i / 65536, i / 256 % 256, i % 256), :now_ms, :now_ms, 1, :now_ms FROM n"
     )
 )
+_HOSTS = Statement(
+    text(
+        "INSERT INTO hosts (name, driver, uri, cpus, memory_mb, storage_gb, storage_free_mb, health, storage) "
+        f"{_NUMBERS} SELECT 'host-' || i, 'simulator', 'simulator://' || i, 64, 262144, 4096, 4000000, 'ok', 'ok' "
+        "FROM n"
+    )
+)
 _RENTALS = Statement(
     text(
         "INSERT INTO rentals (server_id, account_id, plan_id, price_monthly_micros, bandwidth_gb, from_ms, "
@@ -79,6 +86,8 @@ async def fill(database_url: str, others: int) -> tuple[str, str]:
                 await ctx.tx.run(_SERVERS, servers=count, **values)
                 await ctx.tx.run(_RENTALS, **values)
                 await ctx.tx.run(_OPERATIONS, **values)
+            if count > SMALL:
+                await ctx.tx.run(_HOSTS, servers=count // SMALL)
             await capacity.recount(ctx, 1)
             for sums in (server_counts, account_sums):
                 while await sums.compact(ctx, ctx.account_id):

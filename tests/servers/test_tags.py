@@ -4,9 +4,7 @@ import pytest
 
 from tests.api.tables import rows
 from tests.cloud import Cloud
-from vpsd.core import db
-from vpsd.core.postgres import PostgresDatabase
-from vpsd.core.sqlite import SqliteDatabase
+from tests.explain import explain
 from vpsd.servers import listing, tags
 
 SERVERS = "/api/v1/servers/"
@@ -53,18 +51,7 @@ async def test_the_filter_by_tag_goes_by_the_index(cloud: Cloud) -> None:
     tag = {"server_id": server_id, "account_id": account.id}
     async with cloud.database.write() as tx:
         await tx.many(tags._ADD, [{**tag, "position": n, "key": f"k{n}", "value": "x"} for n in range(2000)])
-    database = cloud.database
     for statement in (listing._count(("tag",)), listing._page(("tag",), "id", onwards=False)):
         given = {"account_id": account.id, "tag_key": "k7", "tag_value": "x", "limit": 10, "offset": 0}
-        if isinstance(database, SqliteDatabase):
-            compiled = statement.compiled(db.SQLITE)
-            plan = str(
-                database._reader.execute(f"EXPLAIN QUERY PLAN {compiled.sql}", compiled.arguments(given)).fetchall()
-            )
-        else:
-            assert isinstance(database, PostgresDatabase)
-            compiled = statement.compiled(db.POSTGRESQL)
-            async with database._pool.acquire() as connection:
-                await connection.execute("ANALYZE server_tags")
-                plan = str(await connection.fetch(f"EXPLAIN {compiled.sql}", *compiled.arguments(given)))
+        plan = await explain(cloud.database, statement, given, "server_tags")
         assert "ix_server_tags_account_key_value" in plan

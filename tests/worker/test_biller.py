@@ -8,9 +8,11 @@ import pytest
 
 from tests.billing.books import DAY, HOUR, assert_right, charge, charges_of, have_connections
 from tests.cloud import Cloud
+from tests.explain import explain
 from tests.idempotency.posts import Stumbling
 from vpsd.accounts import service as accounts
 from vpsd.core.clock import iso_utc
+from vpsd.core.db import Statement
 from vpsd.hypervisor.protocol import PowerState
 from vpsd.lifecycle import Status
 from vpsd.servers import queries
@@ -441,3 +443,14 @@ async def test_two_billers_at_once_warn_once_and_suspend_once(cloud: Cloud) -> N
         assert await cloud.status(server) == "suspended"
     assert len(await events(cloud, "server.suspend")) == 3
     await assert_right(cloud)
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [(queries._OF_SUSPENDED, "ix_servers_suspended"), (queries._PURGE_DUE, "ix_servers_purge_due")],
+)
+async def test_what_it_asks_every_few_seconds_reads_no_other_servers(
+    cloud: Cloud, statement: Statement[int], index: str
+) -> None:
+    await cloud.create()
+    assert index in await explain(cloud.database, statement, {"now_ms": cloud.clock.now_ms()}, "servers")

@@ -3,7 +3,21 @@
 from enum import StrEnum
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Table, Text, false
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    and_,
+    false,
+    literal_column,
+)
 
 from vpsd.core.db import metadata
 from vpsd.core.tables import identity
@@ -60,6 +74,8 @@ hosts = Table(
     Column("used_vcpus", Integer, nullable=False, server_default="0"),
     Column("used_memory_mb", BigInteger, nullable=False, server_default="0"),
     Column("used_storage_gb", BigInteger, nullable=False, server_default="0"),
+    # The share of its scarcest resource that is handed out, by its own ratios; a trigger keeps it (migration 0012).
+    Column("fullness", Float, nullable=False, server_default="0"),
     # Which process looks after it, and until when; the fence counts the leases.
     Column("lease_owner", String(64)),
     Column("lease_until_ms", BigInteger),
@@ -70,6 +86,16 @@ hosts = Table(
 )
 _present = hosts.c.removed_at_ms.is_(None)
 Index("uq_hosts_present_name", hosts.c.name, unique=True, sqlite_where=_present, postgresql_where=_present)
+takes_servers = and_(_present, hosts.c.state == literal_column(f"'{HostState.ENABLED}'"))
+"""What the index of the emptiest hosts is over, in its words."""
+Index(
+    "ix_hosts_enabled_fullness",
+    *(hosts.c.location, hosts.c.fullness),
+    sqlite_where=takes_servers,
+    postgresql_where=takes_servers,
+)
+_shares = hosts.c.shared_pool.is_not(None)
+Index("ix_hosts_shared_pool", hosts.c.shared_pool, sqlite_where=_shares, postgresql_where=_shares)
 
 base_images = Table(  # what is known of base images where they lie
     "base_images",
@@ -129,6 +155,7 @@ class Host(msgspec.Struct, frozen=True):
     used_vcpus: int
     used_memory_mb: int
     used_storage_gb: int
+    fullness: float
     lease_owner: str | None
     lease_until_ms: int | None
     fence: int

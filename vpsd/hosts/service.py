@@ -6,13 +6,27 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, BindParameter, and_, bindparam, case, func, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from vpsd.core.context import Ctx
 from vpsd.core.db import Statement
 from vpsd.core.tables import total
 from vpsd.errors import Misconfigured, NotFound
-from vpsd.hosts.models import Host, HostHealth, HostState, hosts
+from vpsd.hosts.models import Host, HostHealth, HostState, hosts, takes_servers
 from vpsd.hosts.placement import RESOURCES, Room
 from vpsd.hosts.status import StorageState
 from vpsd.hypervisor.protocol import HostFacts, storage_reserve_mb
@@ -96,6 +110,16 @@ class Used(msgspec.Struct, frozen=True):
 
 _ROOM = select(*(_c[field] for field in Room.__struct_fields__)).order_by(_c.id)
 _ROOMS = Statement(_ROOM.where(_PRESENT), into=Room)
+_FEW = 8  # of the emptiest: however many hosts there are, placing a server costs the same
+
+
+def _emptiest(where: ColumnElement[bool]) -> Select[Any]:
+    return select(_ROOM.where(takes_servers, where).order_by(None).order_by(_c.fullness).limit(_FEW).subquery())
+
+
+_EMPTIEST = Statement(
+    union_all(_emptiest(_c.location == bindparam("location")), _emptiest(_c.location.is_(None))), into=Room
+)
 _ROOM_OF = Statement(_ROOM.where(_c.id == bindparam("host_id")), into=Room)
 _USED_OF_POOL = Statement(select(total(_c.used_storage_gb)).where(_c.shared_pool == bindparam("shared_pool")), into=int)
 _MORE = {"used_servers": "servers", **{f"used_{name}": name for name in RESOURCES}}
@@ -256,6 +280,17 @@ async def rooms(ctx: Ctx) -> list[Room]:
         if room.shared_pool is not None:
             pools[room.shared_pool] += room.used_storage_gb
     return [_in_pool(room, pools[room.shared_pool]) if room.shared_pool else room for room in found] if pools else found
+
+
+async def emptiest(ctx: Ctx, location: str) -> list[Room]:
+    """The same of a few of the emptiest hosts that take servers of a location.
+
+    Where none of these has room another may have: they are told by what is handed out of the scarcest resource.
+    """
+    found = await ctx.tx.all(_EMPTIEST, location=location)
+    pools = sorted({room.shared_pool for room in found if room.shared_pool is not None})
+    used = {pool: await ctx.tx.first(_USED_OF_POOL, shared_pool=pool) or 0 for pool in pools}
+    return [_in_pool(room, used[room.shared_pool]) if room.shared_pool else room for room in found]
 
 
 def _in_pool(room: Room, used_gb: int) -> Room:

@@ -12,4 +12,4 @@ Once it has landed it is never edited, not even a comment, for there are databas
 with it is put right by the next one.
 """
 
-HEAD = "0011"
+HEAD = "0012"

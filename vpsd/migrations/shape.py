@@ -185,6 +185,6 @@ def _index(
     table: str, name: str, unique: bool, constraint: bool, columns: Iterable[str], where: str | None = None
 ) -> str:
     named = "unique" if constraint else f"unique index {name}" if unique else f"index {name}"
-    # Brackets are PostgreSQL's own; without them both say the same.
-    condition = "" if where is None else " where " + " ".join(re.sub(r"[()]", "", where).lower().split())
+    # Brackets and casts are PostgreSQL's own; without them both say the same.
+    condition = "" if where is None else " where " + " ".join(re.sub(r"[()]|::text\b", "", where).lower().split())
     return f"{table}: {named} ({', '.join(column.strip(chr(34)) for column in columns)}){condition}"

@@ -80,7 +80,7 @@ _COUNTED = Statement(
 async def find_room(
     ctx: Ctx,
     plan: Plan,
-    location: str | None,
+    location: str,
     apart_from: frozenset[int] = frozenset(),
     *,
     shared_pool: str | None = None,
@@ -95,13 +95,14 @@ async def find_room(
     where it does.
     """
     for _ in range(_TRIES if leaving is None else 1):  # another host might be out of order
-        rooms = await hosts.rooms(ctx)
-        if not rooms and not await hosts.had_any(ctx):
-            return None
-        if shared_pool is not None:
-            rooms = [room for room in rooms if room.shared_pool == shared_pool]
-        own = await _own(ctx) if len(rooms) > 1 else {}
-        found = place(rooms, Wish(plan, location, own, apart_from), ctx.settings)
+        rooms = await hosts.emptiest(ctx, location)
+        wish = Wish(plan, location, await _own(ctx) if len(rooms) > 1 else {}, apart_from)
+        found = place([room for room in rooms if shared_pool in (None, room.shared_pool)], wish, ctx.settings)
+        if not isinstance(found, Room):
+            rooms = await hosts.rooms(ctx)  # the few may be full while others are not, and each has its reason
+            if not rooms and not await hosts.had_any(ctx):
+                return None
+            found = place([room for room in rooms if shared_pool in (None, room.shared_pool)], wish, ctx.settings)
         if not isinstance(found, Room):
             raise refused(found, plan, location)
         if leaving is not None:

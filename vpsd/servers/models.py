@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     false,
     literal,
+    literal_column,
     select,
     true,
 )
@@ -25,6 +26,7 @@ from vpsd.core.db import metadata
 from vpsd.core.sums import Sums
 from vpsd.core.tables import identity
 from vpsd.hypervisor.names import disk_name, guest_of, names_server
+from vpsd.lifecycle import Status
 
 servers = Table(
     "servers",
@@ -147,6 +149,15 @@ Index(
 )
 _due = servers.c.next_backup_at_ms.is_not(None)
 Index("ix_servers_next_backup", servers.c.next_backup_at_ms, sqlite_where=_due, postgresql_where=_due)
+_to_purge = servers.c.purge_due_at_ms.is_not(None)
+Index("ix_servers_purge_due", servers.c.purge_due_at_ms, sqlite_where=_to_purge, postgresql_where=_to_purge)
+is_suspended = and_(servers.c.status == literal_column(f"'{Status.SUSPENDED}'"), _alive)
+Index(  # by the status as well, though it is the same: SQLite would not take it otherwise
+    "ix_servers_suspended",
+    *(servers.c.status, servers.c.account_id),
+    sqlite_where=is_suspended,
+    postgresql_where=is_suspended,
+)
 
 
 class ServerRow(msgspec.Struct, frozen=True):

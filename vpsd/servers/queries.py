@@ -19,14 +19,14 @@ from vpsd.core.units import MINUTE_MS
 from vpsd.errors import NotFound
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import hosts as host_table
-from vpsd.hosts.placement import Wish, refusal
+from vpsd.hosts.placement import Room, Wish, refusal
 from vpsd.lifecycle import RULES, Command, Status
 from vpsd.metrics.models import traffic, usage
 from vpsd.operations import history as operation_history
 from vpsd.operations.models import Operation
 from vpsd.servers.faults import UnknownLocation
 from vpsd.servers.guest_report import HostKey
-from vpsd.servers.models import LockedServer, Server, servers
+from vpsd.servers.models import LockedServer, Server, is_suspended, servers
 from vpsd.servers.tags import TAGS, tag_list
 
 _FRESH_MS = 2 * MINUTE_MS  # figures older than this say nothing about now
@@ -170,9 +170,7 @@ _present = _SERVER.where(_c.purged_at_ms.is_(None)).order_by(_c.id)
 _PRESENT = Statement(_present, into=Server)
 _PRESENT_ON = Statement(_present.where(_c.host_id == bindparam("host_id")), into=Server)
 _OF_ACCOUNT = Statement(_SERVER.where(OWN).order_by(_c.id), into=Server)
-_WITH_STATUS = Statement(
-    select(_c.account_id).where(_c.status == bindparam("status"), _c.deleted_at_ms.is_(None)).distinct(), into=int
-)
+_OF_SUSPENDED = Statement(select(_c.account_id).where(is_suspended), into=int)
 _PURGE_DUE = Statement(
     select(_c.id).where(_c.purge_due_at_ms <= bindparam("now_ms"), _c.deleted_at_ms.is_(None)), into=int
 )
@@ -282,21 +280,23 @@ async def plan_offer(ctx: Ctx, plan_id: int) -> PlanOffer:
 
 
 async def _offers(ctx: Ctx, found: list[Plan]) -> list[PlanOffer]:
-    rooms = await hosts.rooms(ctx)
-    is_new = not rooms and not await hosts.had_any(ctx)  # the first worker has yet to start
-    codes = [location.code for location in await catalog.offered_locations(ctx)]
+    is_new = not await hosts.had_any(ctx)  # the first worker has yet to start
+    fitting: dict[int, list[str]] = {plan.id: [] for plan in found}
+    every: list[Room] | None = None
 
-    def has_room(plan: Plan, location: str) -> bool:
-        return is_new or any(refusal(room, Wish(plan, location), ctx.settings) is None for room in rooms)
+    def has_room(rooms: list[Room], wish: Wish) -> bool:
+        return any(refusal(room, wish, ctx.settings) is None for room in rooms)
 
-    return [
-        PlanOffer(
-            plan,
-            [code for code in codes if plan.available and has_room(plan, code)],
-            prices.price_hourly(plan.price_monthly_micros),
-        )
-        for plan in found
-    ]
+    for code in [location.code for location in await catalog.offered_locations(ctx)]:
+        emptiest = await hosts.emptiest(ctx, code)
+        for wish in [Wish(plan, code) for plan in found if plan.available]:
+            fits = is_new or has_room(emptiest, wish)
+            if not fits:
+                every = await hosts.rooms(ctx) if every is None else every
+                fits = has_room(every, wish)
+            if fits:
+                fitting[wish.plan.id].append(code)
+    return [PlanOffer(plan, fitting[plan.id], prices.price_hourly(plan.price_monthly_micros)) for plan in found]
 
 
 async def account_of(ctx: Ctx, server_id: int) -> int:
@@ -338,9 +338,9 @@ async def of_account(ctx: Ctx, account_id: int) -> list[Server]:
     return await ctx.tx.all(_OF_ACCOUNT, account_id=account_id)
 
 
-async def accounts_with(ctx: Ctx, status: Status) -> list[int]:
-    """Accounts that have a server in that status."""
-    return await ctx.tx.all(_WITH_STATUS, status=status)
+async def accounts_with_suspended(ctx: Ctx) -> set[int]:
+    """Accounts that have suspended servers."""
+    return set(await ctx.tx.all(_OF_SUSPENDED))
 
 
 async def purge_due(ctx: Ctx) -> list[int]:

@@ -57,7 +57,7 @@ class Biller:
         concerned = await charge_due(self._runtime)
         async with self._runtime.read() as ctx:
             concerned |= {account.id for account in await accounts.list_accounts(ctx) if account.exhausted_at_ms}
-            concerned |= set(await servers.accounts_with(ctx, Status.SUSPENDED))
+            concerned |= await servers.accounts_with_suspended(ctx)
         for account_id in sorted(concerned):
             try:
                 await self._see_to(account_id)
