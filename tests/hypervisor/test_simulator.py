@@ -36,7 +36,8 @@ def _name(number: int) -> str:
 
 
 def _spec(number: int) -> GuestSpec:
-    return msgspec.structs.replace(make_spec(BASE, "127.93.0.1"), name=_name(number), disk=_name(number))
+    spec = make_spec(BASE, f"127.93.{number // 256}.{number % 256}")
+    return msgspec.structs.replace(spec, name=_name(number), disk=_name(number))
 
 
 async def _create(simulator: Simulator, number: int) -> None:

@@ -4,14 +4,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
+from tests.api.tables import rows
 from tests.cloud import Cloud
 from vpsd.audit import Audit
 from vpsd.core.db import Statement
 from vpsd.hosts.models import HostHealth
 from vpsd.hypervisor.names import disk_generation, disk_name
-from vpsd.hypervisor.protocol import GuestSpec
+from vpsd.hypervisor.protocol import Forward, GuestSpec
 from vpsd.lifecycle import Status
 from vpsd.servers.models import servers
 from vpsd.worker.host_watcher import HostWatcher
@@ -20,7 +21,7 @@ SERVERS = "/api/v1/servers/"
 LOST = "99999999-7a57-4a0c-9f0c-6a1b6d2e9f11"  # the uuid of a server that the present database does not know
 
 
-async def have_lost(cloud: Cloud, server_id: int, *, generation: int = 0) -> Any:
+async def have_lost(cloud: Cloud, server_id: int, *, generation: int = 0, address: str = "127.10.0.200") -> Any:
     """A running server on the host that has no row; all that there is of it."""
     name, host = cloud.guest(server_id), cloud.hypervisor
     disk = disk_name(name, generation)
@@ -29,7 +30,8 @@ async def have_lost(cloud: Cloud, server_id: int, *, generation: int = 0) -> Any
     await host.ensure_disk(disk, base, 1 << 30)
     host.writes(disk, 0, b"somebody's")
     await host.write_seed(name, b"somebody's")
-    await host.define(GuestSpec(name, disk, LOST, 1, 256, base, False, "", "52:54:00:00:00:01", "127.10.0.200", ()))
+    mac = "52:54:00:00:00:01"
+    await host.define(GuestSpec(name, disk, LOST, 1, 256, base, False, "", mac, address, (Forward(22, 22),)))
     await host.power_on(name)
     return await lost(cloud, server_id, disk)
 
@@ -65,6 +67,28 @@ async def test_a_new_server_with_the_id_of_a_lost_one_does_not_touch_it_and_cost
     assert await lost(cloud, 2, disk) == before
     assert (await cloud.hypervisor.volumes()).disks == {await cloud.disk(1), disk}
     assert await cloud.balance() == balance
+
+
+async def test_a_new_server_does_not_get_the_address_that_a_lost_one_has(cloud: Cloud) -> None:
+    host = cloud.hypervisor
+    await have_lost(cloud, 7, address="127.10.0.3")
+    server = await cloud.create("new")
+    await cloud.settle()
+    row = await cloud.row(server)
+    assert (row.status, row.ip_address, row.ssh_port) == ("active", "127.10.0.4", 22)
+    held = [one["address"] for one in await rows(cloud.database, "addresses")]
+    assert sorted(held) == ["127.10.0.2", "127.10.0.4"]
+    async with cloud.writing() as ctx:  # what it has been told since is its own, and is not changed
+        await ctx.tx.run(Statement(text("UPDATE addresses SET address = '127.10.0.3' WHERE address = '127.10.0.4'")))
+    await cloud.post(f"{SERVERS}{server}/reboot/")
+    await cloud.work()
+    assert await cloud.status(server) == "rebooting"
+    await host.power_off(cloud.guest(7))
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+    guest = await host.guest(cloud.guest(server))
+    assert guest is not None
+    assert guest.address == "127.10.0.3"
 
 
 async def test_a_server_whose_place_on_the_host_is_anothers_is_not_taken_for_running(cloud: Cloud) -> None:

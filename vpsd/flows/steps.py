@@ -5,7 +5,7 @@ raises `Unavailable` is tried again later; `Unusable` ends the operation.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vpsd.billing import rentals
 from vpsd.catalog import service as catalog
@@ -155,9 +155,9 @@ async def define_guest(job: Job) -> None:
     await _define(job, privileged=job.server.ssh_port in (None, 22))
 
 
-async def _define(job: Job, *, privileged: bool) -> None:
+async def _define(job: Job, *, privileged: bool, avoid: Collection[str] = ()) -> None:
     async with job.write() as ctx:
-        address = await addresses.assign(ctx, job.server.id)
+        address = await addresses.assign(ctx, job.server.id, avoid)
     await job.runtime.hypervisor.define(spec_of(job, address, privileged=privileged))
 
 
@@ -196,17 +196,24 @@ def forwards(guest_ports: Sequence[int], *, privileged: bool) -> tuple[Forward, 
 
 
 async def power_on(job: Job) -> None:
-    """Have the guest running; where the host's QEMU may not open low ports, with high ones."""
+    """Have the guest running; where the host's QEMU may not open low ports, with high ones.
+
+    Where a guest has the address that the database knows nothing of, as after an older copy of that was put back, a
+    server that was never up gets another one; one that was keeps its own, and waits.
+    """
     hypervisor = job.runtime.hypervisor
     privileged = job.server.ssh_port in (None, 22)
     job.powered_on = await _is_off(job)
     try:
         await hypervisor.power_on(job.name)
     except PortsTaken:
-        if not privileged:
+        present = await hypervisor.guests()
+        taken = {guest.address for guest in present.values() if guest.name != job.name and guest.is_running}
+        is_others = job.name in present and present[job.name].address in taken
+        if (is_others and job.server.provisioned_at_ms is not None) or not (is_others or privileged):
             raise
-        privileged = False
-        await _define(job, privileged=False)
+        privileged = privileged and is_others
+        await _define(job, privileged=privileged, avoid=taken)
         await hypervisor.power_on(job.name)
     async with job.write(ends=power_on) as ctx:
         await updates.set_ssh_port(ctx, job.server.id, 22 if privileged else 2222)

@@ -137,6 +137,7 @@ class Guest(msgspec.Struct, frozen=True):
     forwards: Sequence[Forward] = ()
     paused_by: PauseReason | None = None  # of one that is paused: the host did it, and `resume` lets it go on
     moving: bool = False  # it arrives here from another host, or is about to leave: paused for that, and to be left so
+    address: str = ""  # whose ports lead to it; none: ""
 
     @property
     def is_running(self) -> bool:

@@ -4,9 +4,10 @@ Who still sends to an address, or believes its names, shall not meet a stranger 
 """
 
 import ipaddress
+from collections.abc import Collection
 
 import msgspec
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from vpsd.core.clock import iso_utc
 from vpsd.core.context import Ctx
@@ -35,6 +36,7 @@ _OF = _a.server_id == bindparam("of_server_id")
 _HELD = Statement(select(_a.address, _a.server_id).where(_held), into=Assignment)
 _USED = Statement(select(_a.address, _a.released_at_ms), into=_Used)
 _OF_SERVER = Statement(select(_a.address).where(_held, _OF), into=str)
+_FORGET = Statement(delete(addresses).where(_OF))
 _HOLD = Statement(insert(addresses), ("address", "server_id", "assigned_at_ms"))
 _TAKE = Statement(  # the guard lets one of those that meet have it
     update(addresses)
@@ -61,26 +63,30 @@ class PoolUsedUp(Unavailable):
         self.free_at_ms = free_at_ms
 
 
-async def assign(ctx: Ctx, server_id: int) -> str:
+async def assign(ctx: Ctx, server_id: int, avoid: Collection[str] = ()) -> str:
     """The server's address, assigned now if it has none: the one that has been free the longest.
 
     Those that nobody ever had come first, the lowest of them before the others; the first two and the last of the pool
-    are never given. Raises `PoolUsedUp`, and `UniqueViolation` if another server takes the same one at the same time.
+    are never given. Nor is one to avoid: a server that has it gets another.
+
+    Raises `PoolUsedUp`, and `UniqueViolation` if another server takes the same one at the same time.
     """
     held = await ctx.tx.first(_OF_SERVER, of_server_id=server_id)
-    if held is not None:
+    if held is not None and held not in avoid:
         return held
+    if held is not None:
+        await ctx.tx.run(_FORGET, of_server_id=server_id)
     network = ctx.settings.network
     used = {entry.address: entry.released_at_ms for entry in await ctx.tx.all(_USED)}
     for number in range(2, network.num_addresses - 1):
         address = str(network[number])
-        if address not in used:
+        if address not in used and address not in avoid:
             await ctx.tx.run(_HOLD, address=address, server_id=server_id, assigned_at_ms=ctx.now_ms)
             return address
     resting = sorted(
         (since_ms, ipaddress.IPv4Address(address))
         for address, since_ms in used.items()
-        if since_ms is not None and _is_given(network, address)
+        if since_ms is not None and _is_given(network, address) and address not in avoid
     )
     rest_ms = ctx.settings.address_rest_minutes * MINUTE_MS
     for since_ms, rested in resting:

@@ -33,7 +33,8 @@ class Networks:
             raise
         why = domains.pause_reason(domain, state, reason)
         moving = is_moving(state, reason)
-        return Guest(domain.name(), domain.UUIDString(), power_state(state, reason), network.forwards, why, moving)
+        power = power_state(state, reason)
+        return Guest(domain.name(), domain.UUIDString(), power, network.forwards, why, moving, network.address)
 
     def running(self, host: libvirt.virConnect, name: str) -> NetworkInfo | None:
         """The network of a guest; None if it is not running."""

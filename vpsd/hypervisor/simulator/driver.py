@@ -266,7 +266,8 @@ class Simulator(Moves):
     def _boot(self, transaction: StateEdit, name: str, guest: GuestState) -> GuestState:
         if guest.spec.disk not in transaction.state.disks or name not in transaction.state.seeds:
             raise Unusable(f"The guest {name} lacks its disk or its seed.")
-        if not self.low_ports and any(forward.host_port < 1024 for forward in guest.spec.forwards):
+        are_closed = not self.low_ports and any(forward.host_port < 1024 for forward in guest.spec.forwards)
+        if are_closed or transaction.state.has_taken_ports(guest):
             raise PortsTaken(f"A port of {guest.spec.address} cannot be opened.")
         now_ms = self._clock.now_ms()
         transaction.apply(Write(guest.spec.disk, 0, f"{name} was started at {now_ms}".encode()))
@@ -385,7 +386,7 @@ class Simulator(Moves):
 
 
 def _guest(name: str, guest: GuestState) -> Guest:
-    return Guest(name, guest.spec.uuid, guest.power, guest.forwards, guest.paused_by, guest.moving)
+    return Guest(name, guest.spec.uuid, guest.power, guest.forwards, guest.paused_by, guest.moving, guest.spec.address)
 
 
 class _Held(Simulator):

@@ -77,6 +77,16 @@ class HostState:
         """An export that has to exist."""
         return _existing(self.exports, name, f"There is no export of the disk of {name} on the host.")
 
+    def has_taken_ports(self, guest: GuestState) -> bool:
+        """Whether another guest that is on has a port of the same address."""
+        ports = {forward.host_port for forward in guest.spec.forwards}
+        return any(
+            other.power in (PowerState.RUNNING, PowerState.PAUSED)
+            and not ports.isdisjoint(forward.host_port for forward in other.forwards)
+            for other in self.guests.values()
+            if other.spec.address == guest.spec.address
+        )
+
     def writes(self, disk: str) -> int:
         """How many times a disk was written to."""
         return max((block.written for block in self.blocks.get(disk, {}).values()), default=0)
