@@ -63,7 +63,12 @@ async def migrate(
     operation = move.accepted.operation
     assert operation is not None
     said = {"id": server_id, "from_host": move.from_host, "to_host": move.to_host, "operation": operation.id}
-    print_result(json, said, f"Server {server_id} is moved from {move.from_host} to {move.to_host}.")
+    print_result(
+        json,
+        said,
+        f"Server {server_id} is being moved from {move.from_host} to {move.to_host}. "
+        f"`vpsd server operations {server_id}` shows how far it is.",
+    )
 
 
 @app.command("list")
