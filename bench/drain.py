@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import uvloop
 
 from bench import http
 from tests.postgres import running_postgres
@@ -65,9 +66,9 @@ class DrainFigures(msgspec.Struct, frozen=True):
 def measure(servers: int = SERVERS) -> list[DrainFigures]:
     """Both databases."""
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(_measure("SQLite", f"sqlite:///{folder}/vpsd.sqlite", servers))
+        found = uvloop.run(_measure("SQLite", f"sqlite:///{folder}/vpsd.sqlite", servers))
     with running_postgres() as url:
-        found += asyncio.run(_measure("PostgreSQL", url.format("postgres"), servers))
+        found += uvloop.run(_measure("PostgreSQL", url.format("postgres"), servers))
     return found
 
 

@@ -35,6 +35,7 @@ _held = _a.released_at_ms.is_(None)
 _OF = _a.server_id == bindparam("of_server_id")
 _HELD = Statement(select(_a.address, _a.server_id).where(_held), into=Assignment)
 _USED = Statement(select(_a.address, _a.released_at_ms), into=_Used)
+_ROW = Statement(select(_a.address).where(_a.address == bindparam("of_address")), into=str)
 _OF_SERVER = Statement(select(_a.address).where(_held, _OF), into=str)
 _FORGET = Statement(delete(addresses).where(_OF))
 _HOLD = Statement(insert(addresses), ("address", "server_id", "assigned_at_ms"))
@@ -66,17 +67,22 @@ class PoolUsedUp(Unavailable):
 async def assign(ctx: Ctx, server_id: int, avoid: Collection[str] = ()) -> str:
     """The server's address, assigned now if it has none: the one that has been free the longest.
 
-    Those that nobody ever had come first, the lowest of them before the others; the first two and the last of the pool
-    are never given. Nor is one to avoid: a server that has it gets another.
+    Those that nobody ever had come first: the one with the server's number, so that servers that begin at once do not
+    meet and nobody reads who has all the others, then the lowest. The first two and the last of the pool are never
+    given. Nor is one to avoid: a server that has it gets another.
 
     Raises `PoolUsedUp`, and `UniqueViolation` if another server takes the same one at the same time.
     """
-    held = await ctx.tx.first(_OF_SERVER, of_server_id=server_id)
+    held = await find(ctx, server_id)
     if held is not None and held not in avoid:
         return held
     if held is not None:
         await ctx.tx.run(_FORGET, of_server_id=server_id)
     network = ctx.settings.network
+    own = str(network[2 + (server_id - 1) % (network.num_addresses - 3)])
+    if own not in avoid and await ctx.tx.first(_ROW, of_address=own) is None:
+        await ctx.tx.run(_HOLD, address=own, server_id=server_id, assigned_at_ms=ctx.now_ms)
+        return own
     used = {entry.address: entry.released_at_ms for entry in await ctx.tx.all(_USED)}
     for number in range(2, network.num_addresses - 1):
         address = str(network[number])
@@ -95,6 +101,11 @@ async def assign(ctx: Ctx, server_id: int, avoid: Collection[str] = ()) -> str:
         if await _take(ctx, str(rested), since_ms, server_id):
             return str(rested)
     raise PoolUsedUp(str(network))
+
+
+async def find(ctx: Ctx, server_id: int) -> str | None:
+    """The address that the server has."""
+    return await ctx.tx.first(_OF_SERVER, of_server_id=server_id)
 
 
 def _is_given(network: ipaddress.IPv4Network, address: str) -> bool:
