@@ -24,13 +24,17 @@ _AGENT_SECONDS = 10  # how much later than SSH an agent answers
 _SET_SECONDS = 120  # making host keys is slow under emulation
 
 
+def needs_setting_right(job: Job) -> bool:
+    """Whether the server comes from a backup and was never up."""
+    return job.server.source_backup_id is not None and job.server.provisioned_at_ms is None
+
+
 async def set_right(job: Job) -> None:
     """Have network, login, hostname and host keys set through the agent where no cloud-init does, before the first use.
 
     Raises `Unusable` where that cannot be done; the guest is off then.
     """
-    if job.server.source_backup_id is None or job.server.provisioned_at_ms is not None:
-        return
+    assert job.server.source_backup_id is not None
     async with job.runtime.read() as ctx:
         backup = await queries.row(ctx, job.server.source_backup_id)
         source = await servers.row(ctx, backup.server_id)

@@ -79,6 +79,9 @@ class Job:
         self.step = (0, 1)  # which of how many
         self.steps: Sequence[Callable[[Job], Awaitable[None]]] = ()
         self.is_next_saved = False  # the row says already that the next step is the one to go on with
+        # Ends the operation in a transaction of its last step; False where another command waits.
+        self.end: Callable[[Ctx], Awaitable[bool]] | None = None
+        self.has_ended = False
         self.superseded = False
         self.together = False  # others work beside it: what it saves may be committed with what they do
         self.powered_on = False  # this worker has powered the guest on
@@ -127,23 +130,28 @@ class Job:
         """A transaction in the server's account, committed only while the operation is still this worker's.
 
         `ends`: the step that has nothing left to do behind this; where it is the one that runs, the next one is begun
-        in the same transaction.
+        in the same transaction, and behind the last one the operation ends.
         """
         following = self.step[0] + 1
-        begins_next = following < len(self.steps) and ends is self.steps[following - 1]
+        runs = following <= len(self.steps) and ends is self.steps[following - 1]
+        begins_next, is_last = runs and following < len(self.steps), runs and following == len(self.steps)
         async with self.runtime.write(together=self.together) as ctx:
             await servers.lock(ctx, self.server.id)  # before the operation, as requests do
-            await operations.hold_lease(ctx, self.lease)
+            if begins_next:
+                await self.save_step(ctx, following)
+            else:
+                await operations.hold_lease(ctx, self.lease)
             yield ctx.in_account(self.server.account_id)
             if begins_next:
-                server = await self.save_step(ctx, following)
+                server = await servers.row(ctx, self.server.id)  # as the next step finds it
+            has_ended = is_last and self.end is not None and await self.end(ctx)
+        self.has_ended = has_ended
         if begins_next:
             self.server, self.is_next_saved = server, True
 
-    async def save_step(self, ctx: Ctx, index: int) -> Server:
-        """Save which step comes next; the server as that step finds it. Raises `LostLease`."""
+    async def save_step(self, ctx: Ctx, index: int) -> None:
+        """Save which step comes next; raises `LostLease`."""
         await operations.save_step(ctx, self.lease, self.steps[index].__name__, index / len(self.steps))
-        return await servers.row(ctx, self.server.id)
 
     async def refresh(self) -> None:
         """Read the server anew."""

@@ -156,8 +156,11 @@ async def define_guest(job: Job) -> None:
 
 
 async def _define(job: Job, *, privileged: bool, avoid: Collection[str] = ()) -> None:
-    async with job.write() as ctx:
-        address = await addresses.assign(ctx, job.server.id, avoid)
+    async with job.runtime.read() as ctx:
+        address = await addresses.find(ctx, job.server.id)
+    if address is None or address in avoid:
+        async with job.write() as ctx:
+            address = await addresses.assign(ctx, job.server.id, avoid)
     await job.runtime.hypervisor.define(spec_of(job, address, privileged=privileged))
 
 
@@ -258,7 +261,7 @@ async def _is_off(job: Job) -> bool:
 
 async def _record_boot(job: Job, status_detail: str | None) -> None:
     """The guest is its customer's from now on; one that is only silent costs, too, for it runs."""
-    async with job.write() as ctx:
+    async with job.write(ends=await_boot) as ctx:
         await updates.forget_freeze(ctx, job.server.id)
         address = await addresses.assign(ctx, job.server.id)
         is_here = job.runtime.hypervisor.is_here

@@ -1,6 +1,6 @@
 """By command: its steps, what is cleaned up when it comes to nothing, and what else is written down at its end."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from vpsd.backups.commands import record_end
 from vpsd.core.context import Ctx
@@ -14,7 +14,7 @@ from vpsd.flows.backup_steps import (
     take_restored_disk,
     write_restored_disk,
 )
-from vpsd.flows.first_boot import set_right
+from vpsd.flows.first_boot import needs_setting_right, set_right
 from vpsd.flows.job import Job
 from vpsd.flows.migrate import (
     await_moved,
@@ -74,6 +74,18 @@ FLOWS: dict[Command, tuple[Step, ...]] = {
     Command.RESUME: _BOOT,
     Command.MIGRATE: (clear_target, move_live, stop_to_move, move_off, power_on_moved, clear_source, await_moved),
 }
+
+_NEEDED: dict[Step, Callable[[Job], bool]] = {set_right: needs_setting_right}
+
+
+def steps_of(job: Job) -> tuple[Sequence[Step], int]:
+    """The steps of the job's flow that its server needs, and how many of them are done."""
+    flow = FLOWS[Command(job.operation.command)]
+    names = [step.__name__ for step in flow]
+    begun = names.index(job.operation.step) if job.operation.step in names else 0
+    needed = [step for step in flow if step not in _NEEDED or _NEEDED[step](job)]
+    return needed, sum(step in needed for step in flow[:begun])
+
 
 # Flows that look at hosts, and mark guests, themselves: theirs are two, of which one may not answer.
 LOOK_THEMSELVES = frozenset({Command.MIGRATE})

@@ -19,18 +19,18 @@ from vpsd.core.context import Ctx
 from vpsd.core.ending import end_all, is_ending
 from vpsd.errors import DatabaseUnavailable, Misconfigured, Unavailable, Unusable
 from vpsd.flows.job import Job, LeaseClock, Superseded
-from vpsd.flows.table import CLEAN_UP, CLEANS_UP_FIRST, FLOWS, LEAVES_NOTHING, LOOK_THEMSELVES, RECORD_END
+from vpsd.flows.table import CLEAN_UP, CLEANS_UP_FIRST, LEAVES_NOTHING, LOOK_THEMSELVES, steps_of
 from vpsd.hosts import service as hosts
 from vpsd.hosts.models import HostHealth
 from vpsd.hypervisor.owner import TakenOver
-from vpsd.lifecycle import ENDS_GUEST, RULES, Command, Status
+from vpsd.lifecycle import ENDS_GUEST, RULES, Command
 from vpsd.operations import service as operations
 from vpsd.operations.models import Operation
 from vpsd.operations.service import CLEAN_UP_STEP, Claimed, Failure, LostLease
 from vpsd.runtime import Runtime
 from vpsd.servers import queries as servers
-from vpsd.servers.transitions import ended, found, transition
 from vpsd.worker import clock_jumps, waiting
+from vpsd.worker.closing import close, record_end
 
 log = logging.getLogger(__name__)
 
@@ -108,23 +108,26 @@ class Runner:
         claimed: list[Claimed] = []
         since = self._monotonic()
         async with self._write() as ctx:
+            is_alone = await self._has_one_host(ctx)
             while len(claimed) < most:
                 quick = len(self._moving) + sum(map(_moves_disks, claimed)) >= most_moving
-                full = await self._full_hosts(ctx, claimed)
+                full = [] if is_alone else self._full_hosts(claimed)
                 operation = await operations.claim(ctx, self._owner, quick=quick, take_over=take_over, full_hosts=full)
                 if operation is None:
                     break
                 claimed.append(operation)
         return claimed, since
 
-    async def _full_hosts(self, ctx: Ctx, beside: list[Claimed]) -> list[int]:
+    async def _has_one_host(self, ctx: Ctx) -> bool:
+        """Whether there is nobody to leave slots to."""
+        return self._runtime.settings.host_workers is None and await hosts.count_present(ctx) == 1
+
+    def _full_hosts(self, beside: list[Claimed]) -> list[int]:
         """The hosts that have all the slots that one may have: one that hangs must leave some to the others."""
         settings = self._runtime.settings
         most = settings.host_workers or -(-settings.workers // 2)
         slots = self._slots + Counter(operation.at_host for operation in beside)
-        full = [host_id for host_id, taken in slots.most_common() if taken >= most and host_id is not None]
-        is_alone = bool(full) and settings.host_workers is None and await hosts.count_present(ctx) == 1
-        return [] if is_alone else full
+        return [host_id for host_id, taken in slots.most_common() if taken >= most and host_id is not None]
 
     def _write(self) -> AbstractAsyncContextManager[Ctx]:
         return self._runtime.write(together=len(self._tasks) > 1)
@@ -210,10 +213,9 @@ class Runner:
             )
             given_up = last.after(f"Given up after {operation.attempts - 1} attempts: ")
             raise Unusable(given_up.cause, given_up.error)
-        flow = job.steps = FLOWS[Command(operation.command)]
-        names = [step.__name__ for step in flow]
-        first = names.index(operation.step) if operation.step in names else 0
-        job.step = (first, len(flow))
+        flow, first = steps_of(job)
+        job.steps, job.step = flow, (first, len(flow))
+        job.end = partial(close, job=job, failure=None)
         for index in range(first, len(flow)):
             if job.superseded:
                 raise Superseded
@@ -221,11 +223,15 @@ class Runner:
                 raise asyncio.CancelledError
             if not job.is_next_saved:  # else the transaction that ended the last step has looked at the row
                 async with self._write() as ctx:
-                    job.server = await job.save_step(ctx, index)
-            log.debug("operation %s: %s of server %s, %s", operation.id, operation.command, job.server.id, names[index])
+                    await job.save_step(ctx, index)
+                    job.server = await servers.row(ctx, job.server.id)
             job.step, job.is_next_saved = (index, len(flow)), False
+            log.debug(
+                "operation %s: %s of server %s, %s", operation.id, operation.command, job.server.id, job.step_name
+            )
             await flow[index](job)
-            await waiting.end(job)
+            if not job.has_ended:
+                await waiting.end(job)
 
     async def _keep_lease(self, job: Job) -> None:
         while not is_ending():
@@ -299,24 +305,12 @@ class Runner:
         await self._end(job, failure)
 
     async def _end(self, job: Job, failure: Failure | None) -> None:
-        """Close the operation, and bring the server's status to rest; the one that waits for it goes first."""
-        error = None if failure is None else failure.error
-        command = Command(job.operation.command)
-        rule, detail = RULES[command], job.result if error is None else error
-        to = rule.success if error is None else rule.failure
+        """Close the operation, unless its last step did, and bring the server to rest; who waits for it goes first."""
+        if job.has_ended:
+            return
         async with self._write() as ctx:
-            server = await servers.lock(ctx, job.server.id)  # before the operation, as requests do
-            successor = await operations.renew(ctx, job.lease)
-            if successor is None:
-                await operations.finish(ctx, job.lease, failure, job.result if failure is None else None)
-                await _record_end(ctx, job, error)
-                if to is not None and to is not rule.working and server.status == rule.working:
-                    reason = error if to is Status.ERROR else None
-                    await transition(ctx, server, to, ended(command, detail), error=reason)
-                    if job.went_off and to is Status.ACTIVE:  # in the same moment: nobody sees it active
-                        server = await servers.lock(ctx, server.id)
-                        await transition(ctx, server, Status.STOPPED, found("the guest went down by itself"))
-        if successor is not None:
+            has_ended = await close(ctx, job, failure)
+        if not has_ended:
             await self._hand_over(job)
 
     async def _give_way(self, job: Job) -> None:
@@ -330,7 +324,7 @@ class Runner:
             successor = await operations.renew(ctx, job.lease)
             assert successor is not None
             await operations.hand_over(ctx, job.lease, successor)
-            await _record_end(ctx, job, f"It gave way to the server's {successor.command}.")
+            await record_end(ctx, job, f"It gave way to the server's {successor.command}.")
 
     async def _try_again(self, job: Job, failure: Failure, waits_for: str | None = None) -> None:
         operation = job.operation
@@ -392,9 +386,3 @@ async def _end(tasks: set[asyncio.Task[None]]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()
-
-
-async def _record_end(ctx: Ctx, job: Job, error: str | None) -> None:
-    record_end = RECORD_END.get(Command(job.operation.command))
-    if record_end is not None:
-        await record_end(ctx, job.operation, error)
