@@ -11,6 +11,7 @@ import logging
 import re
 import subprocess
 import sys
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import cache
@@ -128,6 +129,8 @@ def _check_beginning(text: str) -> None:
     known = _known_beginning(text)
     if known is None:
         raise Refused(_cause(text) or f"User data begins, in its first column, with one of {_MAY_BEGIN}.")
+    if unseen := _unseen(text):
+        raise Refused(unseen)
     if known == "#!" and "\r" in text and "\n" not in text:
         raise Refused("Its lines end with CR alone, as on an old Mac. End them with LF.")
 
@@ -156,7 +159,19 @@ def _cause(text: str) -> str:
     inside = _inside_base64(text)
     if inside is not None:
         return f"This is base64 of {inside}. Send the text itself."
-    return _misspelt(first, bare)
+    return _unseen(text) or _misspelt(first, bare)
+
+
+def _unseen(text: str) -> str:
+    """What the first line has in it that came along with copy and paste; a program of that name is not there."""
+    for place, character in enumerate(re.split(r"[ \t]#", text.partition("\n")[0])[0]):
+        if not character.isprintable() and character not in "\t\r":
+            name = unicodedata.name(character, "it has no name")
+            return (
+                f"Character {place + 1} is U+{ord(character):04X} ({name}), which one does not see: it does not belong "
+                "there. Copy the text anew, with a plain text editor."
+            )
+    return ""
 
 
 def _inside_base64(text: str) -> str | None:
