@@ -768,6 +768,17 @@ async def test_a_guest_that_a_lost_backup_left_standing_boots_with_its_new_plan(
     await cloud.hypervisor.drop_export(name)
 
 
+async def test_a_backup_of_a_guest_that_went_off_does_not_promise_that_it_is_brought_back(cloud: Cloud) -> None:
+    server = await cloud.have_server()
+    cloud.hypervisor.happens(cloud.guest(server), PowerState.OFF)
+    made = (await cloud.post(f"/api/v1/servers/{server}/backup/")).json()
+    await cloud.work()
+    error = (await cloud.get(f"/api/v1/backups/{made['id']}/")).json()["error"]
+    assert error == "The guest went off by itself. Ask again when the server is stopped."
+    await cloud.settle()
+    assert (await cloud.status(server), await _power(cloud, server)) == ("stopped", PowerState.OFF)
+
+
 async def test_a_guest_that_is_down_although_it_should_run_is_not_copied(cloud: Cloud) -> None:
     server = await cloud.have_server()
     cloud.hypervisor.happens(cloud.guest(server), PowerState.CRASHED)

@@ -35,6 +35,8 @@ async def copy_disk(job: Job) -> None:
     guest = await hypervisor.guest(job.name)
     if guest is not None and guest.paused_by is not None:
         raise Unusable.plain(f"{guest.paused_by.text} Ask again then.")
+    if job.server.status == Status.ACTIVE and guest is not None and guest.power is PowerState.OFF:
+        raise Unusable.plain("The guest went off by itself. Ask again when the server is stopped.")
     if job.server.status == Status.ACTIVE and (guest is None or guest.power is not PowerState.RUNNING):
         raise Unusable.plain("The guest is not running. It is brought back first; ask again then.")
     found = await cloud_init.ask(job)  # before anything is frozen
