@@ -36,7 +36,7 @@ def running_postgres() -> Iterator[str]:
     try:
         initdb = [_tool("initdb"), "-D", str(data), "-U", "vpsd", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
         subprocess.run([*user, *initdb], check=True, stdout=subprocess.DEVNULL, cwd=folder)
-        options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=60 -c shared_buffers=32MB"
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=120 -c shared_buffers=32MB"
         subprocess.run(
             [*control, "-l", str(folder / "log"), "-o", options, "start"], check=True, close_fds=True, cwd=folder
         )

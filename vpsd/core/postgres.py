@@ -77,7 +77,7 @@ class PostgresDatabase:
             with translated(connecting=True):
                 # None is kept ready: asyncpg logs a traceback for each of those that it cannot replace.
                 pool = await asyncpg.create_pool(
-                    url, min_size=0, max_size=10, command_timeout=_COMMAND_SECONDS, reset=_leave_as_it_is
+                    url, min_size=0, max_size=16, command_timeout=_COMMAND_SECONDS, reset=_leave_as_it_is
                 )
                 await pool.release(await pool.acquire())
                 return cls(pool)
