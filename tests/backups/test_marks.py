@@ -286,6 +286,18 @@ async def test_two_at_once_mark_a_target_once(cloud: Cloud) -> None:
     assert got == {target.mark}
 
 
+async def test_a_target_that_is_marked_while_one_looks_for_its_mark_is_not_taken_for_another(cloud: Cloud) -> None:
+    class Late(Repository):
+        async def read_mark(self) -> str | None:
+            mark = await super().read_mark()
+            await marks.identify(cloud.runtime, cloud.runtime.repository, first_use=True)
+            return mark
+
+    found = await marks.identify(cloud.runtime, Late(cloud.target, "c0ffee00", None), first_use=True)
+    (target,) = await _targets(cloud)
+    assert found == target.mark
+
+
 async def test_another_vpsds_target_is_shared_and_has_one_mark(cloud: Cloud) -> None:
     theirs = Repository(cloud.target, "ffffffff", None)
     mark = await theirs.put_mark("11111111-1111-4111-8111-111111111111")

@@ -129,14 +129,16 @@ async def identify(transactions: Transactions, repository: Repository, *, first_
 
 
 async def _identify(transactions: Transactions, repository: Repository, first_use: bool) -> str | None:
-    location, mark = repository.location, await repository.read_mark()
+    location = repository.location
     async with transactions.read() as ctx:
-        known = await list_targets(ctx)
-        this = next((one for one in known if one.mark == mark), None)
-        stored = [] if this else await ctx.tx.all(_STORED)
+        known = await list_targets(ctx)  # before the mark: who marks it meanwhile puts that there first
+    mark = await repository.read_mark()
+    this = next((one for one in known if one.mark == mark), None)
     if this is not None:
         await _note_seen(transactions, this, location)
         return this.mark
+    async with transactions.read() as ctx:
+        stored = await ctx.tx.all(_STORED)
     marks = {one.mark for one in known}
     unmarked = [one for one in stored if one.target not in marks]  # by a vpsd that knew targets by their paths
     here = await _find_here(repository, unmarked)
