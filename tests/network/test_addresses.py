@@ -35,6 +35,16 @@ async def test_a_server_gets_the_lowest_free_address_and_keeps_it(cloud: Cloud, 
     assert held == [Assignment("10.9.0.2", first), Assignment("10.9.0.3", second), Assignment("10.9.0.4", third)]
 
 
+async def test_servers_that_begin_at_once_have_addresses_of_their_own_whoever_comes_first(
+    cloud: Cloud, servers: list[int]
+) -> None:
+    assert [await assign(cloud, server) for server in (servers[3], servers[1])] == ["10.9.0.5", "10.9.0.3"]
+    async with cloud.writing() as ctx:
+        await addresses.hold(ctx, "10.9.0.6", servers[0])
+    assert await assign(cloud, servers[4]) == "10.9.0.2"  # somebody has its own: the lowest that is free
+    assert await assign(cloud, servers[5]) == "10.9.0.4"  # there is none of its own any more
+
+
 async def test_the_first_two_and_the_last_are_never_given(cloud: Cloud, servers: list[int]) -> None:
     given = [await assign(cloud, server) for server in servers[:5]]
     assert given == [f"10.9.0.{number}" for number in range(2, 7)]

@@ -55,6 +55,43 @@ async def test_a_step_that_is_done_by_who_has_lost_the_lease_does_not_begin_the_
     assert await cloud.status(server) == "active"
 
 
+async def test_who_has_lost_the_lease_does_not_end_the_operation_in_its_last_step(cloud: Cloud) -> None:
+    server = await cloud.create()
+
+    async def lose_lease(call: str) -> None:
+        if call == "is_up":
+            cloud.hypervisor.after_call = None
+            cloud.clock.advance(LEASE_SECONDS + 1)
+            async with cloud.writing() as ctx:
+                assert await operations.claim(ctx, "second") is not None
+
+    cloud.hypervisor.after_call = lose_lease
+    assert await cloud.runner("first").run_once()
+    assert await cloud.status(server) == "provisioning"
+    row = await cloud.row(server)
+    assert (row.ip_address, row.provisioned_at_ms) == (None, None)
+    cloud.clock.advance(LEASE_SECONDS + 1)
+    await cloud.settle()
+    assert await cloud.status(server) == "active"
+
+
+async def test_a_command_that_comes_in_the_last_step_goes_first(cloud: Cloud) -> None:
+    server = await cloud.create()
+
+    async def delete(call: str) -> None:
+        if call == "is_up":
+            cloud.hypervisor.after_call = None
+            await cloud.ask("DELETE", f"/api/v1/servers/{server}/")
+
+    cloud.hypervisor.after_call = delete
+    assert await cloud.runner().run_once()
+    async with cloud.reading() as ctx:
+        ends = [(one.command, one.status) for one in await history.latest(ctx, server)]
+    assert ends == [("delete", "queued"), ("create", "cancelled")]
+    await cloud.settle()
+    assert (await cloud.hypervisor.guests(), (await cloud.hypervisor.volumes()).disks) == ({}, frozenset())
+
+
 async def test_a_step_within_another_one_does_not_begin_the_next(cloud: Cloud) -> None:
     server = await cloud.create()
     async with cloud.writing() as ctx:
@@ -91,10 +128,10 @@ class Counted(Away):
         return super().write(wait_seconds, **options)
 
 
-async def test_a_create_takes_no_more_than_thirteen_transactions(cloud: Cloud) -> None:
+async def test_a_create_takes_no_more_than_nine_transactions(cloud: Cloud) -> None:
     await cloud.have_server("first")  # with it the host gets the image
     await cloud.create()
     counted = Counted(cloud.database)
     runner = Runner(msgspec.structs.replace(cloud.runtime, database=counted), "worker", tick=never_ticks)
     assert await runner.run_once()
-    assert counted.written <= 13
+    assert counted.written <= 9
