@@ -1,7 +1,7 @@
 """How fast one worker process drains a queue of operations, and at what cost, when the host answers at once.
 
 `python -m bench.drain` prints it for both databases: a third creates, a third stops, a third starts. SQLite has its
-file on the disk of the temporary folder, and syncs it as it does in production.
+file on the disk of the temporary folder, and both sync what they commit.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ def measure(servers: int = SERVERS) -> list[DrainFigures]:
     """Both databases."""
     with tempfile.TemporaryDirectory() as folder:
         found = uvloop.run(_measure("SQLite", f"sqlite:///{folder}/vpsd.sqlite", servers))
-    with running_postgres() as url:
+    with running_postgres(syncs=True) as url:
         found += uvloop.run(_measure("PostgreSQL", url.format("postgres"), servers))
     return found
 

@@ -99,7 +99,7 @@ def _sqlite() -> Iterator[str]:
 
 @contextmanager
 def _postgresql() -> Iterator[str]:
-    with running_postgres() as url:
+    with running_postgres(syncs=True) as url:
         yield url.format("postgres")
 
 

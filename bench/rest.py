@@ -305,7 +305,7 @@ def measure_both(hosts: int = 1000, servers: int = 100_000, workers: int = 3, se
     size = (hosts, servers, workers, seconds, False)
     with tempfile.TemporaryDirectory() as folder:
         found = [measure("SQLite", f"sqlite:///{folder}/vpsd.sqlite", *size)]
-    with running_postgres() as url:
+    with running_postgres(syncs=True) as url:
         return [*found, measure("PostgreSQL", url.format("postgres"), *size)]
 
 
@@ -319,7 +319,7 @@ def main() -> None:
     options = parser.parse_args()
     size = (options.hosts, options.servers, options.workers, options.seconds, options.profile)
     if options.postgres:
-        with running_postgres() as url:
+        with running_postgres(syncs=True) as url:
             figures = measure("PostgreSQL", url.format("postgres"), *size)
     else:
         with tempfile.TemporaryDirectory() as folder:

@@ -27,8 +27,11 @@ def _as_nobody_important(folder: Path) -> list[str]:
 
 
 @contextmanager
-def running_postgres() -> Iterator[str]:
-    """Start one, and give the URL of its first database without the database's name."""
+def running_postgres(*, syncs: bool = False) -> Iterator[str]:
+    """Start one, and give the URL of its first database without the database's name.
+
+    `syncs`: what is committed is on the disk, as it is where it counts; tests do without.
+    """
     folder = Path(tempfile.mkdtemp(prefix="vpsd-pg-", dir="/tmp"))
     user = _as_nobody_important(folder)
     data = folder / "data"
@@ -36,7 +39,8 @@ def running_postgres() -> Iterator[str]:
     try:
         initdb = [_tool("initdb"), "-D", str(data), "-U", "vpsd", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
         subprocess.run([*user, *initdb], check=True, stdout=subprocess.DEVNULL, cwd=folder)
-        options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=120 -c shared_buffers=32MB"
+        options = f"-k {folder} -c listen_addresses='' -c max_connections=120 -c shared_buffers=32MB"
+        options += f" -c fsync={'on' if syncs else 'off'}"
         subprocess.run(
             [*control, "-l", str(folder / "log"), "-o", options, "start"], check=True, close_fds=True, cwd=folder
         )
