@@ -16,14 +16,12 @@ from bench.http import LOADS, Figure, Load
 from vpsd.accounts import service as accounts
 from vpsd.accounts import tokens
 from vpsd.billing import credit
-from vpsd.billing.models import account_sums
 from vpsd.core import db, money
 from vpsd.core.clock import SystemClock
 from vpsd.core.context import OPERATOR, Transactions
 from vpsd.core.db import Statement
 from vpsd.core.ids import Ids
 from vpsd.servers import capacity
-from vpsd.servers.models import server_counts
 from vpsd.settings import Settings
 
 SMALL = 100
@@ -89,9 +87,7 @@ async def fill(database_url: str, others: int) -> tuple[str, str]:
             if count > SMALL:
                 await ctx.tx.run(_HOSTS, servers=count // SMALL)
             await capacity.recount(ctx, 1)
-            for sums in (server_counts, account_sums):
-                while await sums.compact(ctx, ctx.account_id):
-                    pass
+            await http.compact_sums(ctx)
     async with transactions.write() as ctx:
         await ctx.tx.run(Statement(text("ANALYZE")))
     await transactions.database.close()
