@@ -211,7 +211,7 @@ async def power_on(job: Job) -> None:
         await hypervisor.power_on(job.name)
     except PortsTaken:
         present = await hypervisor.guests()
-        taken = {guest.address for guest in present.values() if guest.name != job.name and guest.is_running}
+        taken = {guest.address for guest in present.values() if guest.name != job.name and not _powered_off(guest)}
         is_others = job.name in present and present[job.name].address in taken
         if (is_others and job.server.provisioned_at_ms is not None) or not (is_others or privileged):
             raise
