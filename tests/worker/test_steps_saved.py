@@ -22,6 +22,19 @@ async def _step(cloud: Cloud, server: int) -> str | None:
         return latest.step
 
 
+def lose_lease_after(cloud: Cloud, call: str) -> None:
+    """Have another worker take the operation over as soon as that call to the host has been made."""
+
+    async def lose_lease(made: str) -> None:
+        if made == call:
+            cloud.hypervisor.after_call = None
+            cloud.clock.advance(LEASE_SECONDS + 1)
+            async with cloud.writing() as ctx:
+                assert await operations.claim(ctx, "second") is not None
+
+    cloud.hypervisor.after_call = lose_lease
+
+
 async def test_whoever_takes_over_finds_the_step_whose_calls_may_have_been_made(cloud: Cloud) -> None:
     server = await cloud.create()
     found: dict[str, str | None] = {}
@@ -39,15 +52,7 @@ async def test_whoever_takes_over_finds_the_step_whose_calls_may_have_been_made(
 
 async def test_a_step_that_is_done_by_who_has_lost_the_lease_does_not_begin_the_next_one(cloud: Cloud) -> None:
     server = await cloud.create()
-
-    async def lose_lease(call: str) -> None:
-        if call == "write_seed":
-            cloud.hypervisor.after_call = None
-            cloud.clock.advance(LEASE_SECONDS + 1)
-            async with cloud.writing() as ctx:
-                assert await operations.claim(ctx, "second") is not None
-
-    cloud.hypervisor.after_call = lose_lease
+    lose_lease_after(cloud, "write_seed")
     assert await cloud.runner("first").run_once()
     assert await _step(cloud, server) == "write_seed"
     cloud.clock.advance(LEASE_SECONDS + 1)
@@ -57,15 +62,7 @@ async def test_a_step_that_is_done_by_who_has_lost_the_lease_does_not_begin_the_
 
 async def test_who_has_lost_the_lease_does_not_end_the_operation_in_its_last_step(cloud: Cloud) -> None:
     server = await cloud.create()
-
-    async def lose_lease(call: str) -> None:
-        if call == "is_up":
-            cloud.hypervisor.after_call = None
-            cloud.clock.advance(LEASE_SECONDS + 1)
-            async with cloud.writing() as ctx:
-                assert await operations.claim(ctx, "second") is not None
-
-    cloud.hypervisor.after_call = lose_lease
+    lose_lease_after(cloud, "is_up")
     assert await cloud.runner("first").run_once()
     assert await cloud.status(server) == "provisioning"
     row = await cloud.row(server)

@@ -95,14 +95,14 @@ async def find_room(
     where it does.
     """
     for _ in range(_TRIES if leaving is None else 1):  # another host might be out of order
-        rooms = await hosts.emptiest(ctx, location)
-        wish = Wish(plan, location, await _own(ctx) if len(rooms) > 1 else {}, apart_from)
-        found = place([room for room in rooms if shared_pool in (None, room.shared_pool)], wish, ctx.settings)
+        few = await hosts.emptiest(ctx, location)
+        wish = Wish(plan, location, await _own(ctx) if len(few) > 1 else {}, apart_from)
+        found = place(_in_pool(few, shared_pool), wish, ctx.settings)
         if not isinstance(found, Room):
             rooms = await hosts.rooms(ctx)  # the few may be full while others are not, and each has its reason
             if not rooms and not await hosts.had_any(ctx):
                 return None
-            found = place([room for room in rooms if shared_pool in (None, room.shared_pool)], wish, ctx.settings)
+            found = place(_in_pool(rooms, shared_pool), wish, ctx.settings)
         if not isinstance(found, Room):
             raise refused(found, plan, location)
         if leaving is not None:
@@ -110,6 +110,10 @@ async def find_room(
         if await _take(ctx, found, plan, None):
             return found.id
     raise RoomTaken
+
+
+def _in_pool(rooms: list[Room], shared_pool: str | None) -> list[Room]:
+    return rooms if shared_pool is None else [room for room in rooms if room.shared_pool == shared_pool]
 
 
 async def find_room_elsewhere(

@@ -280,9 +280,9 @@ async def plan_offer(ctx: Ctx, plan_id: int) -> PlanOffer:
 
 
 async def _offers(ctx: Ctx, found: list[Plan]) -> list[PlanOffer]:
-    is_new = not await hosts.had_any(ctx)  # the first worker has yet to start
     fitting: dict[int, list[str]] = {plan.id: [] for plan in found}
     every: list[Room] | None = None
+    is_new = False  # the first worker has yet to start
 
     def has_room(rooms: list[Room], wish: Wish) -> bool:
         return any(refusal(room, wish, ctx.settings) is None for room in rooms)
@@ -290,11 +290,11 @@ async def _offers(ctx: Ctx, found: list[Plan]) -> list[PlanOffer]:
     for code in [location.code for location in await catalog.offered_locations(ctx)]:
         emptiest = await hosts.emptiest(ctx, code)
         for wish in [Wish(plan, code) for plan in found if plan.available]:
-            fits = is_new or has_room(emptiest, wish)
-            if not fits:
-                every = await hosts.rooms(ctx) if every is None else every
-                fits = has_room(every, wish)
-            if fits:
+            fits = has_room(emptiest, wish)
+            if not fits and every is None:
+                every = await hosts.rooms(ctx)
+                is_new = not every and not await hosts.had_any(ctx)
+            if fits or is_new or has_room(every or [], wish):
                 fitting[wish.plan.id].append(code)
     return [PlanOffer(plan, fitting[plan.id], prices.price_hourly(plan.price_monthly_micros)) for plan in found]
 
